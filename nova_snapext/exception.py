@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a snapshot, as Nova reports them to operator and user."""
+
+from nova import exception
+from nova.i18n import _
+
+
+class NotServed(exception.NovaException):
+    """No strategy of ours serves this snapshot: it is Nova's own to take."""
+
+    msg_fmt = _("%(reason)s")
+
+
+class GuestBusy(exception.NovaException):
+    msg_fmt = _("Guest %(guest)s of instance %(instance)s already has the "
+                "job '%(job)s' running, which its root disk can't be frozen "
+                "beside. Wait for the job's end, or end it (virsh domjobinfo "
+                "and domjobabort %(guest)s), then take the snapshot again.")
+
+
+class FreezeFailed(exception.NovaException):
+    msg_fmt = _("The root disk %(disk)s of instance %(instance)s could not "
+                "be frozen by the strategy %(strategy)s: %(reason)s")
+
+
+class ThawFailed(exception.NovaException):
+    msg_fmt = _("The filesystems of instance %(instance)s were frozen for "
+                "the snapshot and could not be thawed: %(reason)s. Thaw them "
+                "with 'virsh domfsthaw %(guest)s', or reboot the instance.")
+
+
+class ReleaseFailed(exception.NovaException):
+    msg_fmt = _("The snapshot of instance %(instance)s could not be cleaned "
+                "up: %(reason)s")
+
+
+class DiskReadError(exception.NovaException):
+    """Not an OSError: Nova takes one of those for a Glance to try again."""
+
+    msg_fmt = _("Reading the frozen disk %(disk)s failed: %(reason)s")
+
+
+class ImageMismatch(exception.NovaException):
+    msg_fmt = _("Glance stored something else for image %(image)s than was "
+                "sent: %(reason)s")
