@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``nova-snapext``, for operators."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import sys
+
+from nova_snapext.cmd import check
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    :returns: the exit code
+    """
+    parser = argparse.ArgumentParser(
+        prog='nova-snapext',
+        description='Snapshots for Nova\'s libvirt driver, streamed to '
+                    'Glance.')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    check.add_to(commands)
+    options = parser.parse_args(arguments)
+    return options.run()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The [snapext] options, registered on Nova's CONF."""
+
+
+import nova.conf
+from oslo_config import cfg
+from oslo_utils import units
+
+CONF = nova.conf.CONF
+
+GROUP = cfg.OptGroup(
+    'snapext',
+    title='Snapshot options',
+    help="""
+How snapshots are taken when ``[DEFAULT]compute_driver`` is
+``snapext.SnapextDriver``: frozen beside the running guest and streamed to
+Glance, with nothing staged on the host.
+""")
+
+FREEZE_OPTS = [
+    cfg.StrOpt(
+        'freeze_directory',
+        default='${libvirt.snapshots_directory}',
+        help="""
+Directory in which each running snapshot has a directory of its own, with the
+NBD socket that its frozen disk is read from and, for a running guest, the
+scratch file.
+
+The scratch file keeps what the guest overwrites while the snapshot is read,
+so the file system needs room for that: at the most the size of the root disk.
+The path must be short, as that of a Unix socket can't exceed 107 bytes, and
+every directory on the way must be open (o+x) to the user that QEMU runs as.
+Nothing else on the host can enter the directories made in it.
+
+Related options:
+
+* ``[libvirt]snapshots_directory``
+"""),
+    cfg.IntOpt(
+        'agent_timeout',
+        default=30,
+        min=1,
+        help="""
+How long the guest agent may take to freeze the guest's filesystems, and to
+thaw them again, in seconds.
+
+The filesystems are frozen only where the image has the property
+``hw_qemu_guest_agent``. An agent that does not answer in time fails the
+snapshot where the image has ``os_require_quiesce``, and otherwise leaves it
+crash-consistent.
+"""),
+    cfg.IntOpt(
+        'job_timeout',
+        default=60,
+        min=1,
+        help="""
+How long libvirt may take to end a backup job, and qemu-nbd to start or to
+end, in seconds, before it is given up with an error.
+"""),
+]
+
+READ_OPTS = [
+    cfg.IntOpt(
+        'read_timeout',
+        default=120,
+        min=1,
+        help="""
+How long the frozen disk may go without answering any read, in seconds, before
+the snapshot is given up.
+"""),
+    cfg.BoolOpt(
+        'find_zeros',
+        default=True,
+        help="""
+Look for zeros in what the root disk has allocated, and leave them out of
+qcow2 images.
+
+The size of an image is announced to Glance before its first byte, so this
+takes a reading of its own before the upload. It pays where the storage can't
+tell holes from data (a block device reports none) and where guests write
+zeros; turned off, the disk is read once, and every allocated cluster is sent.
+
+Images in raw format always hold every byte of the disk.
+
+Related options:
+
+* ``[libvirt]snapshot_image_format``
+"""),
+]
+
+UPLOAD_OPTS = [
+    cfg.IntOpt(
+        'upload_piece_size',
+        default=128 * units.Ki,
+        min=4 * units.Ki,
+        max=4 * units.Mi,
+        help="""
+Size of the pieces in which an image is handed to the HTTP client, in bytes.
+
+python-glanceclient sends each as one chunk. Chunks of more than 256 KiB make
+Glance's workers under gunicorn allocate and free memory for each of them,
+which costs a quarter of the time of an upload.
+"""),
+    cfg.IntOpt(
+        'glance_settle_timeout',
+        default=60,
+        min=1,
+        help="""
+How long Glance may take to notice that an upload broke off and to put the
+image back to ``queued``, in seconds, before the next attempt is given up.
+
+Related options:
+
+* ``[glance]num_retries``
+"""),
+]
+
+ALL_OPTS = [*FREEZE_OPTS, *READ_OPTS, *UPLOAD_OPTS]
+
+
+def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """List the options for oslo-config-generator."""
+    return [(GROUP, ALL_OPTS)]
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    conf.register_group(GROUP)
+    conf.register_opts(ALL_OPTS, group=GROUP)
+
+
+register_opts(CONF)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strategy ``backup``: libvirt's pull-mode backup job.
+
+QEMU keeps the instant by copying to a scratch file whatever the guest is
+about to overwrite, and serves it over NBD. The guest runs on, and its backing
+chain is not touched. No checkpoint is made: a full image needs none.
+
+https://libvirt.org/formatbackup.html, and virDomainBackupBegin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import pwd
+
+import libvirt
+from lxml import etree
+from nova.virt.libvirt import guest as libvirt_guest
+from oslo_utils import timeutils
+
+from nova_snapext import exception
+from nova_snapext.freeze import backup_job
+from nova_snapext.freeze import base
+from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext.freeze import quiesce
+from nova_snapext import plan as planning
+from nova_snapext import read
+
+
+class BackupStrategy(base.Strategy):
+
+    name = 'backup'
+
+    def reason_against(self, plan: planning.Plan) -> str | None:
+        if not plan.running:
+            return 'the guest is shut off, and has no QEMU that could do it'
+        return None
+
+    @contextlib.contextmanager
+    def freeze(self, plan: planning.Plan) -> Iterator[base.FrozenDisk]:
+        with contextlib.ExitStack() as stack:
+            try:
+                frozen = self._begin(plan, stack)
+            except (libvirt.libvirtError, OSError, ValueError) as error:
+                raise exception.FreezeFailed(
+                    disk=plan.disk.target, instance=plan.instance.uuid,
+                    strategy=self.name, reason=str(error)) from error
+            yield frozen
+
+    def _begin(self, plan: planning.Plan,
+               stack: contextlib.ExitStack) -> base.FrozenDisk:
+        directory = snapshot_directory.Directory.make(plan.instance)
+        job = backup_job.BackupJob(self._host, plan, directory)
+        # The files go after the job that uses them, and only if it is over.
+        stack.callback(lambda: (job.end(), directory.remove()))
+        job.check_none_runs(plan.guest)
+        directory.share_with(_qemu_uid(plan.guest))
+        with quiesce.quiesced(plan) as consistency, \
+                timeutils.StopWatch() as watch:
+            job.begin(plan.guest)
+            watch.stop()
+        return base.FrozenDisk(
+            uri=read.unix_uri(directory.socket, plan.disk.target),
+            consistency=consistency, freeze_seconds=watch.elapsed())
+
+
+def _qemu_uid(guest: libvirt_guest.Guest) -> int:
+    """Find the user that the guest's QEMU runs as.
+
+    :raises ValueError: libvirt does not tell
+    """
+    label = etree.fromstring(guest.get_xml_desc()).findtext(
+        "./seclabel[@model='dac']/label")
+    if not label:
+        raise ValueError(
+            'the guest has no DAC label, so that libvirt does not tell which '
+            'user its QEMU runs as')
+    user = label.partition(':')[0]
+    # A number has a plus sign: https://libvirt.org/formatdomain.html#seclabel
+    return (int(user) if user.lstrip('+').isdigit()
+            else pwd.getpwnam(user).pw_uid)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strategy ``cold``: the root disk of a guest that is shut off.
+
+Nothing writes to the disk, so it is read as it is, through qemu-nbd. QEMU's
+image locks see to it that a guest that is started meanwhile does not come up:
+https://www.qemu.org/docs/master/system/qemu-block-drivers.html (image locking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+
+from oslo_concurrency import processutils
+from oslo_utils import timeutils
+
+from nova_snapext import exception
+from nova_snapext.freeze import base
+from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext.freeze import qemu_nbd
+from nova_snapext import plan as planning
+from nova_snapext import read
+
+
+class ColdStrategy(base.Strategy):
+
+    name = 'cold'
+
+    def reason_against(self, plan: planning.Plan) -> str | None:
+        if plan.running:
+            return 'the guest is running'
+        return None
+
+    @contextlib.contextmanager
+    def freeze(self, plan: planning.Plan) -> Iterator[base.FrozenDisk]:
+        with contextlib.ExitStack() as stack:
+            try:
+                frozen = self._export(plan, stack)
+            except (processutils.ProcessExecutionError, OSError,
+                    ValueError) as error:
+                raise exception.FreezeFailed(
+                    disk=plan.disk.target, instance=plan.instance.uuid,
+                    strategy=self.name, reason=str(error)) from error
+            yield frozen
+
+    def _export(self, plan: planning.Plan,
+                stack: contextlib.ExitStack) -> base.FrozenDisk:
+        directory = snapshot_directory.Directory.make(plan.instance)
+        stack.callback(directory.remove)
+        with timeutils.StopWatch() as watch:
+            server = qemu_nbd.serve(plan.disk, directory,
+                                    plan.instance.uuid)
+            watch.stop()
+        stack.callback(server.end)
+        return base.FrozenDisk(
+            uri=read.unix_uri(directory.socket, plan.disk.target),
+            consistency=_consistency(plan),
+            freeze_seconds=watch.elapsed())
+
+
+def _consistency(plan: planning.Plan) -> base.Consistency:
+    # What a suspended guest had not written yet is in its saved memory.
+    if plan.guest._domain.hasManagedSaveImage(0):
+        return base.Consistency.CRASH
+    return base.Consistency.OFFLINE

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""qemu-nbd, serving a disk that no guest uses."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+import nova.conf
+import nova.privsep
+from oslo_concurrency import processutils
+
+from nova_snapext import exception
+from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext import plan as planning
+
+CONF = nova.conf.CONF
+
+PROTOCOL_DRIVERS = {'file': 'file', 'block': 'host_device'}
+
+
+class Server:
+    """A running qemu-nbd.
+
+    It also ends by itself when its client leaves, as when nova-compute dies.
+    """
+
+    def __init__(self, pid: int, instance_uuid: str):
+        self._pid = pid
+        self._instance = instance_uuid
+        # Unlike the number, the descriptor never comes to mean another one.
+        self._pidfd = os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """End it, and wait until it has ended.
+
+        :raises ReleaseFailed: it has not, not even when killed
+        """
+        try:
+            for signal_number in (signal.SIGTERM, signal.SIGKILL):
+                if self._ended_by(signal_number):
+                    return
+        finally:
+            os.close(self._pidfd)
+        raise exception.ReleaseFailed(
+            instance=self._instance,
+            reason=f'qemu-nbd, process {self._pid}, does not end')
+
+    def _ended_by(self, signal_number: signal.Signals) -> bool:
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal_number)
+        except ProcessLookupError:
+            return True
+        ended, _, _ = select.select(
+            [self._pidfd], [], [], CONF.snapext.job_timeout)
+        return bool(ended)
+
+
+def serve(disk: planning.RootDisk, directory: snapshot_directory.Directory,
+          instance_uuid: str) -> Server:
+    """Serve a disk read-only on the socket of a directory.
+
+    :raises ProcessExecutionError: qemu-nbd could not open the disk; a guest
+        that is running has it locked
+    :raises OSError: qemu-nbd can't be run, or ended at once
+    """
+    command = _command(disk, directory)
+    if disk.storage == 'block' and not os.access(disk.path, os.R_OK):
+        _serve_block_device(disk.path, command, os.geteuid(), os.getegid())
+    else:
+        processutils.execute(*command, timeout=CONF.snapext.job_timeout)
+    with open(directory.pid_file) as pid_file:
+        return Server(int(pid_file.read()), instance_uuid)
+
+
+def _command(disk: planning.RootDisk,
+             directory: snapshot_directory.Directory) -> list[str]:
+    # Given as options, a path is never taken for a protocol's URL; a comma in
+    # it is doubled, as QEMU's option syntax wants.
+    path = disk.path.replace(',', ',,')
+    source = (f'driver={disk.format},'
+              f'file.driver={PROTOCOL_DRIVERS[disk.storage]},'
+              f'file.filename={path}')
+    return ['qemu-nbd', '--read-only', '--fork',
+            '--pid-file', directory.pid_file,
+            '--socket', directory.socket,
+            '--export-name', disk.target,
+            '--image-opts', source]
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def _serve_block_device(device: str, command: list[str], uid: int,
+                        gid: int) -> None:
+    """Run qemu-nbd as Nova's user, in the group that may read a device.
+
+    Not as root: nothing here needs more than to open the device, and the
+    socket has to be Nova's.
+    """
+    if command[0] != 'qemu-nbd':
+        raise ValueError(f'{command[0]} is not qemu-nbd')
+    processutils.execute(
+        'setpriv', f'--reuid={uid}', f'--regid={gid}',
+        f'--groups={os.stat(device).st_gid}', '--inh-caps=-all',
+        *command, timeout=CONF.snapext.job_timeout)

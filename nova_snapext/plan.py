@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first stage: what is to be snapshotted, and into what."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as ty
+
+import nova.conf
+from nova import context as nova_context
+from nova import objects
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import utils as libvirt_utils
+
+from nova_snapext import exception
+
+CONF = nova.conf.CONF
+
+
+@dataclasses.dataclass(frozen=True)
+class RootDisk:
+    """The disk that goes into the image.
+
+    :ivar target: its name inside the guest's definition, such as ``vda``
+    :ivar storage: libvirt's type of its source: ``file``, ``block``...
+    :ivar path: the file, the block device, or Nova's name of a network disk
+    :ivar format: libvirt's format of it: ``qcow2``, ``raw``...
+    """
+
+    target: str
+    storage: str
+    path: str
+    format: str
+    encrypted: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """One snapshot, as it was asked for.
+
+    :ivar running: the guest has a QEMU process (it may be paused)
+    :ivar image_format: Glance's disk_format of the image
+    :ivar metadata: of the image, as Nova gives it to Glance
+    """
+
+    context: nova_context.RequestContext
+    instance: objects.Instance
+    guest: libvirt_guest.Guest
+    running: bool
+    disk: RootDisk
+    image_id: str
+    image_format: str
+    metadata: dict[str, ty.Any]
+
+
+def root_disk(guest: libvirt_guest.Guest) -> RootDisk:
+    """Find the disk that Nova's own snapshot would take: the first.
+
+    :raises NotServed: the guest has no disk that QEMU could read
+    """
+    if CONF.libvirt.virt_type not in ('kvm', 'qemu'):
+        raise exception.NotServed(
+            reason=f'guests of virt_type {CONF.libvirt.virt_type} have no '
+                   f'QEMU to freeze their disk')
+    path, disk_format = libvirt_utils.find_disk(guest)
+    disk = next(device for device in guest.get_config().devices
+                if isinstance(device, vconfig.LibvirtConfigGuestDisk))
+    return RootDisk(
+        target=disk.target_dev,
+        storage=disk.source_type,
+        path=path,
+        format=disk_format or 'raw',
+        encrypted=bool(CONF.ephemeral_storage_encryption.enabled or
+                       disk.ephemeral_encryption or disk.volume_encryption))
+
+
+def image_format_of(disk: RootDisk) -> str:
+    """Give the image's format: the option's, or that of the disk."""
+    # What has no format of its own becomes raw, as in Nova.
+    image_format = CONF.libvirt.snapshot_image_format or (
+        libvirt_utils.get_disk_type_from_path(disk.path) or disk.format)
+    return 'raw' if image_format in ('lvm', 'rbd') else image_format

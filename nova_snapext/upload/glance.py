@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sending an image through Nova's image API, and comparing what arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import hashlib
+import inspect
+import typing as ty
+
+import glanceclient.exc
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova.image import glance
+import nova.conf
+from oslo_log import log as logging
+import tenacity
+
+from nova_snapext import encode
+from nova_snapext import exception
+from nova_snapext.upload import body
+
+CONF = nova.conf.CONF
+LOG = logging.getLogger(__name__)
+
+# Glance's default hashing_algorithm. Where an image shows another one, it is
+# computed when the upload is over, from the same frozen disk.
+DIGEST_ALGORITHM = 'sha512'
+
+# What Nova's own client tries again after.
+CONNECTION_ERRORS = (
+    glanceclient.exc.HTTPServiceUnavailable,
+    glanceclient.exc.InvalidEndpoint,
+    glanceclient.exc.CommunicationError,
+    IOError,
+)
+
+# Seconds between two attempts, doubled each time.
+FIRST_PAUSE, LONGEST_PAUSE = 1, 30
+
+
+class StreamingClient(glance.GlanceClientWrapper):
+    """Nova's Glance client, whose uploads begin at byte 0 at each attempt.
+
+    Nova's own tries again with the same, half-read file; and it does not send
+    the image's size, which spares stores of several kinds to grow what they
+    write to, and lets Glance refuse an image of another size.
+
+    :ivar digest: hexadecimal digest of the image, once an upload has been
+        answered
+    """
+
+    def __init__(self, on_sent: Callable[[int], None]):
+        super().__init__()
+        self.digest: str | None = None
+        self._on_sent = on_sent
+
+    def call(self, context: nova_context.RequestContext, version: int,
+             method: str, controller: str | None = None,
+             args: ty.Any = None, kwargs: ty.Any = None) -> ty.Any:
+        if method == 'upload':
+            return self._upload(context, version, *args)
+        return super().call(context, version, method, controller=controller,
+                            args=args, kwargs=kwargs)
+
+    def _upload(self, context: nova_context.RequestContext, version: int,
+                image_id: str, encoder: encode.Encoder) -> None:
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(CONNECTION_ERRORS),
+            stop=tenacity.stop_after_attempt(1 + CONF.glance.num_retries),
+            wait=tenacity.wait_exponential(FIRST_PAUSE, LONGEST_PAUSE),
+            before_sleep=self._log_failure, reraise=True)
+        try:
+            for attempt in attempts:
+                with attempt:
+                    self._attempt(
+                        context, version, image_id, encoder,
+                        again=attempt.retry_state.attempt_number > 1)
+        except CONNECTION_ERRORS as error:
+            raise nova_exception.GlanceConnectionFailed(
+                server=self.api_server, reason=str(error)) from error
+
+    def _log_failure(self, state: tenacity.RetryCallState) -> None:
+        LOG.warning('The upload to Glance at %(server)s broke off, and '
+                    'begins anew: %(error)s',
+                    {'server': self.api_server,
+                     'error': state.outcome and state.outcome.exception()})
+
+    def _attempt(self, context: nova_context.RequestContext, version: int,
+                 image_id: str, encoder: encode.Encoder, again: bool) -> None:
+        if again and self._settled(context, version, image_id) == 'active':
+            # All had arrived, and only the answer was lost.
+            return
+        client = self._create_onetime_client(context, version)
+        with contextlib.ExitStack() as stack:
+            digest = body.Digest(DIGEST_ALGORITHM)
+            stack.callback(digest.close)
+            stream = stack.enter_context(contextlib.closing(encoder.stream()))
+            data = body.Body(stream, CONF.snapext.upload_piece_size, digest,
+                             self._on_sent)
+            client.images.upload(
+                image_id, data, **_size_argument(client, encoder.size))
+            self.digest = digest.hexdigest()
+
+    def _settled(self, context: nova_context.RequestContext, version: int,
+                 image_id: str) -> str:
+        """Wait until Glance knows that the last attempt is over.
+
+        :returns: the status of the image, ``queued`` or ``active``
+        """
+        settle = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda status: status == 'saving'),
+            stop=tenacity.stop_after_delay(CONF.snapext.glance_settle_timeout),
+            wait=tenacity.wait_fixed(FIRST_PAUSE),
+            retry_error_callback=lambda _state: 'saving')
+        status = settle(
+            lambda: self.call(context, version, 'get',
+                              args=(image_id,))['status'])
+        if status not in ('queued', 'active'):
+            raise nova_exception.ImageUnacceptable(
+                image_id=image_id,
+                reason=f'after an upload that broke off it is {status!r}, '
+                       f'not queued, so that nothing can be sent again')
+        return status
+
+
+def _size_argument(client: ty.Any, size: int) -> dict[str, int]:
+    """Give the argument that names the size, where glanceclient has it."""
+    # Since python-glanceclient 4.10; Glance uses it since 31, and older ones
+    # leave the header alone.
+    if 'image_size' in inspect.signature(client.images.upload).parameters:
+        return {'image_size': size}
+    return {}
+
+
+def upload(context: nova_context.RequestContext, image_api: glance.API,
+           image_id: str, metadata: dict[str, ty.Any],
+           encoder: encode.Encoder, on_sent: Callable[[int], None]) -> None:
+    """Send an image to Glance, and compare what Glance stored.
+
+    :param encoder: the image; read from byte 0 at each attempt
+    :param metadata: what Nova says of the image; what the image has already
+        is kept
+    :param on_sent: called with the number of bytes sent so far
+    :raises ImageMismatch: something else arrived; the image is deleted
+    :raises ImageNotFound: the image was deleted
+    :raises GlanceConnectionFailed: all attempts broke off
+    """
+    client = StreamingClient(on_sent)
+    service = glance.GlanceImageServiceV2(client=client)
+    stored = service.update(context, image_id, metadata, data=encoder,
+                            purge_props=False)
+    mismatch = _mismatch(stored, encoder, client.digest)
+    if mismatch:
+        # Not left to the caller: shelve keeps the image when its snapshot
+        # fails, and this one looks whole.
+        try:
+            image_api.delete(context, image_id)
+        except nova_exception.NovaException as error:
+            mismatch = (f'{mismatch}. The image must not be used, and could '
+                        f'not be deleted: {error}')
+        raise exception.ImageMismatch(image=image_id, reason=mismatch)
+
+
+def _mismatch(stored: dict[str, ty.Any], encoder: encode.Encoder,
+              sent_digest: str | None) -> str | None:
+    """Say in what an image in Glance differs from what was sent."""
+    if stored['status'] != 'active':
+        return f'its status is {stored["status"]}'
+    if stored['size'] != encoder.size:
+        return f'{stored["size"]} bytes, not {encoder.size}'
+    algorithm = stored.get('os_hash_algo') or 'md5'
+    digest = stored.get('os_hash_value') or stored.get('checksum')
+    if algorithm not in hashlib.algorithms_available:
+        return f'its digest is made by {algorithm}, which is unknown here'
+    if sent_digest is None or algorithm != DIGEST_ALGORITHM:
+        sent_digest = _digest(encoder, algorithm)
+    if digest != sent_digest:
+        return f'its {algorithm} digest is {digest}, not {sent_digest}'
+    return None
+
+
+def _digest(encoder: encode.Encoder, algorithm: str) -> str:
+    """Read the image once more, for a digest that Glance shows."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for buffer in encoder.stream():
+        digest.update(buffer)
+    return digest.hexdigest()
