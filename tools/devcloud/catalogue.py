@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users, projects, endpoints and flavors: what a new cloud holds."""
+
+from devcloud import api
+from devcloud import config
+from devcloud import state as cloud_state
+
+#: Service type and path of each endpoint, the identity service aside.
+ENDPOINTS = {
+    'glance': ('image', ''),
+    'neutron': ('network', ''),
+    'nova-api': ('compute', '/v2.1'),
+    'placement': ('placement', ''),
+}
+
+#: Flavors: memory and root disk, in MiB and GiB.
+FLAVORS = {
+    'snap.tiny': (192, 1),
+    'snap.mixed': (192, 8),
+}
+
+
+def fill(state: cloud_state.State) -> bool:
+    """Make what is missing of it, unless it has been done.
+
+    Keystone must answer, and Nova for the flavors.
+
+    :returns: whether there was anything to do
+    """
+    wanted = repr((ENDPOINTS, FLAVORS, config.SERVICE_USERS))
+    if state.is_done('catalogue', wanted):
+        return False
+    admin = api.Client.admin(state)
+    roles = {name: _ensure(admin, 'role', name)
+             for name in ('admin', 'member', 'service')}
+    project = _ensure(admin, 'project', 'service', domain_id='default')
+    for name in config.SERVICE_USERS:
+        user = _ensure_user(state, admin, name, 'service')
+        for role in ('admin', 'service'):
+            _grant(admin, project, user, roles[role])
+    project = _ensure(admin, 'project', 'demo', domain_id='default')
+    _grant(admin, project, _ensure_user(state, admin, 'demo', 'demo'),
+           roles['member'])
+    _ensure_endpoints(admin)
+    state.mark_done('catalogue', wanted)
+    return True
+
+
+def make_flavors(state: cloud_state.State) -> None:
+    """Make the flavors that are missing."""
+    if state.is_done('flavors', repr(FLAVORS)):
+        return
+    admin = api.Client.admin(state)
+    for name, (memory, disk) in FLAVORS.items():
+        admin.delete('nova-api', f'/flavors/{name}', missing_ok=True)
+        admin.post('nova-api', '/flavors', {'flavor': {
+            'id': name, 'name': name, 'vcpus': 1, 'ram': memory,
+            'disk': disk}})
+    state.mark_done('flavors', repr(FLAVORS))
+
+
+def _ensure(admin: api.Client, kind: str, name: str, **fields: str) -> str:
+    """The id of a role, project or user of this name, made if missing."""
+    found = admin.get('keystone', f'/{kind}s?name={name}')[f'{kind}s']
+    if not found:
+        found = [admin.post('keystone', f'/{kind}s', {
+            kind: {'name': name, **fields}})[kind]]
+    return found[0]['id']
+
+
+def _ensure_user(state: cloud_state.State, admin: api.Client, name: str,
+                 secret: str) -> str:
+    return _ensure(admin, 'user', name, domain_id='default',
+                   password=state.passwords()[secret])
+
+
+def _grant(admin: api.Client, project: str, user: str, role: str) -> None:
+    admin.put('keystone', f'/projects/{project}/users/{user}/roles/{role}')
+
+
+def _ensure_endpoints(admin: api.Client) -> None:
+    for name, (kind, path) in ENDPOINTS.items():
+        services = admin.get('keystone', f'/services?type={kind}')
+        if services['services']:
+            service = services['services'][0]['id']
+        else:
+            service = admin.post('keystone', '/services', {'service': {
+                'name': name, 'type': kind}})['service']['id']
+        known = admin.get('keystone', f'/endpoints?service_id={service}')
+        interfaces = {one['interface'] for one in known['endpoints']}
+        for interface in {'public', 'internal'} - interfaces:
+            admin.post('keystone', '/endpoints', {'endpoint': {
+                'service_id': service, 'interface': interface,
+                'region_id': cloud_state.REGION,
+                'url': cloud_state.url(name, path)}})
+

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+
+from devcloud import cloud
+from devcloud import compute
+from devcloud import errors
+from devcloud import state as cloud_state
+
+DESCRIPTION = """\
+A small real OpenStack on this machine: everything listens on 127.0.0.1, and
+all state lies in /var/lib/snapext-cloud (or in $SNAPEXT_CLOUD_DIR).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog='cloud', description=DESCRIPTION)
+    commands = top.add_subparsers(dest='command', required=True)
+    commands.add_parser('up', help='install and start all that is missing')
+    down = commands.add_parser('down', help='stop everything, guests too')
+    down.add_argument('--purge', action='store_true',
+                      help='remove the state directory too')
+    commands.add_parser('status', help='say what runs')
+    logs = commands.add_parser('logs', help="print a service's log")
+    logs.add_argument('service', nargs='?')
+    logs.add_argument('-f', '--follow', action='store_true')
+    env = commands.add_parser(
+        'env', help='print exports for a shell: eval "$(tools/cloud env)"')
+    env.add_argument('user', nargs='?', choices=['admin', 'demo'],
+                     default='admin')
+    configure = commands.add_parser(
+        'configure', help='change options of nova-compute and restart it')
+    configure.add_argument('settings', nargs='*',
+                           metavar='SECTION.OPTION=VALUE')
+    configure.add_argument('--reset', action='store_true',
+                           help='forget all earlier changes first')
+    restart = commands.add_parser('restart', help='restart one service')
+    restart.add_argument('service')
+    return top
+
+
+def main(argv: list[str]) -> int:
+    """Run one command.
+
+    :param argv: its arguments
+    :returns: the exit code
+    """
+    arguments = parser().parse_args(argv)
+    if os.geteuid() != 0:
+        return _as_root(argv)
+    try:
+        return _dispatch(arguments)
+    except errors.CloudError as exc:
+        print(f'cloud: {exc}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _as_root(argv: list[str]) -> int:
+    if shutil.which('sudo') is None:
+        print('cloud: run this as root (sudo is not installed)',
+              file=sys.stderr)
+        return 1
+    place = os.environ.get('SNAPEXT_CLOUD_DIR')
+    variables = [f'SNAPEXT_CLOUD_DIR={place}'] if place else []
+    return subprocess.run(
+        ['sudo', *variables, sys.executable, os.path.abspath(sys.argv[0]),
+         *argv]).returncode
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    state = cloud_state.State.default()
+    match arguments.command:
+        case 'up':
+            cloud.Up(state).run()
+        case 'down':
+            cloud.down(state, arguments.purge)
+        case 'status':
+            return 0 if cloud.status(state) else 1
+        case 'logs':
+            return cloud.show_log(state, arguments.service,
+                                  arguments.follow)
+        case 'env':
+            print(cloud.environment(state, arguments.user), end='')
+        case 'configure':
+            compute.configure(state, arguments.settings, arguments.reset)
+        case 'restart':
+            cloud.restart(state, arguments.service)
+    return 0

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring the whole cloud up, and take it down again."""
+
+import concurrent.futures
+import pathlib
+import pwd
+import shutil
+import subprocess
+import time
+
+from devcloud import catalogue
+from devcloud import compute
+from devcloud import config
+from devcloud import databases
+from devcloud import errors
+from devcloud import libvirtd
+from devcloud import mariadb
+from devcloud import packages
+from devcloud import process
+from devcloud import rabbitmq
+from devcloud import services
+from devcloud import shell
+from devcloud import state as cloud_state
+from devcloud import venv
+
+
+def hypervisor(state: cloud_state.State) -> libvirtd.Libvirtd:
+    return libvirtd.Libvirtd(state.libvirt)
+
+
+def daemons(state: cloud_state.State) -> list[process.Daemon]:
+    """Every process that `up` starts, in the order in which they start."""
+    return [
+        mariadb.daemon(state),
+        *rabbitmq.daemons(state),
+        *hypervisor(state).daemons,
+        *(service.daemon(state) for service in services.all_services(state)),
+    ]
+
+
+class Up:
+    """One run of `up`."""
+
+    def __init__(self, state: cloud_state.State) -> None:
+        self.state = state
+        self.began = time.monotonic()
+
+    def say(self, what: str) -> None:
+        print(f'[{time.monotonic() - self.began:6.1f} s] {what}', flush=True)
+
+    def run(self) -> None:
+        """Do all that is not done yet."""
+        state = self.state
+        if missing := packages.install():
+            self.say(f'Debian packages installed: {" ".join(missing)}')
+        _make_user(state)
+        _make_directories(state)
+        if venv.install(state):
+            self.say(f'OpenStack installed in {state.venv}')
+        new_wheel = venv.install_checkout(state)
+        if new_wheel:
+            self.say('wheel of this checkout installed')
+        host = hypervisor(state)
+        changed = self._stop_changed(config.write_all(state, host))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            started = [pool.submit(mariadb.start, state),
+                       pool.submit(rabbitmq.start, state),
+                       pool.submit(host.start)]
+            for job in started:
+                job.result()
+        self.say(f'MariaDB, RabbitMQ and libvirt run '
+                 f'({"with" if host.has_kvm else "without"} KVM)')
+        if databases.sync(state):
+            self.say('databases synced')
+        self._start_services()
+        if new_wheel or 'nova-compute' in changed:
+            services.nova_compute(state).daemon(state).stop()
+        compute.start(state)
+        self.say('all services run')
+
+    def _stop_changed(self, changed: set[str]) -> set[str]:
+        """Stop the services whose configuration changed."""
+        for service in services.all_services(self.state):
+            if service.name in changed or (
+                    'nova' in changed and service.name.startswith('nova')):
+                service.daemon(self.state).stop()
+        return changed
+
+    def _start_services(self) -> None:
+        """Start everything but nova-compute, which needs all others."""
+        state = self.state
+        nova, others = [], []
+        for service in services.all_services(state):
+            (nova if service.name.startswith('nova') else others).append(
+                service)
+        started = [service for service in others if service.start(state)]
+        services.keystone(state).await_ready(state)
+        if catalogue.fill(state):
+            self.say('users, projects and endpoints made')
+        # Nova asks Keystone for a token as soon as it starts.
+        started += [service for service in nova
+                    if service.name != 'nova-compute'
+                    and service.start(state)]
+        for service in started:
+            service.await_ready(state)
+        catalogue.make_flavors(state)
+
+
+def down(state: cloud_state.State, purge: bool) -> None:
+    """Stop everything that `up` or a guest has started.
+
+    :param purge: remove the state directory too
+    """
+    services.nova_compute(state).daemon(state).stop()
+    hypervisor(state).stop()
+    for daemon in reversed(daemons(state)):
+        daemon.stop()
+    config.SUDOERS.unlink(missing_ok=True)
+    if purge:
+        shutil.rmtree(state.root, ignore_errors=True)
+
+
+def restart(state: cloud_state.State, name: str) -> None:
+    """Stop one service and start it again."""
+    if name == 'nova-compute':
+        compute.restart(state)
+    elif name == 'libvirtd':
+        host = hypervisor(state)
+        host.kill()
+        host.start()
+    else:
+        known = {one.name: one for one in services.all_services(state)}
+        if name not in known:
+            raise errors.CloudError(
+                f'no service is called {name!r}; there are '
+                f'{", ".join([*known, "libvirtd"])}')
+        service = known[name]
+        service.daemon(state).stop()
+        service.start(state)
+        service.await_ready(state)
+
+
+def status(state: cloud_state.State) -> bool:
+    """Print what runs and what does not.
+
+    :returns: whether everything runs
+    """
+    all_run = True
+    for daemon in daemons(state):
+        identity = daemon.identity()
+        all_run = all_run and identity is not None
+        word = f'runs (process {identity.pid})' if identity else 'stopped'
+        print(f'{daemon.name:16} {word}')
+    for name, identity in hypervisor(state).guests().items():
+        print(f'{"guest " + name:16} runs (process {identity.pid})')
+    return all_run
+
+
+def show_log(state: cloud_state.State, name: str | None,
+             follow: bool) -> int:
+    """Print the log of a service, or the names of all logs."""
+    logs = {daemon.name: daemon.log for daemon in daemons(state)}
+    if name is None:
+        for log in logs.values():
+            print(log)
+        return 0
+    if name not in logs:
+        raise errors.CloudError(f'no service is called {name!r}; there are '
+                                f'{", ".join(logs)}')
+    words = ['tail', '-n', '200', *(['-f'] if follow else []), logs[name]]
+    return subprocess.run(words).returncode
+
+
+def environment(state: cloud_state.State, user: str) -> str:
+    """Shell commands that let `openstack` talk to the cloud.
+
+    :param user: `admin` or `demo`, each in the project of that name
+    """
+    variables = {
+        'OS_AUTH_URL': cloud_state.url('keystone', '/v3'),
+        'OS_IDENTITY_API_VERSION': '3',
+        'OS_PASSWORD': state.passwords()[user],
+        'OS_PROJECT_DOMAIN_NAME': 'Default',
+        'OS_PROJECT_NAME': user,
+        'OS_REGION_NAME': cloud_state.REGION,
+        'OS_USERNAME': user,
+        'OS_USER_DOMAIN_NAME': 'Default',
+        'PATH': f'{state.venv / "bin"}:$PATH',
+    }
+    return ''.join(f'export {name}={value}\n'
+                   for name, value in variables.items())
+
+
+def _make_user(state: cloud_state.State) -> None:
+    """Make Nova's user, unless a package has made it."""
+    try:
+        pwd.getpwnam(config.USER)
+    except KeyError:
+        shell.run(['useradd', '--system', '--user-group', '--no-create-home',
+                   '--home-dir', state.nova, '--shell', '/usr/sbin/nologin',
+                   config.USER])
+    shell.run(['usermod', '--append', '--groups', libvirtd.GROUP,
+               config.USER])
+
+
+def _make_directories(state: cloud_state.State) -> None:
+    for path in (state.root, state.etc, state.logs, state.run):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+    for path in (state.nova, state.instances, state.glance_store.parent,
+                 state.glance_store, state.root / 'neutron'):
+        _own(path)
+    for keys in ('fernet-keys', 'credential-keys'):
+        _own(state.root / 'keystone' / keys, 0o700)
+
+
+def _own(path: pathlib.Path, mode: int = 0o755) -> None:
+    """Make a directory, if missing, that belongs to Nova's user."""
+    if not path.exists():
+        path.mkdir(parents=True)
+        path.chmod(mode)
+        shutil.chown(path, config.USER, config.USER)

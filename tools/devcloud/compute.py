@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova-compute: starting it, and changing its configuration."""
+
+import datetime
+from collections.abc import Sequence
+
+from devcloud import api
+from devcloud import config
+from devcloud import databases
+from devcloud import errors
+from devcloud import services
+from devcloud import shell
+from devcloud import state as cloud_state
+
+#: Seconds for its driver to start and to report resources.
+UP_TIMEOUT = 120
+
+#: What it logs when its driver did not come up: with native threads it goes
+#: on living then, without ever reporting.
+START_FAILURES = ('Error starting thread.', 'Unable to load the virtualization'
+                  ' driver', 'CRITICAL nova')
+
+
+def start(state: cloud_state.State) -> bool:
+    """Start nova-compute, unless it runs, and wait until it reports.
+
+    :returns: whether it was started
+    :raises: CloudError with the end of its log
+    """
+    service = services.nova_compute(state)
+    daemon = service.daemon(state)
+    offset = state.log(service.name).stat().st_size \
+        if state.log(service.name).exists() else 0
+    since = datetime.datetime.now(datetime.timezone.utc)
+    if not service.start(state):
+        return False
+    admin = api.Client.admin(state)
+
+    def is_up() -> bool:
+        with open(daemon.log, errors='replace') as log:
+            log.seek(offset)
+            text = log.read()
+        if any(failure in text for failure in START_FAILURES):
+            raise daemon.failure('nova-compute could not start its driver')
+        return _reported(admin, since)
+
+    daemon.await_ready(is_up, UP_TIMEOUT)
+    if not state.is_done('host-discovered'):
+        databases.discover_host(state)
+        state.mark_done('host-discovered')
+    return True
+
+
+def restart(state: cloud_state.State) -> None:
+    """Stop nova-compute and start it again; guests run on."""
+    services.nova_compute(state).daemon(state).stop()
+    start(state)
+
+
+def configure(state: cloud_state.State, settings: Sequence[str],
+              reset: bool) -> None:
+    """Change options of nova-compute and restart it.
+
+    :param settings: each SECTION.OPTION=VALUE; they add to earlier ones
+    :param reset: forget the earlier ones first
+    :raises: CloudError if a setting makes no sense, or nova-compute does
+        not come up with it
+    """
+    merged: dict[str, dict[str, object]] = {}
+    if not reset:
+        merged = overrides(state)
+    for setting in settings:
+        name, equals, value = setting.partition('=')
+        section, dot, option = name.partition('.')
+        if not (equals and dot and section and option):
+            raise errors.CloudError(
+                f'{setting!r} is not of the form SECTION.OPTION=VALUE')
+        merged.setdefault(section, {})[option] = value
+    if merged:
+        changed = shell.write(state.overrides, config.render(merged),
+                              mode=0o640, group=config.USER)
+    else:
+        changed = state.overrides.exists()
+        state.overrides.unlink(missing_ok=True)
+    if changed or not services.nova_compute(state).daemon(state).is_running():
+        restart(state)
+
+
+def overrides(state: cloud_state.State) -> dict[str, dict[str, object]]:
+    """What `configure` has set, by section and option."""
+    found: dict[str, dict[str, object]] = {}
+    section = ''
+    if state.overrides.exists():
+        for line in state.overrides.read_text().splitlines():
+            name, equals, value = line.partition(' = ')
+            if line.startswith('['):
+                section = line.strip('[]')
+            elif equals:
+                found.setdefault(section, {})[name] = value
+    return found
+
+
+def _reported(admin: api.Client, since: datetime.datetime) -> bool:
+    """Whether nova-compute has reported itself up after a moment."""
+    listed = admin.get('nova-api', '/os-services?binary=nova-compute')
+    for service in listed['services']:
+        updated = datetime.datetime.fromisoformat(
+            service['updated_at'] or '1970-01-01').replace(
+                tzinfo=datetime.timezone.utc)
+        if service['state'] == 'up' and updated > since:
+            return True
+    return False

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration files of the OpenStack services."""
+
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+
+from devcloud import libvirtd
+from devcloud import mariadb
+from devcloud import rabbitmq
+from devcloud import shell
+from devcloud import state as cloud_state
+
+#: The user that all OpenStack services run as.
+USER = 'nova'
+
+#: The driver that this project provides.
+DRIVER = 'snapext.SnapextDriver'
+
+#: The volume group of `[libvirt]images_type = lvm`.
+VOLUME_GROUP = 'snapext'
+
+#: Users by which the services know each other.
+SERVICE_USERS = ('nova', 'glance', 'neutron', 'placement')
+
+Sections = Mapping[str, Mapping[str, object]]
+
+SUDOERS = pathlib.Path('/etc/sudoers.d/snapext-cloud')
+
+
+def render(sections: Sections) -> str:
+    """An INI file, as oslo.config reads it."""
+    lines = []
+    for section, options in sections.items():
+        lines.append(f'[{section}]')
+        lines += [f'{name} = {value}' for name, value in options.items()]
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def write_all(state: cloud_state.State,
+              hypervisor: libvirtd.Libvirtd) -> set[str]:
+    """Write every configuration file.
+
+    :returns: names of the services whose files changed
+    """
+    changed = set()
+    for service, name, sections in (
+            ('keystone', 'keystone.conf', _keystone(state)),
+            ('glance', 'glance-api.conf', _glance(state)),
+            ('placement', 'placement.conf', _placement(state)),
+            ('neutron', 'neutron.conf', _neutron(state)),
+            ('nova', 'nova.conf', _nova(state)),
+            ('nova', 'nova-controller.conf', _nova_controller(state)),
+            ('nova-compute', 'nova-compute.d/10-compute.conf',
+             _nova_compute(state, hypervisor))):
+        directory = 'nova' if service == 'nova-compute' else service
+        if shell.write(state.etc / directory / name, render(sections),
+                       mode=0o640, group=USER):
+            changed.add(service)
+    shutil.copy2(state.venv / 'etc/nova/api-paste.ini',
+                 state.etc / 'nova/api-paste.ini')
+    entry = pathlib.Path(__file__).with_name('wsgi_entry.py')
+    shell.write(state.etc / entry.name, entry.read_text())
+    if _write_privileges(state):
+        changed.add('nova-compute')
+    return changed
+
+
+def _auth(state: cloud_state.State, user: str) -> dict[str, object]:
+    """How a service gets a token of its own."""
+    return {
+        'auth_type': 'password',
+        'auth_url': cloud_state.url('keystone', '/v3'),
+        'username': user,
+        'password': state.passwords()['service'],
+        'user_domain_name': 'Default',
+        'project_name': 'service',
+        'project_domain_name': 'Default',
+        'region_name': cloud_state.REGION,
+    }
+
+
+def _authtoken(state: cloud_state.State, user: str) -> dict[str, object]:
+    """How a service checks the tokens of its callers."""
+    return {
+        **_auth(state, user),
+        'www_authenticate_uri': cloud_state.url('keystone', '/v3'),
+        'service_token_roles': 'service',
+        'service_token_roles_required': True,
+    }
+
+
+def _keystone(state: cloud_state.State) -> Sections:
+    home = state.root / 'keystone'
+    return {
+        'database': {'connection': mariadb.connection(state, 'keystone')},
+        'fernet_tokens': {'key_repository': home / 'fernet-keys'},
+        'fernet_receipts': {'key_repository': home / 'fernet-keys'},
+        'credential': {'key_repository': home / 'credential-keys'},
+        # The passwords are random, and every command asks for a token.
+        'identity': {'password_hash_rounds': 4},
+    }
+
+
+def _glance(state: cloud_state.State) -> Sections:
+    home = state.root / 'glance'
+    return {
+        'DEFAULT': {
+            'enabled_backends': 'local:file',
+            'worker_self_reference_url': cloud_state.url('glance'),
+        },
+        'database': {'connection': mariadb.connection(state, 'glance')},
+        'glance_store': {'default_backend': 'local'},
+        'local': {'filesystem_store_datadir': state.glance_store},
+        'os_glance_staging_store': {
+            'filesystem_store_datadir': home / 'staging'},
+        'os_glance_tasks_store': {
+            'filesystem_store_datadir': home / 'tasks'},
+        'keystone_authtoken': _authtoken(state, 'glance'),
+        'oslo_concurrency': {'lock_path': home / 'lock'},
+        'paste_deploy': {
+            'flavor': 'keystone',
+            'config_file': state.venv / 'etc/glance/glance-api-paste.ini',
+        },
+    }
+
+
+def _placement(state: cloud_state.State) -> Sections:
+    return {
+        'placement_database': {
+            'connection': mariadb.connection(state, 'placement')},
+        'keystone_authtoken': _authtoken(state, 'placement'),
+    }
+
+
+def _neutron(state: cloud_state.State) -> Sections:
+    home = state.root / 'neutron'
+    return {
+        'DEFAULT': {
+            'core_plugin': 'ml2',
+            'service_plugins': '',
+            'transport_url': 'fake://',
+            'state_path': home,
+            'api_paste_config': state.venv / 'etc/neutron/api-paste.ini',
+            'notify_nova_on_port_status_changes': False,
+            'notify_nova_on_port_data_changes': False,
+        },
+        'database': {'connection': mariadb.connection(state, 'neutron')},
+        'keystone_authtoken': _authtoken(state, 'neutron'),
+        'oslo_concurrency': {'lock_path': home / 'lock'},
+        # There are no agents: nothing carries packets here.
+        'ml2': {
+            'type_drivers': 'flat,vlan,local',
+            'tenant_network_types': 'local',
+            'mechanism_drivers': '',
+        },
+    }
+
+
+def _nova(state: cloud_state.State) -> Sections:
+    auth = _auth(state, 'nova')
+    return {
+        'DEFAULT': {
+            'my_ip': cloud_state.HOST,
+            'state_path': state.nova,
+            'instances_path': state.instances,
+            'transport_url': rabbitmq.transport_url(state),
+            'rootwrap_config': state.etc / 'nova/rootwrap.conf',
+            # Guests are small and overcommitted.
+            'initial_cpu_allocation_ratio': 16,
+            'initial_disk_allocation_ratio': 16,
+        },
+        'keystone_authtoken': _authtoken(state, 'nova'),
+        'service_user': {**auth, 'send_service_user_token': True},
+        'placement': auth,
+        'neutron': auth,
+        'glance': {'region_name': cloud_state.REGION},
+        'oslo_concurrency': {'lock_path': state.nova / 'lock'},
+        'vnc': {'enabled': False},
+    }
+
+
+def _nova_controller(state: cloud_state.State) -> Sections:
+    return {
+        'database': {'connection': mariadb.connection(state, 'nova')},
+        'api_database': {'connection': mariadb.connection(state, 'nova_api')},
+        'scheduler': {'workers': 1},
+        'conductor': {'workers': 1},
+    }
+
+
+def _nova_compute(state: cloud_state.State,
+                  hypervisor: libvirtd.Libvirtd) -> Sections:
+    kvm = hypervisor.has_kvm
+    return {
+        'DEFAULT': {
+            'compute_driver': DRIVER,
+            'shutdown_timeout': 20,
+            'reserved_host_memory_mb': 2048,
+        },
+        'libvirt': {
+            'connection_uri': hypervisor.uri,
+            'virt_type': 'kvm' if kvm else 'qemu',
+            'cpu_mode': 'host-passthrough' if kvm else 'none',
+            'images_type': 'qcow2',
+            'images_volume_group': VOLUME_GROUP,
+        },
+    }
+
+
+def _write_privileges(state: cloud_state.State) -> bool:
+    """Let user nova start privsep daemons through sudo and rootwrap.
+
+    As Nova's packages do, save that all lies in the state directory.
+    """
+    etc = state.etc / 'nova'
+    home = state.venv / 'bin'
+    rootwrap = (state.venv / 'etc/nova/rootwrap.conf').read_text()
+    rootwrap = re.sub(r'(?m)^filters_path=.*',
+                      f'filters_path={etc / "rootwrap.d"}', rootwrap)
+    rootwrap = re.sub(r'(?m)^exec_dirs=', f'exec_dirs={home},', rootwrap)
+    # Nova's own filters know /etc alone, and a single file.
+    filters = '[Filters]\n' + ''.join(
+        f'privsep-{context}: RegExpFilter, privsep-helper, root, '
+        f'privsep-helper, --config-file, {re.escape(str(etc))}/nova.conf, '
+        f'--config-dir, {re.escape(str(etc))}/nova-compute.d, '
+        f'--privsep_context, {pattern}, '
+        f'--privsep_sock_path, /tmp/(?!.*\\.\\.).*\n'
+        for context, pattern in (
+            ('nova', r'nova\.privsep\.sys_admin_pctxt'),
+            ('snapext', r'nova_snapext\.[a-z_.]+'),
+            ('os-brick', r'os_brick\.privileged\.default'),
+            ('os-vif', r'vif_plug_[a-z_.]+')))
+    path = ':'.join([*_command_directories(state), str(home),
+                     '/usr/sbin:/usr/bin:/sbin:/bin'])
+    sudoers = (f'Defaults:{USER} !requiretty, secure_path="{path}"\n'
+               f'{USER} ALL = (root) NOPASSWD: {home}/nova-rootwrap '
+               f'{etc}/rootwrap.conf *\n')
+    changed = [
+        shell.write(etc / 'rootwrap.conf', rootwrap),
+        shell.write(etc / 'rootwrap.d' / 'compute.filters', filters),
+        shell.write(SUDOERS, sudoers, mode=0o440),
+    ]
+    return any(changed)
+
+
+def _command_directories(state: cloud_state.State) -> list[str]:
+    """Directories of commands that stand in for the system's."""
+    stand_ins = state.lvm / 'bin'
+    return [str(stand_ins)] if stand_ins.is_dir() else []

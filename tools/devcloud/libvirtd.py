@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A libvirtd of our own, which never meets the one of the machine.
+
+libvirtd and virtlogd run in mount namespaces in which all of libvirt's
+directories are ours. Images and other paths are the same inside and outside.
+Usable by itself::
+
+    with Libvirtd(pathlib.Path('/tmp/state')) as libvirtd:
+        connection = libvirt.open(libvirtd.uri)
+"""
+
+import contextlib
+import os
+import pathlib
+import uuid
+
+from devcloud import errors
+from devcloud import kvm
+from devcloud import process
+from devcloud import shell
+from devcloud import wait
+
+#: libvirt's own directories, and which one of ours stands in for each.
+DIRECTORIES = {
+    '/etc/libvirt': 'etc',
+    '/var/lib/libvirt': 'lib',
+    '/var/cache/libvirt': 'cache',
+    '/var/log/libvirt': 'log',
+    '/run/libvirt': 'run',
+}
+
+#: Whoever is in this group may use the read-write socket.
+GROUP = 'libvirt'
+
+#: The user that QEMU runs as, Debian's default.
+QEMU_USER = 'libvirt-qemu'
+
+#: Longest path that a Unix socket's address holds, in bytes.
+SOCKET_PATH_MAX = 107
+
+#: Seconds for libvirtd to probe QEMU and to listen.
+START_TIMEOUT = 60
+
+LIBVIRTD_CONF = f"""\
+unix_sock_group = "{GROUP}"
+unix_sock_rw_perms = "0770"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+host_uuid = "{{host_uuid}}"
+"""
+
+# NOTE: `namespaces = []` lets QEMU see what libvirtd sees: a private /dev per
+# guest would be built from the real one, with /dev/kvm in it. AppArmor's
+# rules know nothing of our directories.
+QEMU_CONF = f"""\
+user = "{QEMU_USER}"
+group = "{QEMU_USER}"
+dynamic_ownership = 1
+namespaces = []
+security_driver = "none"
+"""
+
+#: Run a program ($3 and on) with the directories of $1 bound over those of
+#: libvirt, and, where $2 is set, that file over /dev/kvm.
+NAMESPACE_SCRIPT = """\
+set -e
+state=$1 no_kvm=$2
+shift 2
+""" + ''.join(f'mount --bind "$state/{ours}" {theirs}\n'
+              for theirs, ours in DIRECTORIES.items()) + f"""\
+test -z "$no_kvm" || mount --bind "$no_kvm" {kvm.DEVICE}
+exec "$@"
+"""
+
+
+class Libvirtd:
+    """libvirtd with virtlogd, and the guests that they run.
+
+    :param state_dir: directory for all they keep; QEMU's user must be able
+        to walk through it
+    :param use_kvm: whether guests get KVM; None: where it works
+    """
+
+    def __init__(self, state_dir: pathlib.Path,
+                 use_kvm: bool | None = None) -> None:
+        self.state_dir = state_dir.absolute()
+        self._libvirtd = self._daemon('libvirtd')
+        self._virtlogd = self._daemon('virtlogd')
+        self._kvm = use_kvm
+
+    def _daemon(self, name: str) -> process.Daemon:
+        return process.Daemon(name, self.state_dir / f'{name}.json',
+                              self.state_dir / f'{name}.log')
+
+    @property
+    def socket(self) -> pathlib.Path:
+        """The read-write socket, as everybody outside sees it."""
+        return self.state_dir / 'run' / 'libvirt-sock'
+
+    @property
+    def uri(self) -> str:
+        return f'qemu:///system?socket={self.socket}'
+
+    @property
+    def daemons(self) -> tuple[process.Daemon, process.Daemon]:
+        return self._virtlogd, self._libvirtd
+
+    @property
+    def has_kvm(self) -> bool:
+        """Whether guests can run under KVM; probed once."""
+        if self._kvm is None:
+            self._kvm = kvm.works()
+        return self._kvm
+
+    def __enter__(self) -> 'Libvirtd':
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def is_running(self) -> bool:
+        return self._libvirtd.is_running()
+
+    def start(self) -> None:
+        """Start both daemons, where they do not run yet.
+
+        :raises: CloudError if libvirtd does not come up
+        """
+        if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
+            raise errors.CloudError(
+                f'{self.socket} is too long a path for a Unix socket; choose '
+                f'a state directory with a shorter name')
+        self._write_configuration()
+        run = self.state_dir / 'run'
+        if not self._virtlogd.is_running():
+            self._virtlogd.start(self._inside(
+                '/usr/sbin/virtlogd', '--pid-file', f'{run}/virtlogd.pid'))
+            self._virtlogd.await_ready(
+                lambda: wait.unix_connectable(run / 'virtlogd-sock'),
+                START_TIMEOUT)
+        if not self._libvirtd.is_running():
+            self._libvirtd.start(self._inside(
+                '/usr/sbin/libvirtd', '--pid-file', f'{run}/libvirtd.pid'))
+            self._libvirtd.await_ready(self._answers, START_TIMEOUT)
+
+    def stop(self) -> None:
+        """Stop the guests, then the daemons."""
+        self.stop_guests()
+        self._libvirtd.stop()
+        self._virtlogd.stop()
+
+    def kill(self) -> None:
+        """Let libvirtd alone die, as in a crash; guests run on."""
+        identity = self._libvirtd.identity()
+        if identity is not None:
+            process.end([identity], timeout=0)
+
+    def virsh(self, *words: str, timeout: float = 60) -> str:
+        """What virsh prints, for a command on this libvirtd."""
+        return shell.run(['virsh', '-q', '-c', self.uri, *words],
+                         timeout=timeout)
+
+    def guests(self) -> dict[str, process.Identity]:
+        """The QEMU processes, by domain name, as their pid files say."""
+        found = {}
+        for pid_file in (self.state_dir / 'run' / 'qemu').glob('*.pid'):
+            text = pid_file.read_text().strip()
+            identity = process.Identity.of(int(text)) if text else None
+            if identity and _is_qemu(identity.pid, pid_file.stem):
+                found[pid_file.stem] = identity
+        return found
+
+    def stop_guests(self) -> None:
+        """Cut the power of every guest, through libvirt where it answers."""
+        guests = self.guests()
+        if self.is_running():
+            for name in guests:
+                with contextlib.suppress(errors.CloudError):
+                    self.virsh('destroy', name, timeout=30)
+        process.end(list(guests.values()))
+
+    def _answers(self) -> bool:
+        if not wait.unix_connectable(self.socket):
+            return False
+        self.virsh('uri')
+        return True
+
+    def _inside(self, *argv: str) -> list[str]:
+        """The command line that runs a program in our namespace."""
+        no_kvm = ''
+        if kvm.DEVICE.exists() and not self.has_kvm:
+            no_kvm = str(self.state_dir / 'no-kvm')
+        return ['unshare', '--mount', '--propagation', 'slave', 'sh', '-c',
+                NAMESPACE_SCRIPT, 'sh', str(self.state_dir), no_kvm, *argv]
+
+    def _write_configuration(self) -> None:
+        for theirs, ours in DIRECTORIES.items():
+            (self.state_dir / ours).mkdir(parents=True, exist_ok=True)
+            pathlib.Path(theirs).mkdir(parents=True, exist_ok=True)
+        os.chmod(self.state_dir, 0o755)
+        # NOTE: only a regular file without any permission keeps libvirtd from
+        # asking QEMU about KVM again on every define; /dev/null does not.
+        shell.write(self.state_dir / 'no-kvm', '', mode=0)
+        known = self.state_dir / 'host_uuid'
+        if not known.exists():
+            shell.write(known, str(uuid.uuid4()))
+        etc = self.state_dir / 'etc'
+        shell.write(etc / 'libvirtd.conf', LIBVIRTD_CONF.format(
+            host_uuid=known.read_text()))
+        shell.write(etc / 'qemu.conf', QEMU_CONF)
+
+
+def _is_qemu(pid: int, name: str) -> bool:
+    """Whether a process is the QEMU of this guest."""
+    try:
+        command = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
+    except OSError:
+        return False
+    return f'guest={name},'.encode() in command

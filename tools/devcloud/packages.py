@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's packages: install what is missing, or only unpack it."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from devcloud import errors
+from devcloud import shell
+
+#: What the cloud needs on the machine.
+NEEDED = (
+    'busybox-static',
+    'cpio',
+    'e2fsprogs',
+    'gcc',
+    'libc6-dev',
+    'libnbd-bin',
+    'libvirt-clients',
+    'libvirt-daemon-driver-qemu',
+    'libvirt-daemon-system',
+    'libvirt-dev',
+    'lvm2',
+    'mariadb-server',
+    'mtools',
+    'pkg-config',
+    'python3-dev',
+    'python3-libnbd',
+    'python3-venv',
+    'qemu-block-extra',
+    'qemu-system-x86',
+    'qemu-utils',
+    'rabbitmq-server',
+    'sudo',
+    'syslinux',
+    'syslinux-common',
+    'util-linux',
+)
+
+POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
+
+
+def missing(names: tuple[str, ...]) -> list[str]:
+    """Those of these packages that are not installed."""
+    try:
+        listed = shell.run(['dpkg-query', '-W', '-f',
+                            '${Package} ${db:Status-Status}\n', *names])
+    except errors.CommandFailed as exc:  # some are not even known
+        listed = exc.output
+    except errors.CloudError as exc:
+        raise errors.CloudError(
+            'this needs Debian 12 (dpkg is not here)') from exc
+    installed = {line.split()[0] for line in listed.splitlines()
+                 if line.endswith(' installed')}
+    return [name for name in names if name not in installed]
+
+
+def install() -> list[str]:
+    """Install what is missing, without starting any of its services.
+
+    :returns: the names of what was missing
+    """
+    names = missing(NEEDED)
+    if names:
+        with _no_services():
+            _apt('install', '-y', '--no-install-recommends', *names)
+    return names
+
+
+def unpack(names: tuple[str, ...], target: pathlib.Path) -> None:
+    """Download packages and unpack their files, without installing them.
+
+    :param names: the packages
+    :param target: directory to unpack into
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='snapext-deb-') as scratch:
+        os.chmod(scratch, 0o755)  # apt downloads as a user of its own
+        _apt('download', *names, cwd=scratch)
+        for package in pathlib.Path(scratch).glob('*.deb'):
+            shell.run(['dpkg-deb', '-x', package, target])
+
+
+def dependency(name: str, prefix: str) -> str:
+    """The first dependency of a package that starts with a prefix."""
+    _refresh_if_unknown(name)
+    listed = shell.run(['apt-cache', 'depends', '--important', name])
+    for line in listed.splitlines():
+        kind, _, needed = line.strip().partition(': ')
+        if kind == 'Depends' and needed.startswith(prefix):
+            return needed
+    raise errors.CloudError(f'{name} depends on nothing called {prefix}*')
+
+
+def _apt(*words: str, cwd: str | None = None) -> None:
+    """Run apt-get; with fresh package lists if it fails with those we have."""
+    command = ['apt-get', '-q', '-o', 'DPkg::Lock::Timeout=120', *words]
+    env = {'DEBIAN_FRONTEND': 'noninteractive'}
+    try:
+        shell.run(command, env=env, cwd=cwd)
+    except errors.CommandFailed:
+        _refresh()
+        shell.run(command, env=env, cwd=cwd)
+
+
+def _refresh() -> None:
+    shell.run(['apt-get', '-q', 'update'])
+
+
+def _refresh_if_unknown(name: str) -> None:
+    if not shell.run(['apt-cache', 'policy', name]).strip():
+        _refresh()
+
+
+@contextlib.contextmanager
+def _no_services() -> Iterator[None]:
+    """Keep packages from starting their services while being installed."""
+    if POLICY.exists():
+        yield
+        return
+    shell.write(POLICY, '#!/bin/sh\nexit 101\n', mode=0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenStack services: how each one is started, and known to be ready."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+from devcloud import config
+from devcloud import process
+from devcloud import state as cloud_state
+from devcloud import wait
+
+#: Seconds for a service to import itself and to answer, on a busy machine.
+START_TIMEOUT = 120
+
+#: Threads of each gunicorn worker.
+THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """One service.
+
+    :param name: what it is called in commands, logs and records
+    :param argv: program and arguments
+    :param env: variables it needs
+    :param port: port on which it answers, if it is an API
+    :param groups: further groups of its user
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    port: int | None = None
+    groups: tuple[str, ...] = ()
+
+    def daemon(self, state: cloud_state.State) -> process.Daemon:
+        return process.Daemon(self.name, state.run / f'{self.name}.json',
+                              state.log(self.name))
+
+    def start(self, state: cloud_state.State) -> bool:
+        """Start it, unless it runs.
+
+        :returns: whether it was started; await_ready() waits for it
+        """
+        daemon = self.daemon(state)
+        if daemon.is_running():
+            return False
+        daemon.start(self.argv, user=config.USER, groups=self.groups,
+                     cwd=str(state.nova), env={
+                         'HOME': str(state.nova),
+                         'PATH': f'{state.venv / "bin"}:{os.defpath}:'
+                                 '/usr/sbin:/sbin',
+                         'PYTHONWARNINGS': 'ignore',
+                         **self.env})
+        return True
+
+    def await_ready(self, state: cloud_state.State) -> None:
+        """Wait until it answers; for those that have no API, lives.
+
+        :raises: CloudError with the end of its log
+        """
+        port = self.port
+        self.daemon(state).await_ready(
+            lambda: port is None or wait.answers(
+                f'http://{cloud_state.HOST}:{port}/'), START_TIMEOUT)
+
+
+def _api(state: cloud_state.State, name: str, module: str,
+         env: Mapping[str, str], workers: int = 1) -> Service:
+    """An API service behind gunicorn."""
+    port = cloud_state.PORTS[name]
+    argv = (state.bin('gunicorn'), '--bind', f'{cloud_state.HOST}:{port}',
+            '--worker-class', 'gthread', '--workers', str(workers),
+            '--threads', str(THREADS), '--timeout', '300',
+            '--graceful-timeout', '5', '--no-control-socket',
+            '--pythonpath', str(state.etc), 'wsgi_entry:application')
+    return Service(name, argv, {'SNAPEXT_WSGI_MODULE': module, **env}, port)
+
+
+def keystone(state: cloud_state.State) -> Service:
+    return _api(state, 'keystone', 'keystone.wsgi.api', {
+        'OS_KEYSTONE_CONFIG_DIR': str(state.etc / 'keystone')})
+
+
+def glance(state: cloud_state.State) -> Service:
+    # NOTE: two workers, so that other requests are answered while one of
+    # them digests an upload.
+    return _api(state, 'glance', 'glance.wsgi.api', {
+        'OS_GLANCE_CONFIG_DIR': str(state.etc / 'glance')}, workers=2)
+
+
+def placement(state: cloud_state.State) -> Service:
+    return _api(state, 'placement', 'placement.wsgi.api', {
+        'OS_PLACEMENT_CONFIG_DIR': str(state.etc / 'placement')})
+
+
+def neutron(state: cloud_state.State) -> Service:
+    return _api(state, 'neutron', 'neutron.wsgi.api', {
+        'OS_NEUTRON_CONFIG_DIR': str(state.etc / 'neutron'),
+        'OS_NEUTRON_CONFIG_FILES': 'neutron.conf'})
+
+
+def nova_api(state: cloud_state.State) -> Service:
+    return _api(state, 'nova-api', 'nova.wsgi.osapi_compute', {
+        'OS_NOVA_CONFIG_DIR': str(state.etc / 'nova'),
+        'OS_NOVA_CONFIG_FILES':
+            'api-paste.ini;nova.conf;nova-controller.conf'})
+
+
+def nova_controller(state: cloud_state.State, name: str) -> Service:
+    etc = state.etc / 'nova'
+    return Service(name, (
+        state.bin(name), '--config-file', f'{etc}/nova.conf',
+        '--config-file', f'{etc}/nova-controller.conf'))
+
+
+def nova_compute(state: cloud_state.State) -> Service:
+    etc = state.etc / 'nova'
+    return Service('nova-compute', (
+        state.bin('nova-compute'), '--config-file', f'{etc}/nova.conf',
+        '--config-dir', f'{etc}/nova-compute.d'), groups=('libvirt',))
+
+
+def all_services(state: cloud_state.State) -> list[Service]:
+    """All of them, in the order in which they start."""
+    return [
+        keystone(state),
+        glance(state),
+        placement(state),
+        neutron(state),
+        nova_controller(state, 'nova-conductor'),
+        nova_controller(state, 'nova-scheduler'),
+        nova_api(state),
+        nova_compute(state),
+    ]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where everything of the cloud lies, and on which port it listens."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+
+from devcloud import shell
+
+HOST = '127.0.0.1'
+REGION = 'RegionOne'
+
+#: Ports, away from the usual ones so that they meet no other service.
+PORTS = {
+    'epmd': 18369,
+    'erlang': 18671,
+    'rabbitmq': 18672,
+    'mariadb': 18306,
+    'keystone': 18500,
+    'glance': 18292,
+    'placement': 18778,
+    'neutron': 18696,
+    'nova-api': 18774,
+}
+
+#: Every secret of the cloud: database, message queue, and users.
+SECRETS = ('database', 'rabbitmq', 'erlang_cookie', 'service', 'admin',
+           'demo')
+
+#: The checkout that this file belongs to.
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def url(service: str, path: str = '') -> str:
+    """The address of one of the HTTP services."""
+    return f'http://{HOST}:{PORTS[service]}{path}'
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The state directory."""
+
+    root: pathlib.Path
+
+    @classmethod
+    def default(cls) -> 'State':
+        """The directory that SNAPEXT_CLOUD_DIR names, or the usual one."""
+        place = os.environ.get('SNAPEXT_CLOUD_DIR', '/var/lib/snapext-cloud')
+        return cls(pathlib.Path(place).absolute())
+
+    @property
+    def venv(self) -> pathlib.Path:
+        return self.root / 'venv'
+
+    @property
+    def etc(self) -> pathlib.Path:
+        return self.root / 'etc'
+
+    @property
+    def logs(self) -> pathlib.Path:
+        return self.root / 'log'
+
+    @property
+    def run(self) -> pathlib.Path:
+        return self.root / 'run'
+
+    @property
+    def nova(self) -> pathlib.Path:
+        """Nova's own state: instances, image cache, snapshots."""
+        return self.root / 'nova'
+
+    @property
+    def instances(self) -> pathlib.Path:
+        return self.nova / 'instances'
+
+    @property
+    def snapshots(self) -> pathlib.Path:
+        return self.instances / 'snapshots'
+
+    @property
+    def glance_store(self) -> pathlib.Path:
+        return self.root / 'glance' / 'images'
+
+    @property
+    def libvirt(self) -> pathlib.Path:
+        return self.root / 'libvirt'
+
+    @property
+    def lvm(self) -> pathlib.Path:
+        return self.root / 'lvm'
+
+    @property
+    def overrides(self) -> pathlib.Path:
+        """What `configure` has set for nova-compute."""
+        return self.etc / 'nova' / 'nova-compute.d' / '90-configure.conf'
+
+    def bin(self, program: str) -> str:
+        """The path of a program of the virtual environment."""
+        return str(self.venv / 'bin' / program)
+
+    def log(self, service: str) -> pathlib.Path:
+        return self.logs / f'{service}.log'
+
+    def passwords(self) -> dict[str, str]:
+        """The secrets of this cloud, made when first asked for."""
+        path = self.root / 'passwords.json'
+        known = json.loads(path.read_text()) if path.exists() else {}
+        made = {name: known.get(name) or secrets.token_hex(16)
+                for name in SECRETS}
+        shell.write(path, json.dumps(made, indent=2) + '\n', mode=0o600)
+        return made
+
+    def is_done(self, step: str, inputs: str = '') -> bool:
+        """Whether a step has been done with these very inputs."""
+        mark = self.root / 'done' / step
+        return mark.exists() and mark.read_text() == _digest(inputs)
+
+    def mark_done(self, step: str, inputs: str = '') -> None:
+        """Remember that a step has been done with these inputs."""
+        shell.write(self.root / 'done' / step, _digest(inputs))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtual environment with OpenStack, and this checkout's wheel in it."""
+
+import hashlib
+import pathlib
+import shutil
+
+from devcloud import errors
+from devcloud import shell
+from devcloud import state as cloud_state
+
+#: What comes from PyPI: the newest of each.
+REQUIREMENTS = (
+    'glance',
+    'gunicorn',
+    'keystone',
+    'neutron',
+    'nova',
+    'openstack-placement',
+    'PyMySQL',
+    'python-openstackclient',
+)
+
+
+
+def install(state: cloud_state.State) -> bool:
+    """Make the virtual environment, where it is not there already.
+
+    :returns: whether it was made
+    """
+    libvirt = shell.run(['pkg-config', '--modversion', 'libvirt']).strip()
+    wanted = [*REQUIREMENTS, f'libvirt-python=={libvirt}']
+    if state.is_done('venv', repr(wanted)):
+        return False
+    # NOTE: the system's packages are visible, for libnbd's binding is not on
+    # PyPI.
+    shell.run(['/usr/bin/python3', '-m', 'venv', '--system-site-packages',
+               state.venv])
+    _pip(state, 'install', *wanted)
+    state.mark_done('venv', repr(wanted))
+    return True
+
+
+def install_checkout(state: cloud_state.State) -> bool:
+    """Build this checkout's wheel and install it, if the checkout changed.
+
+    :returns: whether it was installed anew
+    """
+    files = _source_files()
+    fingerprint = _fingerprint(files)
+    if state.is_done('wheel', fingerprint):
+        return False
+    source = state.root / 'build' / 'source'
+    shutil.rmtree(source.parent, ignore_errors=True)
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(cloud_state.CHECKOUT / name, source / name,
+                     follow_symlinks=False)
+    env = {}
+    if (cloud_state.CHECKOUT / '.git').is_dir():
+        shutil.copytree(cloud_state.CHECKOUT / '.git', source / '.git',
+                        symlinks=True)
+    else:
+        env['PBR_VERSION'] = '0.0.1'
+    wheels = state.root / 'build' / 'wheels'
+    _pip(state, 'wheel', '--no-deps', '-w', wheels, source, env=env)
+    (wheel,) = wheels.glob('*.whl')
+    _pip(state, 'install', '--no-deps', '--force-reinstall', wheel)
+    shutil.rmtree(source)
+    state.mark_done('wheel', fingerprint)
+    return True
+
+
+def _pip(state: cloud_state.State, *words: str | pathlib.Path,
+         env: dict[str, str] | None = None) -> None:
+    shell.run([state.bin('python'), '-m', 'pip', '-q',
+               '--disable-pip-version-check', *words],
+              env={'PIP_ROOT_USER_ACTION': 'ignore', **(env or {})})
+
+
+def _source_files() -> list[str]:
+    """Names of the files of the checkout that matter to its wheel."""
+    checkout = cloud_state.CHECKOUT
+    try:
+        listed = shell.run(
+            ['git', '-c', 'safe.directory=*', '-C', checkout, 'ls-files',
+             '-z', '--cached', '--others', '--exclude-standard']).split('\0')
+    except errors.CloudError:  # no git, or an unpacked archive
+        listed = [str(path.relative_to(checkout))
+                  for path in checkout.rglob('*')]
+    outside = ('tools/', 'tests/', '.git/', '.tox/', '.stestr/')
+    return sorted(name for name in listed
+                  if name and not name.startswith(outside)
+                  and '__pycache__' not in name
+                  and (checkout / name).is_file())
+
+
+def _fingerprint(files: list[str]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        content = (cloud_state.CHECKOUT / name).read_bytes()
+        digest.update(f'{name} {len(content)}\n'.encode() + content)
+    return digest.hexdigest()
