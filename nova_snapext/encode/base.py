@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every image format has in common."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+
+from nova import exception
+from nova.i18n import _
+
+from nova_snapext import read
+
+Piece = bytes | memoryview
+
+# One block of zeros serves wherever they are sent. It is as large as the
+# pieces that a disk is read in.
+ZEROS = bytes(256 * 1024)
+
+
+class EncodeError(exception.NovaException):
+    msg_fmt = _("Encoding a %(image_format)s image failed: %(reason)s")
+
+
+class Encoder(abc.ABC):
+    """An image of a frozen disk, whose size is known before its first byte.
+
+    :param disk: connected; its content must not change any more
+    """
+
+    #: Glance's disk_format of the image.
+    image_format: str
+
+    def __init__(self, disk: read.Disk) -> None:
+        self.disk = disk
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Exact size of the image, in bytes."""
+
+    def stream(self) -> Iterator[Piece]:
+        """Give the image from its first byte to its last, piece by piece.
+
+        May be called again, also after an earlier stream was given up: each
+        begins at the image's first byte, and all are the same. No two can be
+        read in turns. A piece has at most 256 KiB and stays as it is for as
+        long as anybody holds it.
+
+        :raises DiskReadError: the disk can't be read
+        :raises EncodeError: the pieces don't add up to the image's size
+        """
+        sent = 0
+        for piece in self._pieces():
+            sent += len(piece)
+            if sent > self.size:
+                break
+            yield piece
+        if sent != self.size:
+            raise EncodeError(
+                image_format=self.image_format,
+                reason=f'{self.size} bytes were announced, and {sent} came')
+
+    @abc.abstractmethod
+    def _pieces(self) -> Iterator[Piece]:
+        """Give the image's bytes, see :meth:`stream`."""
+
+
+def zeros(length: int) -> Iterator[Piece]:
+    """Give as many bytes of zeros, in pieces that share their memory.
+
+    :param length: in bytes
+    """
+    whole, rest = divmod(length, len(ZEROS))
+    for _piece in range(whole):
+        yield ZEROS
+    if rest:
+        yield memoryview(ZEROS)[:rest]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frozen disk, read over NBD with libnbd.
+
+libnbd's manual pages libnbd(3), nbd_aio_pread(3), nbd_block_status(3), and the
+NBD protocol, https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import time
+import typing as ty
+import urllib.parse
+
+import nbd
+
+from nova_snapext import exception
+from nova_snapext.read import buffers
+from nova_snapext.read import extents
+
+# Bytes of one read. From 256 KiB to 1 MiB QEMU is equally fast, beyond that
+# slower; the smallest of them holds the least memory, and Glance swallows
+# chunks of no more than 256 KiB fastest.
+REQUEST_SIZE = 256 * 1024
+
+# Reads under way at once: QEMU takes no more than 16 of a client.
+IN_FLIGHT = 16
+
+# Bytes whose allocation is asked for at once. QEMU lists up to 131,072
+# extents in an answer, which are 10 MiB as Python integers: where each 64 KiB
+# cluster is an extent of its own, this many bytes are 4,096 extents.
+STATUS_STRIDE = 256 * 1024 * 1024
+
+# Seconds without a byte after which the server is given up. Storage that
+# fails over may be silent for a minute.
+TIMEOUT = 120.0
+
+# Seconds until an idle wait looks whether it was aborted.
+ABORT_LATENCY = 0.1
+
+
+def unix_uri(socket: str, export: str) -> str:
+    """Give the NBD URI of an export on a Unix socket.
+
+    :param socket: path of the socket
+    :param export: name of the export
+    """
+    return (f"nbd+unix:///{urllib.parse.quote(export, safe='')}"
+            f"?socket={urllib.parse.quote(socket)}")
+
+
+def is_zero(view: memoryview) -> bool:
+    """Tell whether a buffer holds nothing but zeros, at the speed of C."""
+    return nbd.Buffer.from_buffer(view).is_zero()
+
+
+class _Request(ty.NamedTuple):
+    cookie: int
+    offset: int
+    view: memoryview
+
+
+class Disk:
+    """A read-only connection to the NBD export of a frozen disk.
+
+    It serves one caller at a time, but may be aborted from another thread. It
+    blocks in libnbd, with the interpreter's lock released, and starts no
+    threads.
+
+    :param uri: of the export, see :func:`unix_uri`
+    :param timeout: seconds without a byte from the server until it is given
+        up
+    :ivar size: of the disk, in bytes
+    :ivar bytes_read: how many bytes of data came from the server so far
+    """
+
+    def __init__(self, uri: str, timeout: float = TIMEOUT) -> None:
+        self.size = 0
+        self.bytes_read = 0
+        self._uri = uri
+        self._timeout = timeout
+        self._aborted = False
+        self._buffers = buffers.BufferPool(REQUEST_SIZE)
+        self._in_flight: collections.deque[_Request] = collections.deque()
+
+    def __enter__(self) -> Disk:
+        """Connect.
+
+        :raises DiskReadError: the server can't be reached, or doesn't serve
+            this export
+        """
+        self._handle = nbd.NBD()
+        try:
+            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            # Buffers only ever hold data of this disk, and libnbd fails a
+            # read that the server answers in part: nothing to clear first.
+            self._handle.set_pread_initialize(False)
+            self._handle.aio_connect_uri(self._uri)
+            self._wait(self._handle.aio_is_ready)
+            self.size = self._handle.get_size()
+        except nbd.Error as error:
+            raise self._error(error) from error
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        # Saying good-bye keeps a complaint out of QEMU's log; a connection
+        # that is broken or busy just ends.
+        if self._handle.aio_is_ready() and not self._in_flight:
+            self._handle.aio_disconnect()
+        # libnbd closes a connection when its handle goes.
+        del self._handle
+
+    def abort(self) -> None:
+        """Make whatever waits for the disk, now or later, fail soon."""
+        self._aborted = True
+
+    def extents(self) -> Iterator[extents.Extent]:
+        """List what the disk holds, from its first byte to its last.
+
+        What the server doesn't promise to read as zeros is data, a hole too.
+
+        :raises DiskReadError: the server fails, or answers nonsense
+        """
+        if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
+            return iter((extents.Extent(0, self.size, True),))
+        return extents.coalesced(self._described())
+
+    def read(self, runs: Iterable[tuple[int, int]]
+             ) -> Iterator[tuple[int, memoryview]]:
+        """Read parts of the disk, many requests under way at once.
+
+        Yields offset and content of consecutive pieces of at most 256 KiB,
+        which begin and end on multiples of that, or of the run's bounds. A
+        piece stays as it is for as long as anybody holds it. Reading may be
+        given up at any piece, and begun anew.
+
+        :param runs: offset and length in bytes of each part, in ascending
+            order
+        :raises DiskReadError: the server fails, or is silent for too long
+        """
+        # Whoever gave up left requests under way.
+        while self._in_flight:
+            self._oldest()
+        for offset, length in _pieces(runs):
+            if len(self._in_flight) == IN_FLIGHT:
+                yield self._oldest()
+            self._request(offset, length)
+        while self._in_flight:
+            yield self._oldest()
+
+    def _request(self, offset: int, length: int) -> None:
+        view = self._buffers.take(length)
+        try:
+            # Not an nbd.Buffer: libnbd 1.14's binding never lets go of
+            # what such a one holds, and would keep all that was ever read.
+            cookie = self._handle.aio_pread(view, offset)
+        except nbd.Error as error:
+            raise self._error(error) from error
+        self._in_flight.append(_Request(cookie, offset, view))
+
+    def _oldest(self) -> tuple[int, memoryview]:
+        request = self._in_flight.popleft()
+        self._wait_for(request.cookie)
+        self.bytes_read += len(request.view)
+        return request.offset, request.view
+
+    def _described(self) -> Iterator[extents.Extent]:
+        offset = 0
+        while offset < self.size:
+            asked = min(STATUS_STRIDE, self.size - offset)
+            answer = self._block_status(offset, asked)
+            if not answer:
+                raise self._error(f'no extents in the answer for {asked} '
+                                  f'bytes at {offset}')
+            # The last extent may go beyond what was asked for.
+            for length, flags in zip(answer[::2], answer[1::2], strict=True):
+                if not 0 < length <= self.size - offset:
+                    raise self._error(
+                        f'an extent of {length} bytes at {offset} on a disk '
+                        f'of {self.size} bytes')
+                yield extents.Extent(offset, length,
+                                     not flags & nbd.STATE_ZERO)
+                offset += length
+
+    def _block_status(self, offset: int, length: int) -> list[int]:
+        answer: list[int] = []
+
+        def extent(context: str, _offset: int, entries: list[int],
+                   _error: object) -> int:
+            if context == nbd.CONTEXT_BASE_ALLOCATION:
+                answer.extend(entries)
+            return 0
+
+        try:
+            cookie = self._handle.aio_block_status(length, offset, extent)
+        except nbd.Error as error:
+            raise self._error(error) from error
+        self._wait_for(cookie)
+        return answer
+
+    def _wait_for(self, cookie: int) -> None:
+        completed = self._handle.aio_command_completed
+        self._wait(lambda: completed(cookie))
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        poll = self._handle.poll
+        deadline = time.monotonic() + self._timeout
+        try:
+            while True:
+                if self._aborted:
+                    raise self._error('it was aborted')
+                if done():
+                    return
+                if poll(int(ABORT_LATENCY * 1000)):
+                    deadline = time.monotonic() + self._timeout
+                elif time.monotonic() > deadline:
+                    raise self._error(f'the server was silent for '
+                                      f'{self._timeout:g} seconds')
+        except nbd.Error as error:
+            raise self._error(error) from error
+
+    def _error(self, reason: object) -> exception.DiskReadError:
+        return exception.DiskReadError(disk=self._uri, reason=str(reason))
+
+
+def _pieces(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for offset, length in runs:
+        end = offset + length
+        while offset < end:
+            border = offset - offset % REQUEST_SIZE + REQUEST_SIZE
+            yield offset, min(border, end) - offset
+            offset = border
