@@ -27,7 +27,7 @@ def _reason_for_native(plan: planning.Plan) -> str | None:
         return f'its root disk is on {disk.storage} storage'
     if disk.format not in DISK_FORMATS:
         return f'its root disk has the format {disk.format}'
-    if plan.image_format not in encode.ENCODERS:
+    if plan.image_format not in encode.FORMATS:
         return f'images of the format {plan.image_format} are not streamed'
     if plan.image_format == 'qcow2' and CONF.libvirt.snapshot_compression:
         return 'compressed images are not streamed'

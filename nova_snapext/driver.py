@@ -68,7 +68,9 @@ class SnapextDriver(driver.LibvirtDriver):
         try:
             guest = self._host.get_guest(instance)
         except nova_exception.InstanceNotFound:
-            raise nova_exception.InstanceNotRunning(instance_id=instance.uuid)
+            # No cause: Nova's manager takes this for a deletion under way.
+            raise nova_exception.InstanceNotRunning(
+                instance_id=instance.uuid) from None
         image = self._image_api.get(context, image_id)
         disk = planning.root_disk(guest)
         image_format = planning.image_format_of(disk)
@@ -95,29 +97,33 @@ class SnapextDriver(driver.LibvirtDriver):
             update_task_state(
                 task_state=task_states.IMAGE_UPLOADING,
                 expected_state=task_states.IMAGE_PENDING_UPLOAD)
-            disk, encoder = self._stream(plan, frozen)
+            with progress.Progress(plan.instance) as told:
+                # It blocks in libnbd: under eventlet, in a native thread.
+                read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
+                    plan, frozen, told.on_sent)
         LOG.info('Snapshot of root disk %(disk)s finished: '
                  'strategy=%(strategy)s consistency=%(consistency)s '
                  'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
                  'wall=%(wall).1fs',
                  {'disk': plan.disk.target, 'strategy': strategy.name,
                   'consistency': frozen.consistency,
-                  'freeze': frozen.freeze_seconds, 'read': disk.bytes_read,
-                  'sent': encoder.size, 'wall': watch.elapsed()},
+                  'freeze': frozen.freeze_seconds, 'read': read_bytes,
+                  'sent': sent_bytes, 'wall': watch.elapsed()},
                  instance=plan.instance)
 
     def _stream(self, plan: planning.Plan, frozen: freeze.FrozenDisk,
-                ) -> tuple[read.Disk, encode.Encoder]:
-        # Reading blocks in libnbd: under eventlet, in a native thread.
-        with utils.tpool_wrap(read.Disk)(
-                frozen.uri, timeout=CONF.snapext.read_timeout) as disk:
-            encoder = utils.tpool_wrap(encode.encoder)(
-                plan.image_format, disk)
-            with progress.Progress(plan.instance, encoder.size) as told:
-                utils.tpool_wrap(upload.upload)(
-                    plan.context, self._image_api, plan.image_id,
-                    plan.metadata, encoder, told.on_sent)
-            return disk, encoder
+                on_sent: upload.OnSent) -> tuple[int, int]:
+        """Read, encode and upload.
+
+        :returns: the bytes read from the disk, and those sent to Glance
+        """
+        with read.Disk(frozen.uri, timeout=CONF.snapext.read_timeout) as disk:
+            find_data = (encode.nonzero if CONF.snapext.find_zeros
+                         else encode.allocated)
+            encoder = encode.FORMATS[plan.image_format](disk, find_data)
+            upload.upload(plan.context, self._image_api, plan.image_id,
+                          plan.metadata, encoder, on_sent)
+            return disk.bytes_read, encoder.size
 
     @contextlib.contextmanager
     def _gone_guest_translated(

@@ -26,23 +26,22 @@ class Progress:
     Told in a thread of its own, as the one that uploads may be a native
     thread under eventlet, where Nova's database can't be reached from.
 
-    :param size: of the image, in bytes
     """
 
-    def __init__(self, instance: objects.Instance, size: int):
+    def __init__(self, instance: objects.Instance):
         self._instance = instance
-        self._size = size
         self._logged = 0
         self._sent = 0
+        self._size = 1
         self._deleted: nova_exception.InstanceNotFound | None = None
         self._timer = loopingcall.FixedIntervalLoopingCall(self._tell)
 
-    def on_sent(self, sent: int) -> None:
-        """Take note that so many bytes of the image are sent.
+    def on_sent(self, sent: int, size: int) -> None:
+        """Take note of the bytes sent so far, and those in all.
 
         :raises InstanceNotFound: the instance has been deleted: give up
         """
-        self._sent = sent
+        self._sent, self._size = sent, size
         if self._deleted:
             raise self._deleted
 

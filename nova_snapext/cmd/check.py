@@ -79,7 +79,7 @@ def driver_loads() -> str:
     try:
         module = importlib.import_module(MODULE)
     except ImportError as error:
-        raise Problem(f'{MODULE} can\'t be imported: {error}')
+        raise Problem(f'{MODULE} can\'t be imported: {error}') from error
     return f'{module.SnapextDriver.__name__} loads'
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fifth stage: an image of a disk, as one sequential stream."""
 
-from nova_snapext.encode.base import EncodeError as EncodeError
-from nova_snapext.encode.base import Encoder as Encoder
-from nova_snapext.encode.base import Piece as Piece
-from nova_snapext.encode.data import allocated as allocated
-from nova_snapext.encode.data import nonzero as nonzero
-from nova_snapext.encode.qcow2 import Qcow2Encoder as Qcow2Encoder
-from nova_snapext.encode.raw import RawEncoder as RawEncoder
+from nova_snapext.encode.base import EncodeError
+from nova_snapext.encode.base import Encoder
+from nova_snapext.encode.base import Piece
+from nova_snapext.encode.data import allocated
+from nova_snapext.encode.data import nonzero
+from nova_snapext.encode.qcow2 import Qcow2Encoder
+from nova_snapext.encode.raw import RawEncoder
+
+__all__ = ['EncodeError', 'Encoder', 'FORMATS', 'Piece', 'Qcow2Encoder',
+           'RawEncoder', 'allocated', 'nonzero']
 
 # By Glance's disk_format. What is missing here needs seeking while it is
 # written, and can't be streamed.

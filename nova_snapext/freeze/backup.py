@@ -52,8 +52,7 @@ class BackupStrategy(base.Strategy):
                stack: contextlib.ExitStack) -> base.FrozenDisk:
         directory = snapshot_directory.Directory.make(plan.instance)
         job = backup_job.BackupJob(self._host, plan, directory)
-        # The files go after the job that uses them, and only if it is over.
-        stack.callback(lambda: (job.end(), directory.remove()))
+        stack.callback(_release, job, directory)
         job.check_none_runs(plan.guest)
         directory.share_with(_qemu_uid(plan.guest))
         with quiesce.quiesced(plan) as consistency, \
@@ -63,6 +62,13 @@ class BackupStrategy(base.Strategy):
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed())
+
+
+def _release(job: backup_job.BackupJob,
+             directory: snapshot_directory.Directory) -> None:
+    # The files go after the job that uses them, and only if it is over.
+    job.end()
+    directory.remove()
 
 
 def _qemu_uid(guest: libvirt_guest.Guest) -> int:

@@ -13,7 +13,6 @@ import libvirt
 from lxml import etree
 import nova.conf
 from nova import exception as nova_exception
-from nova import objects
 from nova import utils
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest

@@ -2,8 +2,9 @@
 """The strategy ``cold``: the root disk of a guest that is shut off.
 
 Nothing writes to the disk, so it is read as it is, through qemu-nbd. QEMU's
-image locks see to it that a guest that is started meanwhile does not come up:
-https://www.qemu.org/docs/master/system/qemu-block-drivers.html (image locking).
+image locks see to it that a guest that is started meanwhile does not come up
+(https://www.qemu.org/docs/master/system/qemu-block-drivers.html, "Disk image
+file locking").
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Directory:
             return
         # In this order: a chmod after the chown would have to be privileged,
         # and without CAP_FSETID drops the setgid bit silently.
-        os.chmod(self.path, 0o2770)
+        os.chmod(self.path, 0o2770)  # noqa: S103
         nova.privsep.path.chown(self.path, uid=uid)
 
     def remove(self) -> None:

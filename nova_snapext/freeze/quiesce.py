@@ -99,7 +99,8 @@ def _undo_freeze(plan: planning.Plan, freeze_error: libvirt.libvirtError,
         if freeze_error.get_error_code() in NO_ANSWER:
             raise exception.ThawFailed(
                 instance=plan.instance.uuid, guest=plan.instance.name,
-                reason=f'the freeze: {freeze_error}; the thaw: {error}')
+                reason=f'the freeze: {freeze_error}; the thaw: {error}'
+            ) from error
         # An agent that answers with an error has frozen nothing, or thawed it
         # again: QEMU's qga/commands-posix.c, qmp_guest_fsfreeze_freeze_list.
         LOG.warning('The guest agent refused to freeze (%(freeze)s), and to '
@@ -116,4 +117,4 @@ def _thaw(plan: planning.Plan) -> None:
             return  # powered off meanwhile: nothing is frozen any more
         raise exception.ThawFailed(
             instance=plan.instance.uuid, guest=plan.instance.name,
-            reason=str(error))
+            reason=str(error)) from error

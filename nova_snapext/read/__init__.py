@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fourth stage: what a frozen disk holds, read over NBD."""
 
-from nova_snapext.read.extents import Extent as Extent
-from nova_snapext.read.extents import coalesced as coalesced
-from nova_snapext.read.nbd import Disk as Disk
-from nova_snapext.read.nbd import is_zero as is_zero
-from nova_snapext.read.nbd import unix_uri as unix_uri
+from nova_snapext.read.extent import coalesced
+from nova_snapext.read.extent import Extent
+from nova_snapext.read.nbd import Disk
+from nova_snapext.read.nbd import is_zero
+from nova_snapext.read.nbd import unix_uri
+
+__all__ = ['Disk', 'Extent', 'coalesced', 'is_zero', 'unix_uri']

@@ -19,7 +19,7 @@ import nbd
 
 from nova_snapext import exception
 from nova_snapext.read import buffers
-from nova_snapext.read import extents
+from nova_snapext.read import extent
 
 # Bytes of one read. From 256 KiB to 1 MiB QEMU is equally fast, beyond that
 # slower; the smallest of them holds the least memory, and Glance swallows
@@ -54,7 +54,7 @@ def unix_uri(socket: str, export: str) -> str:
 
 def is_zero(view: memoryview) -> bool:
     """Tell whether a buffer holds nothing but zeros, at the speed of C."""
-    return nbd.Buffer.from_buffer(view).is_zero()
+    return bool(nbd.Buffer.from_buffer(view).is_zero())
 
 
 class _Request(ty.NamedTuple):
@@ -117,7 +117,7 @@ class Disk:
         """Make whatever waits for the disk, now or later, fail soon."""
         self._aborted = True
 
-    def extents(self) -> Iterator[extents.Extent]:
+    def extents(self) -> Iterator[extent.Extent]:
         """List what the disk holds, from its first byte to its last.
 
         What the server doesn't promise to read as zeros is data, a hole too.
@@ -125,8 +125,8 @@ class Disk:
         :raises DiskReadError: the server fails, or answers nonsense
         """
         if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
-            return iter((extents.Extent(0, self.size, True),))
-        return extents.coalesced(self._described())
+            return iter((extent.Extent(0, self.size, True),))
+        return extent.coalesced(self._described())
 
     def read(self, runs: Iterable[tuple[int, int]]
              ) -> Iterator[tuple[int, memoryview]]:
@@ -167,7 +167,7 @@ class Disk:
         self.bytes_read += len(request.view)
         return request.offset, request.view
 
-    def _described(self) -> Iterator[extents.Extent]:
+    def _described(self) -> Iterator[extent.Extent]:
         offset = 0
         while offset < self.size:
             asked = min(STATUS_STRIDE, self.size - offset)
@@ -181,21 +181,21 @@ class Disk:
                     raise self._error(
                         f'an extent of {length} bytes at {offset} on a disk '
                         f'of {self.size} bytes')
-                yield extents.Extent(offset, length,
+                yield extent.Extent(offset, length,
                                      not flags & nbd.STATE_ZERO)
                 offset += length
 
     def _block_status(self, offset: int, length: int) -> list[int]:
         answer: list[int] = []
 
-        def extent(context: str, _offset: int, entries: list[int],
-                   _error: object) -> int:
+        def described(context: str, _offset: int, entries: list[int],
+                      _error: object) -> int:
             if context == nbd.CONTEXT_BASE_ALLOCATION:
                 answer.extend(entries)
             return 0
 
         try:
-            cookie = self._handle.aio_block_status(length, offset, extent)
+            cookie = self._handle.aio_block_status(length, offset, described)
         except nbd.Error as error:
             raise self._error(error) from error
         self._wait_for(cookie)

@@ -4,6 +4,7 @@
 It knows Glance, and nothing of disks.
 """
 
+from nova_snapext.upload.body import OnSent
 from nova_snapext.upload.glance import upload
 
-__all__ = ['upload']
+__all__ = ['OnSent', 'upload']

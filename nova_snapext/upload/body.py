@@ -11,9 +11,13 @@ import hashlib
 
 from nova_snapext import encode
 
-# Digesting may lag so many buffers behind the sending: as the encoder yields
-# up to 1 MiB at a time, that is what it holds in memory, in MiB.
-DIGEST_BACKLOG = 4
+# Digesting may lag so many pieces of 256 KiB behind the sending, at the most:
+# what it holds in memory.
+DIGEST_BACKLOG = 16
+
+
+# Called with the number of bytes sent so far, and of those to send in all.
+OnSent = Callable[[int, int], None]
 
 
 class Digest:
@@ -30,7 +34,7 @@ class Digest:
         self._backlog: collections.deque[futures.Future[None]] = (
             collections.deque())
 
-    def update(self, buffer: encode.Buffer) -> None:
+    def update(self, buffer: encode.Piece) -> None:
         if len(self._backlog) >= DIGEST_BACKLOG:
             self._backlog.popleft().result()
         self._backlog.append(self._thread.submit(self._hash.update, buffer))
@@ -48,13 +52,14 @@ class Body:
     """What python-glanceclient reads an image from, piece by piece.
 
     :param stream: the image, from byte 0
+    :param size: of the image, in bytes
     :param piece_size: the most that one read gives, in bytes
-    :param on_sent: called with the number of bytes that were read so far
     """
 
-    def __init__(self, stream: Iterator[encode.Buffer], piece_size: int,
-                 digest: Digest, on_sent: Callable[[int], None]):
+    def __init__(self, stream: Iterator[encode.Piece], size: int,
+                 piece_size: int, digest: Digest, on_sent: OnSent):
         self._stream = stream
+        self._size = size
         self._piece_size = piece_size
         self._digest = digest
         self._on_sent = on_sent
@@ -74,5 +79,5 @@ class Body:
         piece = bytes(self._rest[:self._piece_size])
         self._rest = self._rest[self._piece_size:]
         self.sent += len(piece)
-        self._on_sent(self.sent)
+        self._on_sent(self.sent, self._size)
         return piece

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import contextlib
 import hashlib
 import inspect
 import typing as ty
 
 import glanceclient.exc
+import nova.conf
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance
-import nova.conf
 from oslo_log import log as logging
 import tenacity
 
@@ -51,7 +50,7 @@ class StreamingClient(glance.GlanceClientWrapper):
         answered
     """
 
-    def __init__(self, on_sent: Callable[[int], None]):
+    def __init__(self, on_sent: body.OnSent):
         super().__init__()
         self.digest: str | None = None
         self._on_sent = on_sent
@@ -97,8 +96,9 @@ class StreamingClient(glance.GlanceClientWrapper):
             digest = body.Digest(DIGEST_ALGORITHM)
             stack.callback(digest.close)
             stream = stack.enter_context(contextlib.closing(encoder.stream()))
-            data = body.Body(stream, CONF.snapext.upload_piece_size, digest,
-                             self._on_sent)
+            data = body.Body(
+                stream, encoder.size, CONF.snapext.upload_piece_size, digest,
+                self._on_sent)
             client.images.upload(
                 image_id, data, **_size_argument(client, encoder.size))
             self.digest = digest.hexdigest()
@@ -136,13 +136,13 @@ def _size_argument(client: ty.Any, size: int) -> dict[str, int]:
 
 def upload(context: nova_context.RequestContext, image_api: glance.API,
            image_id: str, metadata: dict[str, ty.Any],
-           encoder: encode.Encoder, on_sent: Callable[[int], None]) -> None:
+           encoder: encode.Encoder, on_sent: body.OnSent) -> None:
     """Send an image to Glance, and compare what Glance stored.
 
     :param encoder: the image; read from byte 0 at each attempt
     :param metadata: what Nova says of the image; what the image has already
         is kept
-    :param on_sent: called with the number of bytes sent so far
+    :param on_sent: called with the bytes sent so far, and those in all
     :raises ImageMismatch: something else arrived; the image is deleted
     :raises ImageNotFound: the image was deleted
     :raises GlanceConnectionFailed: all attempts broke off
