@@ -9,7 +9,7 @@ from nova_snapext.encode.data import nonzero
 from nova_snapext.encode.qcow2 import Qcow2Encoder
 from nova_snapext.encode.raw import RawEncoder
 
-__all__ = ['EncodeError', 'Encoder', 'FORMATS', 'Piece', 'Qcow2Encoder',
+__all__ = ['FORMATS', 'EncodeError', 'Encoder', 'Piece', 'Qcow2Encoder',
            'RawEncoder', 'allocated', 'nonzero']
 
 # By Glance's disk_format. What is missing here needs seeking while it is

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from nova import exception
 from nova.i18n import _
 
+from nova_snapext.encode import data
 from nova_snapext import read
 
 Piece = bytes | memoryview
@@ -26,13 +27,18 @@ class Encoder(abc.ABC):
     """An image of a frozen disk, whose size is known before its first byte.
 
     :param disk: connected; its content must not change any more
+    :param find_data: one of :mod:`nova_snapext.encode.data`, for the formats
+        that leave out what reads as zeros
+    :raises DiskReadError: the disk can't be read
     """
 
     #: Glance's disk_format of the image.
     image_format: str
 
-    def __init__(self, disk: read.Disk) -> None:
+    def __init__(self, disk: read.Disk,
+                 find_data: data.FindData = data.nonzero) -> None:
         self.disk = disk
+        self.find_data = find_data
 
     @property
     @abc.abstractmethod

@@ -12,10 +12,10 @@ import dataclasses
 import struct
 import sys
 
-from nova_snapext import read
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
 from nova_snapext.encode import data
+from nova_snapext import read
 
 CLUSTER_BITS = 16
 CLUSTER_SIZE = 1 << CLUSTER_BITS
@@ -100,19 +100,14 @@ def lay_out(l1_size: int, l2_tables: int, data_clusters: int) -> Layout:
 class Qcow2Encoder(base.Encoder):
     """A plain qcow2 version 3, with only the clusters that hold data.
 
-    Looks for the data at once, which may mean to read the disk.
-
-    :param disk: connected; its content must not change any more
-    :param find_data: how the data is found, one of
-        :mod:`nova_snapext.encode.data`
-    :raises DiskReadError: the disk can't be read
+    Looks for the data at once, which may mean to read all of the disk.
     """
 
     image_format = 'qcow2'
 
     def __init__(self, disk: read.Disk,
                  find_data: data.FindData = data.nonzero) -> None:
-        super().__init__(disk)
+        super().__init__(disk, find_data)
         disk_clusters = _ceil(disk.size, CLUSTER_SIZE)
         self._map = clusters.ClusterMap(disk_clusters)
         for extent in find_data(disk):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frozen disk, read over NBD with libnbd.
 
-libnbd's manual pages libnbd(3), nbd_aio_pread(3), nbd_block_status(3), and the
-NBD protocol, https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+Sources: libnbd(3), nbd_aio_pread(3), nbd_block_status(3), and doc/proto.md of
+https://github.com/NetworkBlockDevice/nbd.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Disk:
                         f'an extent of {length} bytes at {offset} on a disk '
                         f'of {self.size} bytes')
                 yield extent.Extent(offset, length,
-                                     not flags & nbd.STATE_ZERO)
+                                    not flags & nbd.STATE_ZERO)
                 offset += length
 
     def _block_status(self, offset: int, length: int) -> list[int]:
