@@ -12,6 +12,7 @@ Usable by itself::
 import contextlib
 import os
 import pathlib
+import signal
 import uuid
 
 from devcloud import errors
@@ -107,7 +108,10 @@ class Libvirtd:
 
     @property
     def has_kvm(self) -> bool:
-        """Whether guests can run under KVM; probed once."""
+        """Whether guests can run under KVM, probed before libvirtd starts."""
+        known = self.state_dir / 'kvm'
+        if self._kvm is None and self.is_running() and known.exists():
+            self._kvm = known.read_text() == 'works'
         if self._kvm is None:
             self._kvm = kvm.works()
         return self._kvm
@@ -140,6 +144,8 @@ class Libvirtd:
                 lambda: wait.unix_connectable(run / 'virtlogd-sock'),
                 START_TIMEOUT)
         if not self._libvirtd.is_running():
+            shell.write(self.state_dir / 'kvm',
+                        'works' if self.has_kvm else 'does not work')
             self._libvirtd.start(self._inside(
                 '/usr/sbin/libvirtd', '--pid-file', f'{run}/libvirtd.pid'))
             self._libvirtd.await_ready(self._answers, START_TIMEOUT)
@@ -154,7 +160,9 @@ class Libvirtd:
         """Let libvirtd alone die, as in a crash; guests run on."""
         identity = self._libvirtd.identity()
         if identity is not None:
-            process.end([identity], timeout=0)
+            identity.signal(signal.SIGKILL)
+            wait.until('end of libvirtd',
+                       lambda: not identity.is_alive(), START_TIMEOUT)
 
     def virsh(self, *words: str, timeout: float = 60) -> str:
         """What virsh prints, for a command on this libvirtd."""
@@ -181,9 +189,12 @@ class Libvirtd:
         process.end(list(guests.values()))
 
     def _answers(self) -> bool:
-        if not wait.unix_connectable(self.socket):
+        # A socket that is left of an earlier libvirtd goes only when the new
+        # one begins to listen.
+        try:
+            self.virsh('uri')
+        except errors.CommandFailed:
             return False
-        self.virsh('uri')
         return True
 
     def _inside(self, *argv: str) -> list[str]:
