@@ -99,10 +99,14 @@ class Disk:
             # read that the server answers in part: nothing to clear first.
             self._handle.set_pread_initialize(False)
             self._handle.aio_connect_uri(self._uri)
-            self._wait(self._handle.aio_is_ready)
+            self._wait(lambda: self._handle.aio_is_ready())
             self.size = self._handle.get_size()
         except nbd.Error as error:
+            self._close()
             raise self._error(error) from error
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -110,7 +114,11 @@ class Disk:
         # that is broken or busy just ends.
         if self._handle.aio_is_ready() and not self._in_flight:
             self._handle.aio_disconnect()
-        # libnbd closes a connection when its handle goes.
+        self._close()
+
+    def _close(self) -> None:
+        # libnbd closes a connection when its handle goes: nothing else may
+        # refer to it, see _error().
         del self._handle
 
     def abort(self) -> None:
@@ -202,11 +210,9 @@ class Disk:
         return answer
 
     def _wait_for(self, cookie: int) -> None:
-        completed = self._handle.aio_command_completed
-        self._wait(lambda: completed(cookie))
+        self._wait(lambda: self._handle.aio_command_completed(cookie))
 
     def _wait(self, done: Callable[[], bool]) -> None:
-        poll = self._handle.poll
         deadline = time.monotonic() + self._timeout
         try:
             while True:
@@ -214,7 +220,7 @@ class Disk:
                     raise self._error('it was aborted')
                 if done():
                     return
-                if poll(int(ABORT_LATENCY * 1000)):
+                if self._handle.poll(int(ABORT_LATENCY * 1000)):
                     deadline = time.monotonic() + self._timeout
                 elif time.monotonic() > deadline:
                     raise self._error(f'the server was silent for '
@@ -222,7 +228,11 @@ class Disk:
         except nbd.Error as error:
             raise self._error(error) from error
 
-    def _error(self, reason: object) -> exception.DiskReadError:
+    def _error(self, reason: nbd.Error | str) -> exception.DiskReadError:
+        if isinstance(reason, nbd.Error):
+            # Its frames refer to the handle, and would keep the connection
+            # open for as long as anybody keeps the error.
+            reason.with_traceback(None)
         return exception.DiskReadError(disk=self._uri, reason=str(reason))
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import hashlib
+
+from oslotest import base
+
+from nova_snapext.read import buffers
+
+
+class BufferPoolTest(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.pool = buffers.BufferPool(4096)
+
+    def test_a_view_is_as_long_as_was_asked_for(self):
+        self.assertEqual(100, len(self.pool.take(100)))
+
+    def test_a_buffer_that_nobody_looks_at_is_used_again(self):
+        for _time in range(10):
+            view = self.pool.take(4096)
+            del view
+        self.assertEqual(1, len(self.pool))
+
+    def test_a_buffer_keeps_its_size_however_often_it_is_used(self):
+        for _time in range(10):
+            self.assertEqual(4096, len(self.pool.take(4096)))
+
+    def test_a_buffer_that_somebody_looks_at_is_left_alone(self):
+        held = self.pool.take(4096)
+        held[:4] = b'mine'
+        other = self.pool.take(4096)
+        other[:4] = b'its '
+        self.assertEqual(b'mine', bytes(held[:4]))
+        self.assertEqual(2, len(self.pool))
+
+    def test_a_slice_keeps_the_whole_buffer_in_use(self):
+        view = self.pool.take(4096)
+        part = memoryview(view[10:20]).toreadonly()
+        view.release()
+        self.pool.take(4096)[:] = bytes([1]) * 4096
+        self.assertEqual(bytes(10), bytes(part))
+
+    def test_whoever_only_read_it_does_not_keep_it_in_use(self):
+        view = self.pool.take(4096)
+        digest = hashlib.sha512(view)
+        copy = bytes(view)
+        del view
+        self.pool.take(4096)
+        self.assertEqual(1, len(self.pool))
+        self.assertEqual(hashlib.sha512(copy).digest(), digest.digest())
