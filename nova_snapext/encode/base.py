@@ -56,16 +56,17 @@ class Encoder(abc.ABC):
         :raises DiskReadError: the disk can't be read
         :raises EncodeError: the pieces don't add up to the image's size
         """
+        size = self.size
         sent = 0
         for piece in self._pieces():
             sent += len(piece)
-            if sent > self.size:
+            if sent > size:
                 break
             yield piece
-        if sent != self.size:
+        if sent != size:
             raise EncodeError(
                 image_format=self.image_format,
-                reason=f'{self.size} bytes were announced, and {sent} came')
+                reason=f'{size} bytes were announced, and {sent} came')
 
     @abc.abstractmethod
     def _pieces(self) -> Iterator[Piece]:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from oslotest import base
+
+from nova_snapext import encode
+from nova_snapext import read
+from tests.unit.encode import fake_disk
+
+KIB = 1024
+
+
+class ZeroDisk(fake_disk.FakeDisk):
+    """Has data, and holds zeros all over but for one byte."""
+
+    def content(self, offset, length):
+        content = bytearray(length)
+        if offset <= 200 * KIB < offset + length:
+            content[200 * KIB - offset] = 1
+        return memoryview(content)
+
+
+class FindDataTest(base.BaseTestCase):
+
+    def test_allocated_gives_what_the_server_calls_data_and_reads_nothing(
+            self):
+        disk = fake_disk.FakeDisk(1024 * KIB, [(0, 64 * KIB),
+                                               (512 * KIB, 4 * KIB)])
+        disk.read = None
+        self.assertEqual([read.Extent(0, 64 * KIB, True),
+                          read.Extent(512 * KIB, 4 * KIB, True)],
+                         list(encode.allocated(disk)))
+
+    def test_nonzero_leaves_out_clusters_of_zeros(self):
+        disk = ZeroDisk(1024 * KIB, [(0, 1024 * KIB)])
+        self.assertEqual([read.Extent(192 * KIB, 64 * KIB, True)],
+                         list(encode.nonzero(disk)))
+
+    def test_nonzero_copes_with_extents_that_begin_within_a_cluster(self):
+        disk = ZeroDisk(1024 * KIB, [(196 * KIB, 8 * KIB),
+                                     (300 * KIB, 512)])
+        self.assertEqual([read.Extent(196 * KIB, 8 * KIB, True)],
+                         list(encode.nonzero(disk)))
+
+    def test_nonzero_joins_neighbours(self):
+        disk = fake_disk.FakeDisk(1024 * KIB, [(0, 1000 * KIB)])
+        self.assertEqual([read.Extent(0, 1000 * KIB, True)],
+                         list(encode.nonzero(disk)))
