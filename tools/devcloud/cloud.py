@@ -13,6 +13,7 @@ from devcloud import compute
 from devcloud import config
 from devcloud import databases
 from devcloud import errors
+from devcloud import images
 from devcloud import libvirtd
 from devcloud import mariadb
 from devcloud import packages
@@ -77,6 +78,8 @@ class Up:
             services.nova_compute(state).daemon(state).stop()
         compute.start(state)
         self.say('all services run')
+        if uploaded := images.register(state, images.build(state)):
+            self.say(f'images made: {", ".join(uploaded)}')
 
     def _stop_changed(self, changed: set[str]) -> set[str]:
         """Stop the services whose configuration changed."""

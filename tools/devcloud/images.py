@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest images: made once, and registered in Glance."""
+
+import dataclasses
+import hashlib
+import pathlib
+import shutil
+
+from devcloud import api
+from devcloud import guest_data
+from devcloud import guest_image
+from devcloud import layout
+from devcloud import shell
+from devcloud import state as cloud_state
+
+#: Modules and files that decide what the images hold.
+BUILDERS = ('layout.py', 'guest_data.py', 'guest_image.py', 'images.py',
+            'guest/init', 'guest/recorder.c', 'guest/shutdown')
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """One image in Glance.
+
+    :param name: its name there
+    :param file: name of the file that it is made from
+    :param agent: whether Nova may talk to a guest agent in it
+    """
+
+    name: str
+    file: str
+    agent: bool
+
+
+REGISTRATIONS = (
+    Registration('snap-guest', 'snap-guest', agent=True),
+    Registration('snap-guest-noagent', 'snap-guest', agent=False),
+    Registration('snap-guest-mixed', 'snap-guest-mixed', agent=True),
+)
+
+
+def build(state: cloud_state.State) -> dict[str, pathlib.Path]:
+    """Make the images that are missing.
+
+    :returns: their files, by name
+    """
+    here = pathlib.Path(__file__).parent
+    digest = hashlib.sha256(b''.join(
+        (here / name).read_bytes() for name in BUILDERS)).hexdigest()[:16]
+    home = state.root / 'guest'
+    target = home / digest
+    files = {name: target / f'{name}.qcow2'
+             for name in ('snap-guest', 'snap-guest-mixed')}
+    if not target.exists():
+        for stale in home.glob('*'):
+            shutil.rmtree(stale)
+        scratch = home / 'scratch'
+        scratch.mkdir(parents=True)
+        _build_small(scratch)
+        _build_mixed(scratch)
+        target.mkdir()
+        for file in files.values():
+            (scratch / file.name).rename(file)
+        shutil.rmtree(scratch)
+    return files
+
+
+def _build_small(scratch: pathlib.Path) -> None:
+    partitions = [layout.BOOT, layout.EXT4, layout.RECORDS]
+    raw = scratch / 'small.raw'
+    guest_image.build(raw, scratch, {}, partitions, layout.RECORDS.end)
+    _convert(raw, scratch / 'snap-guest.qcow2')
+
+
+def _build_mixed(scratch: pathlib.Path) -> None:
+    partitions = [layout.BOOT, layout.EXT4, layout.RECORDS, layout.DATA]
+    raw = scratch / 'mixed.raw'
+    places = {'SEEK_ZERO': str(guest_data.GUEST_ZEROS),
+              'SEEK_NOISE': str(guest_data.GUEST_NOISE)}
+    guest_image.build(raw, scratch, places, partitions, layout.DATA.end)
+    guest_data.write_stored(raw)
+    qcow2 = scratch / 'snap-guest-mixed.qcow2'
+    _convert(raw, qcow2)
+    guest_data.write_zeros(qcow2)
+
+
+def _convert(raw: pathlib.Path, qcow2: pathlib.Path) -> None:
+    shell.run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-t',
+               'unsafe', '-T', 'unsafe', '-m', '4', '-W', raw, qcow2])
+    raw.unlink()
+
+
+def register(state: cloud_state.State,
+             files: dict[str, pathlib.Path]) -> list[str]:
+    """Upload the images that Glance does not hold in this very version.
+
+    :param files: what build() returned
+    :returns: names of the images that were uploaded
+    """
+    wanted = repr((REGISTRATIONS, sorted(map(str, files.values()))))
+    if state.is_done('images', wanted):
+        return []
+    admin = api.Client.admin(state)
+    for image in admin.get('glance', '/images?limit=1000')['images']:
+        if image['name'] in [one.name for one in REGISTRATIONS]:
+            admin.delete('glance', f'/images/{image["id"]}')
+    for one in REGISTRATIONS:
+        _upload(admin, one, files[one.file])
+    state.mark_done('images', wanted)
+    return [one.name for one in REGISTRATIONS]
+
+
+def _upload(admin: api.Client, one: Registration,
+            file: pathlib.Path) -> None:
+    properties = {'hw_qemu_guest_agent': 'yes'} if one.agent else {}
+    image = admin.post('glance', '/images', {
+        'name': one.name, 'disk_format': 'qcow2', 'visibility': 'public',
+        'container_format': 'bare', 'os_type': 'linux', **properties})
+    with open(file, 'rb') as content:
+        admin.open('PUT', 'glance', f'/images/{image["id"]}/file', content, {
+            'Content-Type': 'application/octet-stream',
+            'Content-Length': str(file.stat().st_size)}).close()
