@@ -83,6 +83,7 @@ class Disk:
         self._uri = uri
         self._timeout = timeout
         self._aborted = False
+        self._describes = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
         self._in_flight: collections.deque[_Request] = collections.deque()
 
@@ -101,6 +102,8 @@ class Disk:
             self._handle.aio_connect_uri(self._uri)
             self._wait(lambda: self._handle.aio_is_ready())
             self.size = self._handle.get_size()
+            self._describes = self._handle.can_meta_context(
+                nbd.CONTEXT_BASE_ALLOCATION)
         except nbd.Error as error:
             self._close()
             raise self._error(error) from error
@@ -132,7 +135,7 @@ class Disk:
 
         :raises DiskReadError: the server fails, or answers nonsense
         """
-        if not self._handle.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION):
+        if not self._describes:
             return iter((extent.Extent(0, self.size, True),))
         return extent.coalesced(self._described())
 
