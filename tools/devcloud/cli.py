@@ -9,6 +9,7 @@ import sys
 
 from devcloud import cloud
 from devcloud import compute
+from devcloud import demo
 from devcloud import errors
 from devcloud import state as cloud_state
 
@@ -39,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
                            metavar='SECTION.OPTION=VALUE')
     configure.add_argument('--reset', action='store_true',
                            help='forget all earlier changes first')
+    run = commands.add_parser(
+        'demo', help='snapshot a guest while it writes, and prove the result')
+    run.add_argument('--keep', action='store_true',
+                     help='leave the guests and the image behind')
     restart = commands.add_parser('restart', help='restart one service')
     restart.add_argument('service')
     return top
@@ -93,6 +98,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             print(cloud.environment(state, arguments.user), end='')
         case 'configure':
             compute.configure(state, arguments.settings, arguments.reset)
+        case 'demo':
+            return 0 if demo.Demo(state, arguments.keep).run() else 1
         case 'restart':
             cloud.restart(state, arguments.service)
     return 0

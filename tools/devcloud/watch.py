@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch a guest, its host and its domain while something happens to it."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from typing import IO
+
+from devcloud import errors
+from devcloud import libvirtd
+
+#: Seconds between two looks.
+INTERVAL = 0.02
+
+
+class _Watcher:
+    """A thread that looks again and again until stopped."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self.failure: Exception | None = None
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping.wait(INTERVAL):
+                self.look()
+        except Exception as exc:  # for whoever asks the watcher later
+            self.failure = exc
+
+    def look(self) -> None:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """:raises: CloudError if the watching itself has failed"""
+        if self.failure is not None:
+            raise errors.CloudError(
+                f'{type(self).__name__} failed: {self.failure!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A record's acknowledgement on the guest's console.
+
+    :param number: the record's number
+    :param uptime: the guest's clock, in seconds
+    :param when: our monotonic clock when we saw it, in seconds
+    :param clock: the time of day then, in seconds since the epoch
+    """
+
+    number: int
+    uptime: float
+    when: float
+    clock: float
+
+
+class Console(_Watcher):
+    """Follows a guest's console log.
+
+    :param log: console.log in the instance's directory
+    """
+
+    RECORD = re.compile(r'^REC (\d+) (\d+\.\d+)\r?$')
+
+    def __init__(self, log: pathlib.Path) -> None:
+        super().__init__()
+        self.log = log
+        self.lines: list[str] = []
+        self.seen: list[Seen] = []
+        self._position = 0
+        self._rest = ''
+
+    def look(self) -> None:
+        if not self.log.exists():
+            return
+        with open(self.log, 'rb') as stream:
+            stream.seek(self._position)
+            new = stream.read()
+        self._position += len(new)
+        *lines, self._rest = (self._rest + new.decode(errors='replace')
+                              ).split('\n')
+        for line in lines:
+            self.lines.append(line.strip())
+            if found := self.RECORD.match(line):
+                self.seen.append(Seen(int(found[1]), float(found[2]),
+                                      time.monotonic(), time.time()))
+
+    def find(self, pattern: str) -> re.Match | None:
+        """The first line that matches a pattern."""
+        self.check()
+        matches = (re.search(pattern, line) for line in list(self.lines))
+        return next((one for one in matches if one), None)
+
+    def last(self) -> int:
+        """The number of the last record seen; 0 if there was none."""
+        self.check()
+        return self.seen[-1].number if self.seen else 0
+
+    def last_before(self, clock: float) -> int:
+        """The last record seen before a time of day."""
+        return max((one.number for one in list(self.seen)
+                    if one.clock < clock), default=0)
+
+    def stall(self, begin: float, end: float) -> float:
+        """The longest time between two records, by the guest's clock.
+
+        :param begin: where to begin, on our monotonic clock
+        :param end: where to end
+        """
+        times = [one.uptime for one in list(self.seen)
+                 if begin <= one.when <= end]
+        return max((later - earlier for earlier, later
+                    in zip(times, times[1:])), default=0.0)
+
+
+class DiskUsage(_Watcher):
+    """Samples how much a directory occupies, and keeps the peak.
+
+    :param directory: the directory
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        super().__init__()
+        self.directory = directory
+        self.peak = 0
+
+    def look(self) -> None:
+        total = 0
+        for path in self.directory.rglob('*'):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    total += path.stat().st_blocks * 512
+        self.peak = max(self.peak, total)
+
+
+class DomainEvents:
+    """What libvirt reports of a domain's life, as virsh prints it.
+
+    :param host: libvirtd
+    :param domain: the domain's name
+    """
+
+    def __init__(self, host: libvirtd.Libvirtd, domain: str) -> None:
+        self.command = ['virsh', '-c', host.uri, 'event', '--domain', domain,
+                        '--event', 'lifecycle', '--loop', '--timestamp']
+        self.output: IO[str] = tempfile.TemporaryFile('w+')
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> 'DomainEvents':
+        # A pipe that stays open and silent: virsh ends when its input does.
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=self.output,
+            stderr=subprocess.STDOUT)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.communicate()
+
+    def lines(self) -> list[str]:
+        """The events so far.
+
+        :raises: CloudError if virsh has ended early
+        """
+        if self.process is None or self.process.poll() is not None:
+            raise errors.CloudError('virsh event has ended early')
+        self.output.seek(0)
+        return [line for line in self.output.read().splitlines()
+                if 'event ' in line]
