@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Generator
 from collections.abc import Iterator
 
 from nova import exception
@@ -45,7 +46,7 @@ class Encoder(abc.ABC):
     def size(self) -> int:
         """Exact size of the image, in bytes."""
 
-    def stream(self) -> Iterator[Piece]:
+    def stream(self) -> Generator[Piece, None, None]:
         """Give the image from its first byte to its last, piece by piece.
 
         May be called again, also after an earlier stream was given up: each

@@ -79,9 +79,13 @@ def _command(disk: planning.RootDisk,
     # Given as options, a path is never taken for a protocol's URL; a comma in
     # it is doubled, as QEMU's option syntax wants.
     path = disk.path.replace(',', ',,')
-    source = (f'driver={disk.format},'
-              f'file.driver={PROTOCOL_DRIVERS[disk.storage]},'
-              f'file.filename={path}')
+    # By itself qemu-nbd reads a raw disk even while a guest writes to it. The
+    # blkdebug driver injects no error here: it is what can claim that nobody
+    # else writes, for a raw disk as qcow2's own driver does for a qcow2.
+    source = (f'driver=blkdebug,unshare-child-perms.0=write,'
+              f'image.driver={disk.format},'
+              f'image.file.driver={PROTOCOL_DRIVERS[disk.storage]},'
+              f'image.file.filename={path}')
     return ['qemu-nbd', '--read-only', '--fork',
             '--pid-file', directory.pid_file,
             '--socket', directory.socket,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent import futures
 import hashlib
 
@@ -56,7 +56,7 @@ class Body:
     :param piece_size: the most that one read gives, in bytes
     """
 
-    def __init__(self, stream: Iterator[encode.Piece], size: int,
+    def __init__(self, stream: Generator[encode.Piece, None, None], size: int,
                  piece_size: int, digest: Digest, on_sent: OnSent):
         self._stream = stream
         self._size = size

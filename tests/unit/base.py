@@ -7,7 +7,7 @@ from nova import test
 from nova.tests.unit import fake_instance
 from nova.virt.libvirt import guest as libvirt_guest
 
-from nova_snapext import conf  # noqa: F401: registers the options
+from nova_snapext import conf
 from nova_snapext import plan as planning
 
 IMAGE_ID = 'c2c5d0ab-8a1c-4ac7-8b27-0ee2bd0e6d3b'
@@ -17,6 +17,8 @@ QCOW2 = planning.RootDisk(target='vda', storage='file', path='/i/disk',
 
 
 class TestCase(test.NoDBTestCase):
+
+    CONF = conf.CONF
 
     def instance(self, **image_properties):
         return fake_instance.fake_instance_obj(
@@ -35,5 +37,3 @@ class TestCase(test.NoDBTestCase):
             context=None, instance=self.instance(**image_properties),
             guest=guest, running=running, disk=disk, image_id=IMAGE_ID,
             image_format=image_format, metadata={'name': 'snap'})
-
-

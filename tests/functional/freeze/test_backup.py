@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import libvirt
+from oslo_utils import units
+
+from nova_snapext import exception
+from nova_snapext.freeze import backup
+from nova_snapext.freeze import base as freeze_base
+from nova_snapext import read
+from tests.functional import base
+
+BEFORE, AFTER = 0x22, 0x33
+
+
+class BackupTest(base.GuestTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.strategy = backup.BackupStrategy(self.host)
+
+    def content(self, frozen):
+        """The set of bytes that a frozen disk consists of."""
+        with read.Disk(frozen.uri) as disk:
+            self.assertEqual(base.DISK_SIZE, disk.size)
+            return {byte for _, piece in disk.read([(0, disk.size)])
+                    for byte in set(bytes(piece))}
+
+    def frozen_while_the_guest_writes(self, disk):
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_holds(disk, AFTER)
+
+    def test_a_qcow2_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.qcow2())
+
+    def test_a_backing_chain_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.chained_qcow2())
+
+    def test_a_raw_file_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.raw())
+
+    def test_a_block_device_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.block())
+
+    def test_what_lies_in_the_backing_file_is_read_through_the_chain(self):
+        plan = self.guest(self.chained_qcow2())
+        with self.strategy.freeze(plan) as frozen:
+            self.assertEqual({0x11}, self.content(frozen))
+
+    def test_a_paused_guest_is_frozen_and_stays_paused(self):
+        plan = self.guest(self.qcow2())
+        plan.guest.pause()
+        with self.strategy.freeze(plan) as frozen:
+            self.assertEqual({0}, self.content(frozen))
+        self.assertEqual(libvirt.VIR_DOMAIN_PAUSED,
+                         plan.guest._domain.state()[0])
+        self.assert_nothing_left(plan)
+
+    def test_without_an_agent_it_is_crash_consistent(self):
+        with self.strategy.freeze(self.guest(self.qcow2())) as frozen:
+            self.assertEqual(freeze_base.Consistency.CRASH,
+                             frozen.consistency)
+
+    def test_only_the_root_disk_is_served(self):
+        plan = self.guest(self.qcow2())
+        with self.strategy.freeze(plan) as frozen:
+            exports = base.run('nbdinfo', '--list', frozen.uri)
+        self.assertIn('export="vda"', exports)
+        self.assertNotIn('vdb', exports)
+
+    def test_an_error_meanwhile_releases_it(self):
+        plan = self.guest(self.qcow2())
+
+        def fail():
+            with self.strategy.freeze(plan):
+                raise ZeroDivisionError()
+
+        self.assertRaises(ZeroDivisionError, fail)
+        self.assert_nothing_left(plan)
+
+    def test_it_can_be_frozen_again_at_once(self):
+        plan = self.guest(self.qcow2())
+        for _ in range(3):
+            with self.strategy.freeze(plan):
+                pass
+        self.assert_nothing_left(plan)
+
+    def test_a_guest_with_a_job_is_refused_and_its_job_goes_on(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            with contextlib.ExitStack() as stack:
+                error = self.assertRaises(
+                    exception.GuestBusy, stack.enter_context,
+                    self.strategy.freeze(plan))
+            self.assertIn("'backup'", str(error))
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_nothing_left(plan)
+
+    def test_a_guest_that_is_powered_off_meanwhile_leaves_nothing(self):
+        plan = self.guest(self.qcow2())
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+        self.assert_nothing_left(plan)
+
+    def test_a_guest_that_vanishes_meanwhile_leaves_nothing(self):
+        plan = self.guest(self.qcow2())
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+            xml = plan.guest.get_xml_desc()
+            plan.guest._domain.undefine()
+        self.assertEqual([], list(self.freezes.iterdir()))
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+
+    def test_a_job_that_can_not_begin_leaves_nothing(self):
+        plan = self.guest(self.qcow2())
+        self.freezes.mkdir(mode=0o700)  # QEMU's user has no way through it
+        with contextlib.ExitStack() as stack:
+            error = self.assertRaises(
+                exception.FreezeFailed, stack.enter_context,
+                self.strategy.freeze(plan))
+        self.assertIn(plan.instance.uuid, str(error))
+        self.assertIn('ermission denied', str(error))
+        self.assert_nothing_left(plan)
+
+    def test_a_libvirtd_that_was_restarted_still_releases_it(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            self.libvirtd.kill()
+            self.libvirtd.start()
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assertEqual([], list(self.freezes.iterdir()))
+        self.assertEqual(
+            libvirt.VIR_DOMAIN_JOB_NONE,
+            self.host.get_guest(plan.instance)._domain.jobInfo()[0])
+
+    def test_nobody_else_on_the_host_can_read_it(self):
+        plan = self.guest(self.qcow2())
+        with self.strategy.freeze(plan) as frozen:
+            socket = frozen.uri.partition('socket=')[2]
+            attempt = subprocess.run(
+                ['setpriv', '--reuid=65534', '--regid=65534',
+                 '--clear-groups', sys.executable, '-c', 'import socket, sys;'
+                 'socket.socket(socket.AF_UNIX).connect(sys.argv[1])',
+                 socket], capture_output=True, text=True)
+            self.assertIn('PermissionError', attempt.stderr)
+            self.assertEqual(0, os.stat(
+                f'{os.path.dirname(socket)}/scratch').st_mode & 0o077)
+
+    def test_the_scratch_file_holds_only_what_the_guest_overwrites(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan):
+            [scratch] = self.freezes.glob('*/scratch')
+            before = scratch.stat().st_blocks * 512
+            self.write_as_guest(plan, AFTER)
+            after = scratch.stat().st_blocks * 512
+        self.assertLess(before, units.Mi)
+        self.assertGreaterEqual(after, base.DISK_SIZE)
