@@ -8,15 +8,12 @@ from collections.abc import Iterator
 # Clusters that one L2 table of 64 KiB maps.
 TABLE_CLUSTERS = 8192
 
-_FULL = (1 << TABLE_CLUSTERS) - 1
-
 
 class ClusterMap:
     """A bit for every cluster, in one integer per L2 table.
 
-    Integers are as long as they have to be, so that a table without data
-    takes no memory, and those full of it share one. With 64 KiB clusters, 1
-    TiB of the worst disk takes 2 MiB.
+    A table without data takes no memory. With clusters of 64 KiB, 1 TiB takes
+    2 MiB at the most, however its data is scattered.
 
     :param clusters: of the disk
     """
@@ -37,8 +34,7 @@ class ClusterMap:
         while first < end:
             table, begin = divmod(first, TABLE_CLUSTERS)
             stop = min(TABLE_CLUSTERS, begin + end - first)
-            bits = self._tables[table] | (1 << stop) - (1 << begin)
-            self._tables[table] = _FULL if bits == _FULL else bits
+            self._tables[table] |= (1 << stop) - (1 << begin)
             first += stop - begin
 
     def tables(self) -> Iterator[int | None]:

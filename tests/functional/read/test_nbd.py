@@ -144,6 +144,17 @@ class ReadTest(DiskTestCase):
             self.assertEqual(hashlib.sha256(content).digest(),
                              digest.digest())
 
+    def test_what_was_given_up_counts_as_read_too(self):
+        server, _content = self.random_disk(16 * MIB)
+        disk = self.connect(server)
+        given_up = disk.read([(0, disk.size)])
+        next(given_up)
+        given_up.close()
+        for _piece in disk.read([(0, disk.size)]):
+            pass
+        self.assertEqual(nbd.IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
+                         disk.bytes_read)
+
     def test_extents_may_be_asked_for_while_reading(self):
         server, content = self.random_disk(16 * MIB)
         disk = self.connect(server)

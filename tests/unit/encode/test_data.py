@@ -41,6 +41,11 @@ class FindDataTest(base.BaseTestCase):
         self.assertEqual([read.Extent(196 * KIB, 8 * KIB, True)],
                          list(encode.nonzero(disk)))
 
+    def test_nonzero_looks_at_clusters_and_not_at_parts_of_extents(self):
+        disk = ZeroDisk(1024 * KIB, [(196 * KIB, 300 * KIB)])
+        self.assertEqual([read.Extent(196 * KIB, 60 * KIB, True)],
+                         list(encode.nonzero(disk)))
+
     def test_nonzero_joins_neighbours(self):
         disk = fake_disk.FakeDisk(1024 * KIB, [(0, 1000 * KIB)])
         self.assertEqual([read.Extent(0, 1000 * KIB, True)],
