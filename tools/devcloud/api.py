@@ -2,9 +2,9 @@
 """A small client of the OpenStack APIs: requests and answers in JSON."""
 
 import json
+from typing import Any
 import urllib.error
 import urllib.request
-from typing import Any
 
 from devcloud import errors
 from devcloud import state as cloud_state

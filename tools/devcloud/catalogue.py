@@ -93,4 +93,3 @@ def _ensure_endpoints(admin: api.Client) -> None:
                 'service_id': service, 'interface': interface,
                 'region_id': cloud_state.REGION,
                 'url': cloud_state.url(name, path)}})
-

@@ -19,6 +19,10 @@ all state lies in /var/lib/snapext-cloud (or in $SNAPEXT_CLOUD_DIR).
 """
 
 
+#: Commands of which only one may run at a time.
+CHANGING = ('up', 'down', 'configure', 'restart')
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog='cloud', description=DESCRIPTION)
     commands = top.add_subparsers(dest='command', required=True)
@@ -59,6 +63,9 @@ def main(argv: list[str]) -> int:
     if os.geteuid() != 0:
         return _as_root(argv)
     try:
+        if arguments.command in CHANGING:
+            with cloud.lock(cloud_state.State.default()):
+                return _dispatch(arguments)
         return _dispatch(arguments)
     except errors.CloudError as exc:
         print(f'cloud: {exc}', file=sys.stderr)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring the whole cloud up, and take it down again."""
 
+from collections.abc import Iterator
 import concurrent.futures
+import contextlib
+import fcntl
 import pathlib
 import pwd
 import shutil
@@ -15,6 +18,7 @@ from devcloud import databases
 from devcloud import errors
 from devcloud import images
 from devcloud import libvirtd
+from devcloud import lvm
 from devcloud import mariadb
 from devcloud import packages
 from devcloud import process
@@ -61,6 +65,7 @@ class Up:
         new_wheel = venv.install_checkout(state)
         if new_wheel:
             self.say('wheel of this checkout installed')
+        lvm.start(state)
         host = hypervisor(state)
         changed = self._stop_changed(config.write_all(state, host))
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -75,7 +80,7 @@ class Up:
             self.say('databases synced')
         self._start_services()
         if new_wheel or 'nova-compute' in changed:
-            services.nova_compute(state).daemon(state).stop()
+            services.nova_compute(state).stop(state)
         compute.start(state)
         self.say('all services run')
         if uploaded := images.register(state, images.build(state)):
@@ -86,22 +91,21 @@ class Up:
         for service in services.all_services(self.state):
             if service.name in changed or (
                     'nova' in changed and service.name.startswith('nova')):
-                service.daemon(self.state).stop()
+                service.stop(self.state)
         return changed
 
     def _start_services(self) -> None:
         """Start everything but nova-compute, which needs all others."""
         state = self.state
-        nova, others = [], []
-        for service in services.all_services(state):
-            (nova if service.name.startswith('nova') else others).append(
-                service)
-        started = [service for service in others if service.start(state)]
+        known = services.all_services(state)
+        started = [service for service in known
+                   if not service.name.startswith('nova')
+                   and service.start(state)]
         services.keystone(state).await_ready(state)
         if catalogue.fill(state):
             self.say('users, projects and endpoints made')
         # Nova asks Keystone for a token as soon as it starts.
-        started += [service for service in nova
+        started += [service for service in known
                     if service.name != 'nova-compute'
                     and service.start(state)]
         for service in started:
@@ -114,13 +118,29 @@ def down(state: cloud_state.State, purge: bool) -> None:
 
     :param purge: remove the state directory too
     """
-    services.nova_compute(state).daemon(state).stop()
+    services.nova_compute(state).stop(state)
     hypervisor(state).stop()
-    for daemon in reversed(daemons(state)):
+    for service in reversed(services.all_services(state)):
+        service.stop(state)
+    for daemon in (*rabbitmq.daemons(state)[::-1], mariadb.daemon(state)):
         daemon.stop()
+    lvm.stop(state)
     config.SUDOERS.unlink(missing_ok=True)
     if purge:
         shutil.rmtree(state.root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(state: cloud_state.State) -> Iterator[None]:
+    """Keep two commands from changing the cloud at the same time."""
+    state.run.mkdir(parents=True, exist_ok=True)
+    with open(state.run / 'lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.CloudError(
+                'another command is changing the cloud right now') from None
+        yield
 
 
 def restart(state: cloud_state.State, name: str) -> None:
@@ -138,7 +158,7 @@ def restart(state: cloud_state.State, name: str) -> None:
                 f'no service is called {name!r}; there are '
                 f'{", ".join([*known, "libvirtd"])}')
         service = known[name]
-        service.daemon(state).stop()
+        service.stop(state)
         service.start(state)
         service.await_ready(state)
 
@@ -170,7 +190,8 @@ def show_log(state: cloud_state.State, name: str | None,
     if name not in logs:
         raise errors.CloudError(f'no service is called {name!r}; there are '
                                 f'{", ".join(logs)}')
-    words = ['tail', '-n', '200', *(['-f'] if follow else []), logs[name]]
+    words = ['tail', '-n', '200', *(['-f'] if follow else []),
+             str(logs[name])]
     return subprocess.run(words).returncode
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-compute: starting it, and changing its configuration."""
 
-import datetime
 from collections.abc import Sequence
+import datetime
 
 from devcloud import api
 from devcloud import config
@@ -31,7 +31,7 @@ def start(state: cloud_state.State) -> bool:
     daemon = service.daemon(state)
     offset = state.log(service.name).stat().st_size \
         if state.log(service.name).exists() else 0
-    since = datetime.datetime.now(datetime.timezone.utc)
+    since = datetime.datetime.now(datetime.UTC)
     if not service.start(state):
         return False
     admin = api.Client.admin(state)
@@ -53,7 +53,7 @@ def start(state: cloud_state.State) -> bool:
 
 def restart(state: cloud_state.State) -> None:
     """Stop nova-compute and start it again; guests run on."""
-    services.nova_compute(state).daemon(state).stop()
+    services.nova_compute(state).stop(state)
     start(state)
 
 
@@ -106,7 +106,7 @@ def _reported(admin: api.Client, since: datetime.datetime) -> bool:
     for service in listed['services']:
         updated = datetime.datetime.fromisoformat(
             service['updated_at'] or '1970-01-01').replace(
-                tzinfo=datetime.timezone.utc)
+                tzinfo=datetime.UTC)
         if service['state'] == 'up' and updated > since:
             return True
     return False

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration files of the OpenStack services."""
 
+from collections.abc import Mapping
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
 
 from devcloud import libvirtd
+from devcloud import lvm
 from devcloud import mariadb
 from devcloud import rabbitmq
 from devcloud import shell
@@ -17,9 +18,6 @@ USER = 'nova'
 
 #: The driver that this project provides.
 DRIVER = 'snapext.SnapextDriver'
-
-#: The volume group of `[libvirt]images_type = lvm`.
-VOLUME_GROUP = 'snapext'
 
 #: Users by which the services know each other.
 SERVICE_USERS = ('nova', 'glance', 'neutron', 'placement')
@@ -205,7 +203,9 @@ def _nova_compute(state: cloud_state.State,
             'virt_type': 'kvm' if kvm else 'qemu',
             'cpu_mode': 'host-passthrough' if kvm else 'none',
             'images_type': 'qcow2',
-            'images_volume_group': VOLUME_GROUP,
+            'images_volume_group': lvm.VOLUME_GROUP,
+            # Overwriting deleted volumes would fill their sparse files.
+            'volume_clear': 'none',
         },
     }
 

@@ -152,7 +152,7 @@ class Demo:
         with watch.DiskUsage(self.state.snapshots) as usage:
             task = wait.until(
                 'the start of the snapshot', lambda: self.task_state(server)
-                or request.poll() and 'refused', 60, interval=0.05)
+                or ('refused' if request.poll() else ''), 60, interval=0.05)
             begin = time.monotonic()
             answer, _ = request.communicate(timeout=60)
             if request.returncode:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's packages: install what is missing, or only unpack it."""
 
+from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
 
 from devcloud import errors
 from devcloud import shell

@@ -5,6 +5,7 @@ A process is known by its id together with the time at which it started, so
 that another one which got the same id later is never touched.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import grp
 import json
@@ -13,7 +14,6 @@ import pathlib
 import pwd
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
 
 from devcloud import errors
 from devcloud import shell

@@ -31,8 +31,10 @@ log.file = false
 def daemons(state: cloud_state.State) -> tuple[process.Daemon,
                                                process.Daemon]:
     """epmd, and RabbitMQ which needs it."""
-    return tuple(process.Daemon(name, state.run / f'{name}.json',
-                                state.log(name)) for name in ('epmd', NAME))
+    epmd, server = (process.Daemon(name, state.run / f'{name}.json',
+                                   state.log(name))
+                    for name in ('epmd', NAME))
+    return epmd, server
 
 
 def transport_url(state: cloud_state.State) -> str:

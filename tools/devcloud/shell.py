@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a program to its end, and write a file at once or not at all."""
 
+from collections.abc import Mapping, Sequence
 import os
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
 
 from devcloud import errors
 
@@ -35,9 +35,8 @@ def run(argv: Sequence[str | os.PathLike], *, timeout: float = COMMAND_TIMEOUT,
         done = subprocess.run(
             words, timeout=timeout, input=stdin, text=True, cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else None,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})}, user=user, group=group,
-            extra_groups=[] if user else None)
+            capture_output=True, env={**os.environ, **(env or {})},
+            user=user, group=group, extra_groups=[] if user else None)
     except FileNotFoundError as exc:
         raise errors.CloudError(f'{words[0]} is not installed') from exc
     except subprocess.TimeoutExpired as exc:
@@ -50,13 +49,12 @@ def run(argv: Sequence[str | os.PathLike], *, timeout: float = COMMAND_TIMEOUT,
 
 
 def write(path: pathlib.Path, text: str, mode: int = 0o644,
-          user: str | None = None, group: str | None = None) -> bool:
+          group: str | None = None) -> bool:
     """Write a file atomically, unless it holds this text already.
 
     :param path: file to write
     :param text: its whole content
     :param mode: its permissions
-    :param user: its owner's name
     :param group: its group's name
     :returns: whether the file has changed
     """
@@ -69,7 +67,7 @@ def write(path: pathlib.Path, text: str, mode: int = 0o644,
     with os.fdopen(descriptor, 'w') as stream:
         stream.write(text)
     os.chmod(beside, mode)
-    if user or group:
-        shutil.chown(beside, user, group)
+    if group:
+        shutil.chown(beside, group=group)
     beside.replace(path)
     return True

@@ -22,7 +22,6 @@ REQUIREMENTS = (
 )
 
 
-
 def install(state: cloud_state.State) -> bool:
     """Make the virtual environment, where it is not there already.
 

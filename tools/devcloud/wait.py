@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wait for a condition, with a deadline, and say what did not come."""
 
+from collections.abc import Callable
 import http.client
 import pathlib
 import socket
 import time
+from typing import TypeVar
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import TypeVar
 
 from devcloud import errors
 

@@ -3,13 +3,14 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import re
 import subprocess
 import tempfile
 import threading
 import time
-from typing import IO
+from typing import Self
 
 from devcloud import errors
 from devcloud import libvirtd
@@ -26,7 +27,7 @@ class _Watcher:
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self.failure: Exception | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -123,7 +124,7 @@ class Console(_Watcher):
         times = [one.uptime for one in list(self.seen)
                  if begin <= one.when <= end]
         return max((later - earlier for earlier, later
-                    in zip(times, times[1:])), default=0.0)
+                    in itertools.pairwise(times)), default=0.0)
 
 
 class DiskUsage(_Watcher):
@@ -156,7 +157,7 @@ class DomainEvents:
     def __init__(self, host: libvirtd.Libvirtd, domain: str) -> None:
         self.command = ['virsh', '-c', host.uri, 'event', '--domain', domain,
                         '--event', 'lifecycle', '--loop', '--timestamp']
-        self.output: IO[str] = tempfile.TemporaryFile('w+')
+        self.output = tempfile.TemporaryFile('w+')  # noqa: SIM115
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> 'DomainEvents':
