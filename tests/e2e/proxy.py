@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Glance that fails: a proxy before the real one."""
+
+import http.client
+import http.server
+import threading
+import urllib.parse
+
+# Bytes that are passed on at once.
+PIECE = 64 * 1024
+
+
+class Faults:
+    """What happens to uploads on their way.
+
+    :ivar cut_after: numbers of bytes, one an upload, after which it is cut
+        off; uploads after the last of them go through
+    :ivar corrupt_at: offset of a byte that arrives as another one, in every
+        upload
+    :ivar uploads: how many bytes of each upload came in
+    """
+
+    def __init__(self, cut_after=(), corrupt_at=None):
+        self.cut_after = list(cut_after)
+        self.corrupt_at = corrupt_at
+        self.uploads = []
+
+
+class GlanceProxy:
+    """Serves on a port of its own, until it is closed.
+
+    :param target: URL of the real Glance
+    """
+
+    def __init__(self, target, faults):
+        address = urllib.parse.urlsplit(target)
+        handler = type('Handler', (_Handler,), {
+            'target': (address.hostname, address.port), 'faults': faults})
+        self._server = http.server.ThreadingHTTPServer(
+            ('127.0.0.1', 0), handler)
+        self.url = f'http://127.0.0.1:{self._server.server_port}'
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_args):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Cut(Exception):
+    pass
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *_args):
+        """Say nothing."""
+
+    def forward(self):
+        upstream = http.client.HTTPConnection(*self.target, timeout=120)
+        try:
+            if self.command == 'PUT' and self.path.endswith('/file'):
+                self.forward_upload(upstream)
+            else:
+                length = int(self.headers.get('Content-Length') or 0)
+                upstream.request(
+                    self.command, self.path, self.rfile.read(length),
+                    self.passed_on())
+            self.answer(upstream.getresponse())
+        except _Cut:
+            # Neither side is told: the connections end.
+            self.close_connection = True
+        finally:
+            upstream.close()
+
+    do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = forward
+
+    def passed_on(self):
+        return {name: value for name, value in self.headers.items()
+                if name.lower() not in ('host', 'connection',
+                                        'transfer-encoding')}
+
+    def forward_upload(self, upstream):
+        cut_after = (self.faults.cut_after.pop(0)
+                     if self.faults.cut_after else None)
+        self.faults.uploads.append(0)
+        upstream.putrequest(self.command, self.path)
+        for name, value in self.passed_on().items():
+            upstream.putheader(name, value)
+        upstream.putheader('Transfer-Encoding', 'chunked')
+        upstream.endheaders()
+        for piece in self.pieces():
+            received = self.faults.uploads[-1]
+            if cut_after is not None and received >= cut_after:
+                raise _Cut()
+            piece = self.corrupted(piece, received)
+            self.faults.uploads[-1] += len(piece)
+            upstream.send(b'%x\r\n%b\r\n' % (len(piece), piece))
+        upstream.send(b'0\r\n\r\n')
+
+    def pieces(self):
+        while size := int(self.rfile.readline(), 16):
+            while size:
+                piece = self.rfile.read(min(size, PIECE))
+                size -= len(piece)
+                yield piece
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def corrupted(self, piece, offset):
+        at = self.faults.corrupt_at
+        if at is None or not offset <= at < offset + len(piece):
+            return piece
+        changed = bytearray(piece)
+        changed[at - offset] ^= 0xff
+        return bytes(changed)
+
+    def answer(self, response):
+        content = response.read()
+        self.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ('connection', 'content-length',
+                                    'transfer-encoding'):
+                self.send_header(name, value)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
