@@ -58,6 +58,15 @@ class Up:
         state = self.state
         if missing := packages.install():
             self.say(f'Debian packages installed: {" ".join(missing)}')
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            built = pool.submit(images.build, state)
+            self._run_services()
+            if uploaded := images.register(state, built.result()):
+                self.say(f'guest images uploaded: {", ".join(uploaded)}')
+
+    def _run_services(self) -> None:
+        """Install and start all but the guests' images."""
+        state = self.state
         _make_user(state)
         _make_directories(state)
         if venv.install(state):
@@ -83,8 +92,6 @@ class Up:
             services.nova_compute(state).stop(state)
         compute.start(state)
         self.say('all services run')
-        if uploaded := images.register(state, images.build(state)):
-            self.say(f'images made: {", ".join(uploaded)}')
 
     def _stop_changed(self, changed: set[str]) -> set[str]:
         """Stop the services whose configuration changed."""
@@ -120,8 +127,10 @@ def down(state: cloud_state.State, purge: bool) -> None:
     """
     services.nova_compute(state).stop(state)
     hypervisor(state).stop()
-    for service in reversed(services.all_services(state)):
-        service.stop(state)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        # What stop() raises comes out here.
+        list(pool.map(lambda service: service.stop(state),
+                      services.all_services(state)))
     for daemon in (*rabbitmq.daemons(state)[::-1], mariadb.daemon(state)):
         daemon.stop()
     lvm.stop(state)

@@ -43,7 +43,7 @@ FINISHED = re.compile(r'Snapshot of root disk \S+ finished: (.*)')
 BEGINNING = re.compile(r'^(\S+ \S+) .*Beginning (live |cold )?snapshot')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Snapshot:
     """What was seen of the snapshot.
 
@@ -102,7 +102,13 @@ class Demo:
                    lambda: console.last() > shot.acknowledged_after + 10, 60)
         log = self.compute_log.read_bytes()[offset:].decode()
 
-        image = self.client.get('glance', f'/images/{shot.image}')
+        try:
+            image = self.client.get('glance', f'/images/{shot.image}')
+        except errors.ApiError as exc:
+            raise errors.CloudError(
+                f'the snapshot failed, its image is gone; the end of '
+                f"nova-compute's log:\n{wait.tail(self.compute_log)}"
+            ) from exc
         self.prove('the image is active', image['status'] == 'active',
                    image['status'])
         place = self.state.root / 'demo'
@@ -149,48 +155,50 @@ class Demo:
         request = subprocess.Popen(
             [self.state.bin(command[0]), *command[1:]], text=True,
             stdout=subprocess.PIPE, env={**os.environ, **env})
-        with watch.DiskUsage(self.state.snapshots) as usage:
-            task = wait.until(
-                'the start of the snapshot', lambda: self.task_state(server)
-                or ('refused' if request.poll() else ''), 60, interval=0.05)
-            begin = time.monotonic()
+        with (watch.DiskUsage(self.state.snapshots) as usage,
+              watch.TaskStates(self.client, server) as tasks):
+            begin = wait.until(
+                'the start of the snapshot', lambda: tasks.began()
+                or (time.monotonic() if request.poll() else None), 60)
             answer, _ = request.communicate(timeout=60)
             if request.returncode:
                 raise errors.CloudError('the snapshot was refused')
-            shot = Snapshot(json.loads(answer)['id'], begin, 0, 0, 0, [task])
-            self.follow(server, shot, console)
+            image = json.loads(answer)['id']
+            acknowledged = self.follow(image, begin, tasks, console)
+            end = tasks.ended() or time.monotonic()
         usage.check()
-        shot.host_space = usage.peak
-        return shot
+        return Snapshot(image, begin, end, acknowledged, usage.peak,
+                        tasks.names())
 
-    def follow(self, server: str, shot: Snapshot,
-               console: watch.Console) -> None:
-        """Show the progress of a snapshot until it has ended."""
-        stored = self.state.glance_store / shot.image
+    def follow(self, image: str, begin: float, tasks: watch.TaskStates,
+               console: watch.Console) -> int:
+        """Show the progress of a snapshot until it has ended.
+
+        :param begin: when it began, on our monotonic clock
+        :returns: the last record acknowledged when the image's first byte
+            had come
+        """
+        stored = self.state.glance_store / image
+        acknowledged = 0
         shown = ''
-        deadline = shot.begin + SNAPSHOT_TIMEOUT
-        while not shot.end:
-            found = servers.show(self.client, server)
-            task = found['OS-EXT-STS:task_state'] or ''
-            if task and task not in shot.task_states[-1:]:
-                shot.task_states.append(task)
+        while not tasks.ended():
             size = stored.stat().st_size if stored.exists() else 0
-            now = time.monotonic()
-            if size and not shot.acknowledged_after:
-                shot.acknowledged_after = console.last()
-            line = (f'  {now - shot.begin:5.1f} s  {task or "done":22} '
-                    f'progress {found.get("progress", 0):3} %  '
+            if size and not acknowledged:
+                acknowledged = console.last()
+            seconds = time.monotonic() - begin
+            task = tasks.last.get('OS-EXT-STS:task_state') or ''
+            line = (f'  {seconds:5.1f} s  {task:22} '
+                    f'progress {tasks.last.get("progress", 0):3} %  '
                     f'in Glance {size / layout.MIB:7.1f} MiB  '
                     f'guest at record {console.last()}')
             self.show_progress(line, shown)
             shown = line
-            if not task:
-                shot.end = now
-            if now > deadline:
+            if seconds > SNAPSHOT_TIMEOUT:
                 raise errors.TimedOut(f'the snapshot did not end in '
                                       f'{SNAPSHOT_TIMEOUT} s')
             time.sleep(0.1)
         print()
+        return acknowledged or console.last()
 
     @staticmethod
     def show_progress(line: str, before: str) -> None:
@@ -199,9 +207,6 @@ class Demo:
             print(f'\r{line}', end='', flush=True)
         elif line[:6] != before[:6]:
             print(line, flush=True)
-
-    def task_state(self, server: str) -> str | None:
-        return servers.show(self.client, server)['OS-EXT-STS:task_state']
 
     def prove_content(self, image: dict[str, Any],
                       file: pathlib.Path) -> None:

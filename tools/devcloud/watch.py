@@ -10,10 +10,13 @@ import subprocess
 import tempfile
 import threading
 import time
+from typing import Any
 from typing import Self
 
+from devcloud import api
 from devcloud import errors
 from devcloud import libvirtd
+from devcloud import servers
 
 #: Seconds between two looks.
 INTERVAL = 0.02
@@ -145,6 +148,46 @@ class DiskUsage(_Watcher):
                 if path.is_file():
                     total += path.stat().st_blocks * 512
         self.peak = max(self.peak, total)
+
+
+class TaskStates(_Watcher):
+    """Follows the task states of a server, as the API shows them.
+
+    :param client: who asks
+    :param server: the server's id
+    """
+
+    def __init__(self, client: api.Client, server: str) -> None:
+        super().__init__()
+        self.client = client
+        self.server = server
+        #: Every state seen, in order, with our monotonic clock then.
+        self.seen: list[tuple[str | None, float]] = []
+        #: The server as last seen.
+        self.last: dict[str, Any] = {}
+
+    def look(self) -> None:
+        self.last = servers.show(self.client, self.server)
+        state = self.last['OS-EXT-STS:task_state']
+        if not self.seen or self.seen[-1][0] != state:
+            self.seen.append((state, time.monotonic()))
+
+    def names(self) -> list[str]:
+        """The states that are tasks, in order."""
+        self.check()
+        return [state for state, _ in self.seen if state]
+
+    def began(self) -> float | None:
+        """When the first task was seen, on our monotonic clock."""
+        self.check()
+        return next((when for state, when in list(self.seen) if state), None)
+
+    def ended(self) -> float | None:
+        """When the last task had ended, or None while there is one."""
+        self.check()
+        if not self.names() or self.seen[-1][0]:
+            return None
+        return self.seen[-1][1]
 
 
 class DomainEvents:
