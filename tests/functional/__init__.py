@@ -6,6 +6,7 @@ import sys
 
 from nova import monkey_patch
 
+os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', 'true')
 monkey_patch.patch()
 
 # The private libvirtd is that of the development cloud.
