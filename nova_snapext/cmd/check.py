@@ -19,6 +19,8 @@ DISTRIBUTION = 'nova-snapext'
 DRIVER = 'snapext.SnapextDriver'
 MODULE = 'nova.virt.snapext'
 MIN_NOVA = 34
+# Reads into buffers of ours, which it lets go of again.
+MIN_LIBNBD = (1, 14)
 
 
 class Problem(Exception):
@@ -72,7 +74,11 @@ def nbd_binding() -> str:
             'virtual environment sees it when made with '
             '--system-site-packages.')
     nbd = importlib.import_module('nbd')
-    return f'libnbd {nbd.NBD().get_version()}'
+    version = nbd.NBD().get_version()
+    if tuple(map(int, version.split('.')[:2])) < MIN_LIBNBD:
+        raise Problem(f'libnbd {version} is too old: {MIN_LIBNBD[0]}.'
+                      f'{MIN_LIBNBD[1]} or newer is needed.')
+    return f'libnbd {version}'
 
 
 def driver_loads() -> str:

@@ -61,6 +61,11 @@ class CheckTest(base.TestCase):
         self.assertIn('python3-libnbd', problem)
         self.assertIn('--system-site-packages', problem)
 
+    def test_an_old_libnbd_is_named(self):
+        nbd = importlib.import_module('nbd')
+        nbd.NBD.return_value.get_version.return_value = '1.8.3'
+        self.assertIn('1.14 or newer', self.problem(check.nbd_binding))
+
     def test_missing_programs_are_named_with_their_packages(self):
         self.patch(check.shutil, 'which', lambda _program: None)
         self.assertIn('qemu-utils', self.problem(check.programs))
