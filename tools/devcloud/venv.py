@@ -56,7 +56,8 @@ def install_checkout(state: cloud_state.State) -> bool:
         shutil.copy2(cloud_state.CHECKOUT / name, source / name,
                      follow_symlinks=False)
     env = {}
-    if (cloud_state.CHECKOUT / '.git').is_dir():
+    # pbr takes the version from git's history, where there is one.
+    if shutil.which('git') and (cloud_state.CHECKOUT / '.git').is_dir():
         shutil.copytree(cloud_state.CHECKOUT / '.git', source / '.git',
                         symlinks=True)
     else:
