@@ -17,6 +17,7 @@ from nova import objects
 from nova import utils
 from nova.virt.libvirt import driver
 from oslo_log import log as logging
+from oslo_utils import excutils
 from oslo_utils import timeutils
 
 from nova_snapext import choose
@@ -36,6 +37,13 @@ LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
 
+# What Nova's manager takes for the end of the instance, or of the wish for
+# its image, and not for an error.
+GONE = (nova_exception.InstanceNotFound,
+        nova_exception.InstanceNotRunning,
+        nova_exception.UnexpectedDeletingTaskStateError,
+        nova_exception.ImageNotFound)
+
 
 class SnapextDriver(driver.LibvirtDriver):
     """The libvirt driver; what it does otherwise is Nova's own."""
@@ -51,16 +59,16 @@ class SnapextDriver(driver.LibvirtDriver):
                  instance: objects.Instance, image_id: str,
                  update_task_state: UpdateTaskState) -> None:
         """Freeze the root disk, and stream it to Glance as it is read."""
-        with self._gone_guest_translated(instance):
-            try:
+        try:
+            with self._gone_guest_translated(instance):
                 plan = self._plan(context, instance, image_id)
                 strategy = choose.choose(plan, self._strategies)
-            except exception.NotServed as reason:
-                LOG.info('Nova\'s own snapshot is taken, because: %s', reason,
-                         instance=instance)
-                super().snapshot(
-                    context, instance, image_id, update_task_state)
-                return
+        except exception.NotServed as reason:
+            LOG.info('Nova\'s own snapshot is taken, because: %s', reason,
+                     instance=instance)
+            super().snapshot(context, instance, image_id, update_task_state)
+            return
+        with self._failure_logged(plan), self._gone_guest_translated(instance):
             self._take(plan, strategy, update_task_state)
 
     def _plan(self, context: nova_context.RequestContext,
@@ -124,6 +132,22 @@ class SnapextDriver(driver.LibvirtDriver):
             upload.upload(plan.context, self._image_api, plan.image_id,
                           plan.metadata, encoder, on_sent)
             return disk.bytes_read, encoder.size
+
+    @contextlib.contextmanager
+    def _failure_logged(self, plan: planning.Plan) -> Iterator[None]:
+        """Log why a snapshot has failed: Nova's manager does not."""
+        try:
+            yield
+        except GONE as reason:
+            LOG.info('Snapshot given up: %s', reason, instance=plan.instance)
+            raise
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                LOG.exception('Snapshot of root disk %(disk)s into image '
+                              '%(image)s failed',
+                              {'disk': plan.disk.target,
+                               'image': plan.image_id},
+                              instance=plan.instance)
 
     @contextlib.contextmanager
     def _gone_guest_translated(

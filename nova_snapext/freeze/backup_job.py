@@ -105,6 +105,7 @@ class BackupJob:
         with _job_end_awaited(guest) as await_job_end:
             guest.abort_job()
             await_job_end(CONF.snapext.job_timeout)
+        self._await_clean_up(guest)
         if self._runs(guest):
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
@@ -112,6 +113,16 @@ class BackupJob:
                        f'{CONF.snapext.job_timeout} seconds. End it with '
                        f'"virsh domjobabort {self._instance.name}", then '
                        f'remove {self._directory.path}')
+
+    def _await_clean_up(self, guest: libvirt_guest.Guest) -> None:
+        """Let libvirt remove the scratch file before the directory goes."""
+        # It does so after it has told of the job's end, while it still holds
+        # the domain's lock for changes, which a query waits for.
+        try:
+            guest.get_block_device(self._disk).get_job_info()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in JOB_IS_OVER:
+                raise
 
     def _runs(self, guest: libvirt_guest.Guest) -> bool:
         """Whether the guest has a backup job, and it is this one."""

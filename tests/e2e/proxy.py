@@ -30,12 +30,14 @@ class GlanceProxy:
     """Serves on a port of its own, until it is closed.
 
     :param target: URL of the real Glance
+    :ivar faults: what happens to the uploads that begin from now on
     """
 
-    def __init__(self, target, faults):
+    def __init__(self, target):
         address = urllib.parse.urlsplit(target)
         handler = type('Handler', (_Handler,), {
-            'target': (address.hostname, address.port), 'faults': faults})
+            'target': (address.hostname, address.port), 'proxy': self})
+        self.faults = Faults()
         self._server = http.server.ThreadingHTTPServer(
             ('127.0.0.1', 0), handler)
         self.url = f'http://127.0.0.1:{self._server.server_port}'
@@ -86,20 +88,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                                         'transfer-encoding')}
 
     def forward_upload(self, upstream):
-        cut_after = (self.faults.cut_after.pop(0)
-                     if self.faults.cut_after else None)
-        self.faults.uploads.append(0)
+        faults = self.proxy.faults
+        cut_after = faults.cut_after.pop(0) if faults.cut_after else None
+        faults.uploads.append(0)
         upstream.putrequest(self.command, self.path)
         for name, value in self.passed_on().items():
             upstream.putheader(name, value)
         upstream.putheader('Transfer-Encoding', 'chunked')
         upstream.endheaders()
         for piece in self.pieces():
-            received = self.faults.uploads[-1]
+            received = faults.uploads[-1]
             if cut_after is not None and received >= cut_after:
                 raise _Cut()
-            piece = self.corrupted(piece, received)
-            self.faults.uploads[-1] += len(piece)
+            piece = corrupted(piece, received, faults.corrupt_at)
+            faults.uploads[-1] += len(piece)
             upstream.send(b'%x\r\n%b\r\n' % (len(piece), piece))
         upstream.send(b'0\r\n\r\n')
 
@@ -112,14 +114,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
 
-    def corrupted(self, piece, offset):
-        at = self.faults.corrupt_at
-        if at is None or not offset <= at < offset + len(piece):
-            return piece
-        changed = bytearray(piece)
-        changed[at - offset] ^= 0xff
-        return bytes(changed)
-
     def answer(self, response):
         content = response.read()
         self.send_response(response.status)
@@ -130,3 +124,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+def corrupted(piece, offset, at):
+    """Change the byte at an offset of an upload, if it is in this piece."""
+    if at is None or not offset <= at < offset + len(piece):
+        return piece
+    changed = bytearray(piece)
+    changed[at - offset] ^= 0xff
+    return bytes(changed)

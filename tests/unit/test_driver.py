@@ -131,6 +131,14 @@ class SnapshotTest(base.TestCase):
         self.assertRaises(nova_exception.ImageNotFound, self.snapshot)
         self.assertEqual([], self.steps)
 
+    def test_what_failed_is_logged_with_its_cause(self):
+        self.stream.side_effect = exception.ImageMismatch(
+            image='i', reason='other bytes')
+        self.assertRaises(exception.ImageMismatch, self.snapshot)
+        self.assertIn('Snapshot of root disk vda into image',
+                      self.stdlog.logger.output)
+        self.assertIn('other bytes', self.stdlog.logger.output)
+
     def test_a_domain_that_vanishes_meanwhile_is_an_instance_not_found(self):
         error = libvirt.libvirtError('gone')
         error.err = (libvirt.VIR_ERR_NO_DOMAIN, 0, '', 0, None, None, None,

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beside Nova's own snapshot."""
+
+import itertools
+
+from tests.e2e import base
+
+# What Nova documents for an image create, in order.
+DOCUMENTED = ['image_snapshot_pending', 'image_snapshot',
+              'image_pending_upload', 'image_uploading']
+
+# What two images of the same guest can't have in common.
+OF_ITS_OWN = {'id', 'created_at', 'updated_at', 'file', 'self', 'size',
+              'checksum', 'os_hash_value', 'virtual_size', 'stores',
+              'locations', 'direct_url'}
+
+
+class SameGuestTest(base.CloudTestCase):
+    """One guest, snapshotted by ours and then by Nova's own."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        server = cls.boot()
+        cls.ours = cls.snapshot(server)
+        cls.CONFIGURATION = ('DEFAULT.compute_driver=libvirt.LibvirtDriver',)
+        cls.configure()
+        cls.native = cls.snapshot(server)
+
+    def test_each_was_taken_by_the_driver_that_it_stands_for(self):
+        self.assertEqual('backup', self.ours.strategy)
+        self.assertIsNone(self.native.strategy)
+
+    def test_task_states_are_those_of_nova_without_its_detour(self):
+        without_detour = list(dict.fromkeys(self.native.task_states))
+        # A state may pass between two looks at the API.
+        for seen in (self.ours.task_states, without_detour):
+            places = [DOCUMENTED.index(task) for task in seen]
+            self.assertEqual(sorted(places), places)
+            self.assertEqual(DOCUMENTED[-1], seen[-1])
+        self.assertTrue(all(
+            one != other for one, other in
+            itertools.pairwise(self.ours.task_states)))
+
+    def test_metadata_of_the_image_is_nova_s_own(self):
+        ours, native = map(self.image, (self.ours.image, self.native.image))
+        self.assertEqual(
+            {name: native[name] for name in native.keys() - OF_ITS_OWN},
+            {name: ours[name] for name in ours.keys() - OF_ITS_OWN})
+
+
+class NotServedTest(base.CloudTestCase):
+
+    CONFIGURATION = ('libvirt.snapshot_image_format=vmdk',)
+
+    def test_vmdk_goes_to_nova_s_own_snapshot_and_the_log_says_why(self):
+        server = self.boot(add_cleanup=self.addCleanup)
+        shot = self.snapshot(server)
+        self.assertIn("Nova's own snapshot is taken, because: images of the "
+                      "format vmdk are not streamed", shot.log)
+        self.assertIsNone(shot.strategy)
+        self.assertEqual('vmdk', self.image(shot.image)['disk_format'])
+        self.assert_nothing_left(server)
