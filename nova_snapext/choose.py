@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import nova.conf
 
+from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
 from nova_snapext import plan as planning
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 
 STORAGES = ('file', 'block')
 DISK_FORMATS = ('qcow2', 'raw')

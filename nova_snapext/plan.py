@@ -6,16 +6,16 @@ from __future__ import annotations
 import dataclasses
 import typing as ty
 
-import nova.conf
 from nova import context as nova_context
 from nova import objects
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 
+from nova_snapext import conf
 from nova_snapext import exception
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,18 +11,18 @@ import typing as ty
 
 import libvirt
 from lxml import etree
-import nova.conf
 from nova import exception as nova_exception
 from nova import utils
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext import plan as planning
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 
 # What libvirt answers when the job, or the guest with it, is gone.
 JOB_IS_OVER = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP,

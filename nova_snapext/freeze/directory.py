@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 
-import nova.conf
 from nova import objects
 import nova.privsep.path
 from oslo_utils import fileutils
 
-CONF = nova.conf.CONF
+from nova_snapext import conf
+
+CONF = conf.CONF
 
 # sun_path of sockaddr_un holds 108 bytes, the closing zero included; unix(7).
 SOCKET_PATH_LIMIT = 107

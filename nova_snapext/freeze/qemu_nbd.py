@@ -7,15 +7,15 @@ import os
 import select
 import signal
 
-import nova.conf
 import nova.privsep
 from oslo_concurrency import processutils
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext import plan as planning
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 
 PROTOCOL_DRIVERS = {'file': 'file', 'block': 'host_device'}
 

@@ -8,15 +8,15 @@ import contextlib
 
 import libvirt
 from lxml import etree
-import nova.conf
 from nova import exception as nova_exception
 from oslo_log import log as logging
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import base
 from nova_snapext import plan as planning
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 AGENT_CHANNEL = 'org.qemu.guest_agent.0'

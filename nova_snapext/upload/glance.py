@@ -9,18 +9,18 @@ import inspect
 import typing as ty
 
 import glanceclient.exc
-import nova.conf
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance
 from oslo_log import log as logging
 import tenacity
 
+from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.upload import body
 
-CONF = nova.conf.CONF
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # Glance's default hashing_algorithm. Where an image shows another one, it is

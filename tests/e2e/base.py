@@ -160,6 +160,28 @@ class CloudTestCase(base.BaseTestCase):
         return cls.client.get('glance', f'/images/{image}')
 
     @classmethod
+    def copy_image(cls, name):
+        """Make another image with the same content and properties.
+
+        :returns: its id
+        """
+        original = cls.image(servers.image_id(cls.client, name))
+        copy = cls.client.post('glance', '/images', {
+            key: original[key] for key in original
+            if key in ('disk_format', 'container_format', 'min_disk')
+            or key.startswith(('hw_', 'os_type'))} | {'name': 'e2e-copy'})
+        cls.addClassCleanup(cls.client.delete, 'glance',
+                            f'/images/{copy["id"]}')
+        file = cls.place / 'copy'
+        servers.download(cls.client, original['id'], file)
+        with open(file, 'rb') as content:
+            cls.client.open(
+                'PUT', 'glance', f'/images/{copy["id"]}/file', content,
+                {'Content-Type': 'application/octet-stream'}).close()
+        file.unlink()
+        return copy['id']
+
+    @classmethod
     def image_exists(cls, image):
         try:
             cls.image(image)

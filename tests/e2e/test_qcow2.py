@@ -61,7 +61,7 @@ class RunningGuestTest(base.CloudTestCase):
             self.action(self.server, 'os-start', 'ACTIVE')
         self.await_records(self.server, 3)
 
-    def test_a_raw_image_is_whole(self):
+    def test_where_raw_is_configured_the_image_is_raw_and_whole(self):
         self.configure('libvirt.snapshot_image_format=raw')
         shot = self.snapshot(self.server)
         self.assertEqual('backup', shot.strategy)
