@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import typing as ty
 
+from lxml import etree
 from nova import context as nova_context
 from nova import objects
 from nova.virt.libvirt import config as vconfig
@@ -64,8 +65,13 @@ def root_disk(guest: libvirt_guest.Guest) -> RootDisk:
             reason=f'guests of virt_type {CONF.libvirt.virt_type} have no '
                    f'QEMU to freeze their disk')
     path, disk_format = libvirt_utils.find_disk(guest)
-    disk = next(device for device in guest.get_config().devices
-                if isinstance(device, vconfig.LibvirtConfigGuestDisk))
+    element = etree.fromstring(guest.get_xml_desc()).find('./devices/disk')
+    # Nova's class for a disk does not know this.
+    device = element.get('device', 'disk')
+    if device != 'disk':
+        raise exception.NotServed(reason=f'its root disk is a {device}')
+    disk = vconfig.LibvirtConfigGuestDisk()
+    disk.parse_dom(element)
     return RootDisk(
         target=disk.target_dev,
         storage=disk.source_type,

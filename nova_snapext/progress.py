@@ -6,7 +6,6 @@ from __future__ import annotations
 from nova import exception as nova_exception
 from nova import objects
 from oslo_log import log as logging
-import oslo_messaging
 from oslo_service import loopingcall
 from oslo_utils import units
 
@@ -72,6 +71,7 @@ class Progress:
             self._instance.save()
         except nova_exception.InstanceNotFound as error:
             self._deleted = error
-        except oslo_messaging.MessagingException as error:
+        except Exception as error:
+            # What only tells of a snapshot must not end it.
             LOG.warning('Could not tell how far the snapshot is: %s', error,
                         instance=self._instance)

@@ -12,7 +12,7 @@ DOMAIN = """
 <domain type='qemu'>
   <os><type>hvm</type></os>
   <devices>
-    <disk type='{storage}' device='disk'>
+    <disk type='{storage}' device='{device}'>
       <driver name='qemu' type='{format}'/>
       <source {source}>{encryption}</source>
       <target dev='vda' bus='virtio'/>
@@ -34,11 +34,11 @@ class RootDiskTest(base.TestCase):
         self.flags(virt_type='qemu', group='libvirt')
 
     def root_disk(self, storage='file', disk_format='qcow2',
-                  source='file="/i/disk"', encryption=''):
+                  source='file="/i/disk"', encryption='', device='disk'):
         domain = mock.MagicMock()
         domain.XMLDesc.return_value = DOMAIN.format(
             storage=storage, format=disk_format, source=source,
-            encryption=encryption)
+            encryption=encryption, device=device)
         return planning.root_disk(libvirt_guest.Guest(domain))
 
     def test_it_is_the_first_disk(self):
@@ -62,6 +62,11 @@ class RootDiskTest(base.TestCase):
     def test_nova_s_own_encryption_makes_it_encrypted(self):
         self.flags(enabled=True, group='ephemeral_storage_encryption')
         self.assertTrue(self.root_disk().encrypted)
+
+    def test_a_guest_that_runs_from_an_iso_is_not_served(self):
+        error = self.assertRaises(exception.NotServed, self.root_disk,
+                                  device='cdrom')
+        self.assertIn('cdrom', str(error))
 
     def test_containers_are_not_served(self):
         self.flags(virt_type='lxc', group='libvirt')
