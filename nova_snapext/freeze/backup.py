@@ -10,16 +10,13 @@ https://libvirt.org/formatbackup.html, and virDomainBackupBegin.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import contextlib
 import pwd
 
-import libvirt
 from lxml import etree
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_utils import timeutils
 
-from nova_snapext import exception
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
@@ -37,19 +34,8 @@ class BackupStrategy(base.Strategy):
             return 'the guest is shut off, and has no QEMU that could do it'
         return None
 
-    @contextlib.contextmanager
-    def freeze(self, plan: planning.Plan) -> Iterator[base.FrozenDisk]:
-        with contextlib.ExitStack() as stack:
-            try:
-                frozen = self._begin(plan, stack)
-            except (libvirt.libvirtError, OSError, ValueError) as error:
-                raise exception.FreezeFailed(
-                    disk=plan.disk.target, instance=plan.instance.uuid,
-                    strategy=self.name, reason=str(error)) from error
-            yield frozen
-
-    def _begin(self, plan: planning.Plan,
-               stack: contextlib.ExitStack) -> base.FrozenDisk:
+    def _freeze(self, plan: planning.Plan,
+                stack: contextlib.ExitStack) -> base.FrozenDisk:
         directory = snapshot_directory.Directory.make(plan.instance)
         job = backup_job.BackupJob(self._host, plan, directory)
         stack.callback(_release, job, directory)
@@ -58,7 +44,6 @@ class BackupStrategy(base.Strategy):
         with quiesce.quiesced(plan) as consistency, \
                 timeutils.StopWatch() as watch:
             job.begin(plan.guest)
-            watch.stop()
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed())

@@ -9,13 +9,10 @@ file locking").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import contextlib
 
-from oslo_concurrency import processutils
 from oslo_utils import timeutils
 
-from nova_snapext import exception
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import qemu_nbd
@@ -32,26 +29,13 @@ class ColdStrategy(base.Strategy):
             return 'the guest is running'
         return None
 
-    @contextlib.contextmanager
-    def freeze(self, plan: planning.Plan) -> Iterator[base.FrozenDisk]:
-        with contextlib.ExitStack() as stack:
-            try:
-                frozen = self._export(plan, stack)
-            except (processutils.ProcessExecutionError, OSError,
-                    ValueError) as error:
-                raise exception.FreezeFailed(
-                    disk=plan.disk.target, instance=plan.instance.uuid,
-                    strategy=self.name, reason=str(error)) from error
-            yield frozen
-
-    def _export(self, plan: planning.Plan,
+    def _freeze(self, plan: planning.Plan,
                 stack: contextlib.ExitStack) -> base.FrozenDisk:
         directory = snapshot_directory.Directory.make(plan.instance)
         stack.callback(directory.remove)
         with timeutils.StopWatch() as watch:
             server = qemu_nbd.serve(plan.disk, directory,
                                     plan.instance.uuid)
-            watch.stop()
         stack.callback(server.end)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),

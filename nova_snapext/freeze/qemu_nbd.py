@@ -64,6 +64,8 @@ def serve(disk: planning.RootDisk, directory: snapshot_directory.Directory,
     :raises ProcessExecutionError: qemu-nbd could not open the disk; a guest
         that is running has it locked
     :raises OSError: qemu-nbd can't be run, or ended at once
+    :raises TimeoutExpired: the disk's storage does not answer. Should it do
+        so later, qemu-nbd ends, as it finds its directory gone.
     """
     command = _command(disk, directory)
     if disk.storage == 'block' and not os.access(disk.path, os.R_OK):
