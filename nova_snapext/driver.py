@@ -102,6 +102,10 @@ class SnapextDriver(driver.LibvirtDriver):
         with compute_utils.disk_ops_semaphore, \
                 timeutils.StopWatch() as watch, \
                 strategy.freeze(plan) as frozen:
+            LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
+                     'consistent', {'disk': plan.disk.target,
+                                    'consistency': frozen.consistency},
+                     instance=plan.instance)
             update_task_state(
                 task_state=task_states.IMAGE_UPLOADING,
                 expected_state=task_states.IMAGE_PENDING_UPLOAD)

@@ -44,9 +44,9 @@ def nova_installed() -> str:
 
 def driver_visible() -> str:
     """Check that Nova finds the driver where compute_driver looks for it."""
-    virt = importlib.import_module('nova.virt')
-    where = virt.__path__[0]
-    if importlib.util.find_spec(MODULE) is None:
+    spec = importlib.util.find_spec(MODULE)
+    if spec is None:
+        where = importlib.import_module('nova.virt').__path__[0]
         cause = ('it is an editable install, which leaves Nova\'s directory '
                  'alone' if _editable() else
                  'it is installed for another prefix')
@@ -56,7 +56,7 @@ def driver_visible() -> str:
             f'built wheel with the Python that Nova is installed for:\n'
             f'    {sys.executable} -m pip install --force-reinstall '
             f'--no-deps nova_snapext-*.whl')
-    return f'compute_driver = {DRIVER}, found in {where}'
+    return f'compute_driver = {DRIVER}, found as {spec.origin}'
 
 
 def _editable() -> bool:

@@ -123,6 +123,19 @@ class BackupTest(base.GuestTestCase):
         self.assertEqual([], list(self.freezes.iterdir()))
         self.host.get_connection().defineXML(xml)  # for the clean-up
 
+    def test_a_guest_that_has_vanished_before_is_told_apart(self):
+        plan = self.guest(self.qcow2())
+        plan.guest.poweroff()
+        xml = plan.guest.get_xml_desc()
+        plan.guest._domain.undefine()
+        with contextlib.ExitStack() as stack:
+            error = self.assertRaises(
+                libvirt.libvirtError, stack.enter_context,
+                self.strategy.freeze(plan))
+        self.assertEqual(libvirt.VIR_ERR_NO_DOMAIN, error.get_error_code())
+        self.assertEqual([], list(self.freezes.iterdir()))
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+
     def test_a_job_that_can_not_begin_leaves_nothing(self):
         plan = self.guest(self.qcow2())
         self.freezes.mkdir(mode=0o700)  # QEMU's user has no way through it
