@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     configure.add_argument('--reset', action='store_true',
                            help='forget all earlier changes first')
     run = commands.add_parser(
-        'demo', help='snapshot a guest while it writes, and prove the result')
+        'demo', help='bring the cloud up, snapshot a guest while it writes, '
+                     'and prove the result')
     run.add_argument('--keep', action='store_true',
                      help='leave the guests and the image behind')
     restart = commands.add_parser('restart', help='restart one service')
@@ -106,6 +107,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case 'configure':
             compute.configure(state, arguments.settings, arguments.reset)
         case 'demo':
+            with cloud.lock(state):
+                cloud.Up(state).run()
             return 0 if demo.Demo(state, arguments.keep).run() else 1
         case 'restart':
             cloud.restart(state, arguments.service)
