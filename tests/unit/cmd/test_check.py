@@ -35,7 +35,7 @@ class CheckTest(base.TestCase):
     def test_a_missing_module_says_which_file_and_how_to_install_it(self):
         self.specs[check.MODULE] = None
         self.patch(check, '_editable', lambda: False)
-        problem = self.problem(check.driver_visible)
+        problem = self.problem(check.driver_loads)
         self.assertIn('snapext.py', problem)
         self.assertIn('another prefix', problem)
         self.assertIn('pip install', problem)
@@ -43,7 +43,11 @@ class CheckTest(base.TestCase):
     def test_an_editable_install_is_named_as_the_cause(self):
         self.specs[check.MODULE] = None
         self.patch(check, '_editable', lambda: True)
-        self.assertIn('editable install', self.problem(check.driver_visible))
+        self.assertIn('editable install', self.problem(check.driver_loads))
+
+    def test_a_driver_that_can_not_be_imported_says_why(self):
+        importlib.import_module.side_effect = ImportError('no module lxml')
+        self.assertIn('no module lxml', self.problem(check.driver_loads))
 
     def test_no_nova_at_all_is_named_and_ends_the_checks(self):
         self.specs['nova'] = None
