@@ -38,10 +38,14 @@ class BackupStrategy(base.Strategy):
                 stack: contextlib.ExitStack) -> base.FrozenDisk:
         directory = snapshot_directory.Directory.make(plan.instance)
         job = backup_job.BackupJob(self._host, plan, directory)
+        filesystems = quiesce.Filesystems(plan)
+        # Once more when the job is over: the agent of a guest that QEMU has
+        # paused, for want of room for the scratch file, can't answer before.
+        stack.callback(filesystems.thaw)
         stack.callback(_release, job, directory)
         job.check_none_runs(plan.guest)
         directory.share_with(_qemu_uid(plan.guest))
-        with quiesce.quiesced(plan) as consistency, \
+        with filesystems.quiesced() as consistency, \
                 timeutils.StopWatch() as watch:
             job.begin(plan.guest)
         return base.FrozenDisk(

@@ -16,6 +16,7 @@ from nova import utils
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
+from oslo_log import log as logging
 
 from nova_snapext import conf
 from nova_snapext import exception
@@ -23,6 +24,7 @@ from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
+LOG = logging.getLogger(__name__)
 
 # What libvirt answers when the job, or the guest with it, is gone.
 JOB_IS_OVER = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP,
@@ -67,6 +69,7 @@ class BackupJob:
         self._instance = plan.instance
         self._disk = plan.disk.target
         self._directory = directory
+        self._runs_free = False
 
     def check_none_runs(self, guest: libvirt_guest.Guest) -> None:
         """Refuse a guest that a backup could only wait for, for 30 seconds.
@@ -85,6 +88,8 @@ class BackupJob:
 
         :raises libvirtError: it did not begin
         """
+        state, _reason = guest._domain.state()
+        self._runs_free = state == libvirt.VIR_DOMAIN_RUNNING
         config = LibvirtConfigBackup(
             self._disk, self._directory.socket, self._directory.scratch)
         guest._domain.backupBegin(config.to_xml(), None, 0)
@@ -100,8 +105,11 @@ class BackupJob:
             guest = self._host.get_guest(self._instance)
         except nova_exception.InstanceNotFound:
             return
-        if not self._runs(guest):
-            return
+        if self._runs(guest):
+            self._abort(guest)
+        self._resume_if_starved(guest)
+
+    def _abort(self, guest: libvirt_guest.Guest) -> None:
         with _job_end_awaited(guest) as await_job_end:
             guest.abort_job()
             await_job_end(CONF.snapext.job_timeout)
@@ -113,6 +121,23 @@ class BackupJob:
                        f'{CONF.snapext.job_timeout} seconds. End it with '
                        f'"virsh domjobabort {self._instance.name}", then '
                        f'remove {self._directory.path}')
+
+    def _resume_if_starved(self, guest: libvirt_guest.Guest) -> None:
+        """Resume a guest that QEMU has paused while the job ran.
+
+        QEMU does so when the scratch file finds no more room. What the guest
+        was about to write is not lost: it is tried again.
+        """
+        if not self._runs_free:
+            return
+        state, reason = guest._domain.state()
+        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED,
+                               libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            LOG.warning('QEMU has paused the guest on an I/O error during '
+                        'its snapshot, as it does when %s is full: the guest '
+                        'is resumed', CONF.snapext.freeze_directory,
+                        instance=self._instance)
+            guest.resume()
 
     def _await_clean_up(self, guest: libvirt_guest.Guest) -> None:
         """Let libvirt remove the scratch file before the directory goes."""

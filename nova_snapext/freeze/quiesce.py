@@ -30,44 +30,92 @@ NO_ANSWER = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
              libvirt.VIR_ERR_AGENT_UNSYNCED)
 
 
-@contextlib.contextmanager
-def quiesced(plan: planning.Plan) -> Iterator[base.Consistency]:
-    """Hold the guest's filesystems frozen, where its image asks for that.
+class Filesystems:
+    """The filesystems of a guest, which may be frozen."""
 
-    They are thawed on every way out. What cannot be frozen is no error unless
-    the image has os_require_quiesce, as with Nova's own snapshots.
+    def __init__(self, plan: planning.Plan):
+        self._plan = plan
+        self._frozen = False
 
-    :raises InstanceQuiesceFailed: quiesce is required, and not possible
-    :raises ThawFailed: the filesystems may still be frozen
-    """
-    with contextlib.ExitStack() as stack:
-        reason = _freeze(plan, stack)
+    @contextlib.contextmanager
+    def quiesced(self) -> Iterator[base.Consistency]:
+        """Hold them frozen, where the guest's image asks for that.
+
+        They are thawed on every way out. What cannot be frozen is no error
+        unless the image has os_require_quiesce, as with Nova's own snapshots.
+
+        :raises InstanceQuiesceFailed: quiesce is required, and not possible
+        :raises ThawFailed: they may still be frozen
+        """
+        reason = self._freeze()
         if reason is None:
-            yield base.Consistency.FILESYSTEM
+            try:
+                yield base.Consistency.FILESYSTEM
+            finally:
+                self.thaw()
             return
-        if plan.instance.image_meta.properties.get(
+        if self._plan.instance.image_meta.properties.get(
                 'os_require_quiesce', False):
             raise nova_exception.InstanceQuiesceFailed(reason=reason)
         LOG.info('The guest\'s filesystems are not frozen for the snapshot: '
-                 '%s', reason, instance=plan.instance)
+                 '%s', reason, instance=self._plan.instance)
         yield base.Consistency.CRASH
 
+    def thaw(self) -> None:
+        """Thaw them, if they are frozen; after a failure, once more.
 
-def _freeze(plan: planning.Plan, stack: contextlib.ExitStack) -> str | None:
-    """Freeze, and put the thaw on the stack; or say why it can't be done."""
-    if not plan.instance.image_meta.properties.get(
-            'hw_qemu_guest_agent', False):
-        return 'its image does not have the property hw_qemu_guest_agent'
-    if not _agent_connected(plan):
-        return 'its guest agent is not connected'
-    stack.enter_context(_bounded_agent(plan))
-    try:
-        plan.guest.freeze_filesystems()
-    except libvirt.libvirtError as error:
-        _undo_freeze(plan, error)
-        return str(error)
-    stack.callback(_thaw, plan)
-    return None
+        :raises ThawFailed: they are still frozen
+        """
+        if not self._frozen:
+            return
+        guest = self._plan.guest
+        try:
+            with _bounded_agent(self._plan):
+                guest.thaw_filesystems()
+        except libvirt.libvirtError as error:
+            if guest.is_active():
+                raise exception.ThawFailed(
+                    instance=self._plan.instance.uuid,
+                    guest=self._plan.instance.name,
+                    reason=str(error)) from error
+            # Powered off meanwhile: nothing is frozen any more.
+        self._frozen = False
+
+    def _freeze(self) -> str | None:
+        """Freeze them; or say why it can't be done."""
+        plan = self._plan
+        if not plan.instance.image_meta.properties.get(
+                'hw_qemu_guest_agent', False):
+            return 'its image does not have the property hw_qemu_guest_agent'
+        if not _agent_connected(plan):
+            return 'its guest agent is not connected'
+        try:
+            with _bounded_agent(plan):
+                plan.guest.freeze_filesystems()
+        except libvirt.libvirtError as error:
+            self._undo_freeze(error)
+            return str(error)
+        self._frozen = True
+        return None
+
+    def _undo_freeze(self, freeze_error: libvirt.libvirtError) -> None:
+        """Thaw after a freeze that failed: part of it may have been done."""
+        if freeze_error.get_error_code() in NOTHING_SENT:
+            return
+        self._frozen = True
+        try:
+            self.thaw()
+        except exception.ThawFailed as error:
+            if freeze_error.get_error_code() in NO_ANSWER:
+                raise
+            # An agent that answers with an error has frozen nothing, or
+            # thawed it again: QEMU's qga/commands-posix.c,
+            # qmp_guest_fsfreeze_freeze_list.
+            self._frozen = False
+            LOG.warning('The guest agent refused to freeze (%(freeze)s), and '
+                        'to thaw again (%(thaw)s)',
+                        {'freeze': freeze_error, 'thaw': error},
+                        instance=self._plan.instance)
 
 
 def _agent_connected(plan: planning.Plan) -> bool:
@@ -86,35 +134,3 @@ def _bounded_agent(plan: planning.Plan) -> Iterator[None]:
     finally:
         domain.agentSetResponseTimeout(
             libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
-
-
-def _undo_freeze(plan: planning.Plan, freeze_error: libvirt.libvirtError,
-                 ) -> None:
-    """Thaw after a freeze that failed: part of it may have been done."""
-    if freeze_error.get_error_code() in NOTHING_SENT:
-        return
-    try:
-        plan.guest.thaw_filesystems()
-    except libvirt.libvirtError as error:
-        if freeze_error.get_error_code() in NO_ANSWER:
-            raise exception.ThawFailed(
-                instance=plan.instance.uuid, guest=plan.instance.name,
-                reason=f'the freeze: {freeze_error}; the thaw: {error}'
-            ) from error
-        # An agent that answers with an error has frozen nothing, or thawed it
-        # again: QEMU's qga/commands-posix.c, qmp_guest_fsfreeze_freeze_list.
-        LOG.warning('The guest agent refused to freeze (%(freeze)s), and to '
-                    'thaw again (%(thaw)s)',
-                    {'freeze': freeze_error, 'thaw': error},
-                    instance=plan.instance)
-
-
-def _thaw(plan: planning.Plan) -> None:
-    try:
-        plan.guest.thaw_filesystems()
-    except libvirt.libvirtError as error:
-        if not plan.guest.is_active():
-            return  # powered off meanwhile: nothing is frozen any more
-        raise exception.ThawFailed(
-            instance=plan.instance.uuid, guest=plan.instance.name,
-            reason=str(error)) from error

@@ -20,6 +20,8 @@ from devcloud import wait
 from devcloud import watch
 from oslotest import base
 
+from tests.e2e import proxy
+
 # Seconds for a guest to boot without KVM, and for a snapshot.
 BOOT_TIMEOUT = 240
 SNAPSHOT_TIMEOUT = 300
@@ -87,6 +89,15 @@ class CloudTestCase(base.BaseTestCase):
         cls.configure()
         cls.place = pathlib.Path(tempfile.mkdtemp(dir=cls.state.root))
         cls.addClassCleanup(shutil.rmtree, cls.place)
+
+    @classmethod
+    def use_glance_proxy(cls):
+        """Put a proxy between Nova and Glance; before configure()."""
+        between = cls.enterClassContext(
+            proxy.GlanceProxy(cloud_state.url('glance')))
+        cls.CONFIGURATION = (*cls.CONFIGURATION,
+                             f'glance.endpoint_override={between.url}')
+        return between
 
     def setUp(self):
         super().setUp()

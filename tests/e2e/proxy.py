@@ -17,12 +17,16 @@ class Faults:
         off; uploads after the last of them go through
     :ivar corrupt_at: offset of a byte that arrives as another one, in every
         upload
+    :ivar before_end: called when an upload is through, before Glance and the
+        client are told
     :ivar uploads: how many bytes of each upload came in
     """
 
-    def __init__(self, cut_after=(), corrupt_at=None):
+    def __init__(self, cut_after=(), corrupt_at=None,
+                 before_end=lambda: None):
         self.cut_after = list(cut_after)
         self.corrupt_at = corrupt_at
+        self.before_end = before_end
         self.uploads = []
 
 
@@ -103,6 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             piece = corrupted(piece, received, faults.corrupt_at)
             faults.uploads[-1] += len(piece)
             upstream.send(b'%x\r\n%b\r\n' % (len(piece), piece))
+        faults.before_end()
         upstream.send(b'0\r\n\r\n')
 
     def pieces(self):

@@ -2,7 +2,6 @@
 """A Glance that drops connections, or stores what was not sent."""
 
 from devcloud import servers
-from devcloud import state as cloud_state
 from oslo_utils import units
 
 from tests.e2e import base
@@ -15,9 +14,8 @@ class GlanceFaultTest(base.CloudTestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.proxy = cls.enterClassContext(
-            proxy.GlanceProxy(cloud_state.url('glance')))
-        cls.CONFIGURATION = (f'glance.endpoint_override={cls.proxy.url}',
+        cls.proxy = cls.use_glance_proxy()
+        cls.CONFIGURATION = (*cls.CONFIGURATION,
                              f'glance.num_retries={RETRIES}')
         super().setUpClass()
         cls.server = cls.boot()

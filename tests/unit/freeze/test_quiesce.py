@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from unittest import mock
+
 import libvirt
 from nova import exception as nova_exception
 
@@ -31,12 +33,12 @@ class QuiescedTest(base.TestCase):
                          hw_qemu_guest_agent='yes', **properties)
 
     def consistency(self, plan):
-        with quiesce.quiesced(plan) as consistency:
+        with quiesce.Filesystems(plan).quiesced() as consistency:
             return consistency
 
     def test_filesystems_are_frozen_inside_and_thawed_after(self):
         plan = self.agent_plan()
-        with quiesce.quiesced(plan) as consistency:
+        with quiesce.Filesystems(plan).quiesced() as consistency:
             self.assertEqual(FILESYSTEM, consistency)
             plan.guest.freeze_filesystems.assert_called_once_with()
             plan.guest.thaw_filesystems.assert_not_called()
@@ -46,7 +48,7 @@ class QuiescedTest(base.TestCase):
         plan = self.agent_plan()
 
         def fail():
-            with quiesce.quiesced(plan):
+            with quiesce.Filesystems(plan).quiesced():
                 raise ZeroDivisionError()
 
         self.assertRaises(ZeroDivisionError, fail)
@@ -56,10 +58,11 @@ class QuiescedTest(base.TestCase):
         self.flags(agent_timeout=7, group='snapext')
         plan = self.agent_plan()
         set_timeout = plan.guest._domain.agentSetResponseTimeout
-        with quiesce.quiesced(plan):
-            set_timeout.assert_called_once_with(7, 0)
-        set_timeout.assert_called_with(
-            libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+        bound = [mock.call(7, 0), mock.call(
+            libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)]
+        with quiesce.Filesystems(plan).quiesced():
+            self.assertEqual(bound, set_timeout.mock_calls)
+        self.assertEqual(2 * bound, set_timeout.mock_calls)
 
     def test_without_the_image_property_nothing_is_frozen(self):
         plan = self.plan()
@@ -106,6 +109,21 @@ class QuiescedTest(base.TestCase):
         plan.guest.thaw_filesystems.side_effect = libvirt_error(
             libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
         self.assertRaises(exception.ThawFailed, self.consistency, plan)
+
+    def test_a_thaw_that_failed_is_tried_once_more_when_asked(self):
+        plan = self.agent_plan()
+        filesystems = quiesce.Filesystems(plan)
+        plan.guest.thaw_filesystems.side_effect = [
+            libvirt_error(libvirt.VIR_ERR_OPERATION_INVALID), None]
+
+        def fail():
+            with filesystems.quiesced():
+                pass
+
+        self.assertRaises(exception.ThawFailed, fail)
+        filesystems.thaw()
+        filesystems.thaw()
+        self.assertEqual(2, plan.guest.thaw_filesystems.call_count)
 
     def test_a_guest_that_powered_off_has_nothing_to_thaw(self):
         plan = self.agent_plan()
