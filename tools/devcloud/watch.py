@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import pathlib
 import re
 import subprocess
@@ -143,10 +144,12 @@ class DiskUsage(_Watcher):
 
     def look(self) -> None:
         total = 0
-        for path in self.directory.rglob('*'):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file():
-                    total += path.stat().st_blocks * 512
+        # Passes over directories that go meanwhile, which rglob() does not.
+        for place, _, files in os.walk(self.directory):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(
+                        os.path.join(place, name)).st_blocks * 512
         self.peak = max(self.peak, total)
 
 
