@@ -57,16 +57,17 @@ def missing(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in installed]
 
 
-def install() -> list[str]:
+def install(names: tuple[str, ...] = NEEDED) -> list[str]:
     """Install what is missing, without starting any of its services.
 
+    :param names: the packages
     :returns: the names of what was missing
     """
-    names = missing(NEEDED)
-    if names:
+    lacking = missing(names)
+    if lacking:
         with _no_services():
-            _apt('install', '-y', '--no-install-recommends', *names)
-    return names
+            _apt('install', '-y', '--no-install-recommends', *lacking)
+    return lacking
 
 
 def unpack(names: tuple[str, ...], target: pathlib.Path) -> None:
