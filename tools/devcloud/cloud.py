@@ -69,7 +69,8 @@ class Up:
         state = self.state
         _make_user(state)
         _make_directories(state)
-        if venv.install(state):
+        new_venv = venv.install(state)
+        if new_venv:
             self.say(f'OpenStack installed in {state.venv}')
         new_wheel = venv.install_checkout(state)
         if new_wheel:
@@ -88,7 +89,7 @@ class Up:
         if databases.sync(state):
             self.say('databases synced')
         self._start_services()
-        if new_wheel or 'nova-compute' in changed:
+        if new_venv or new_wheel or 'nova-compute' in changed:
             services.nova_compute(state).stop(state)
         compute.start(state)
         self.say('all services run')
