@@ -13,10 +13,12 @@ ENDPOINTS = {
     'placement': ('placement', ''),
 }
 
-#: Flavors: memory and root disk, in MiB and GiB.
+#: Flavors, in Nova's words and units: MiB of memory and swap, GiB of disks.
 FLAVORS = {
-    'snap.tiny': (192, 1),
-    'snap.mixed': (192, 8),
+    'snap.tiny': {'ram': 192, 'disk': 1},
+    'snap.mixed': {'ram': 192, 'disk': 8},
+    'snap.disks': {'ram': 192, 'disk': 1, 'OS-FLV-EXT-DATA:ephemeral': 1,
+                   'swap': 64},
 }
 
 
@@ -51,11 +53,10 @@ def make_flavors(state: cloud_state.State) -> None:
     if state.is_done('flavors', repr(FLAVORS)):
         return
     admin = api.Client.admin(state)
-    for name, (memory, disk) in FLAVORS.items():
+    for name, sizes in FLAVORS.items():
         admin.delete('nova-api', f'/flavors/{name}', missing_ok=True)
         admin.post('nova-api', '/flavors', {'flavor': {
-            'id': name, 'name': name, 'vcpus': 1, 'ram': memory,
-            'disk': disk}})
+            'id': name, 'name': name, 'vcpus': 1, **sizes}})
     state.mark_done('flavors', repr(FLAVORS))
 
 

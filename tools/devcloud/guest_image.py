@@ -2,7 +2,8 @@
 """Make the guest's boot partition and disk, from Debian's own files.
 
 Nothing is mounted: the boot partition is written by mtools and syslinux, the
-ext4 one by mke2fs, the partition table by us.
+ext4 one by mke2fs, the partition table by us. A BIOS boots it by syslinux,
+UEFI by systemd-boot, both into the same kernel.
 """
 
 import os
@@ -17,25 +18,35 @@ from devcloud import shell
 
 SOURCES = pathlib.Path(__file__).with_name('guest')
 
-#: Names of the kernel and guest agent packages: unpacked, never installed.
+#: Names of packages with files of the guest's: unpacked, never installed.
 KERNEL = 'linux-image-cloud-amd64'
 AGENT = 'qemu-guest-agent'
+EFI_LOADER = 'systemd-boot-efi'
 
-#: Kernel modules for the disk, the agent's port, and the power button; what
-#: they depend on comes with them.
-MODULES = ('virtio_pci', 'virtio_blk', 'virtio_scsi', 'sd_mod',
+#: Kernel modules for disks on any bus, the agent's port, and the power button;
+#: what they depend on comes with them.
+MODULES = ('virtio_pci', 'virtio_blk', 'virtio_scsi', 'ata_piix', 'sd_mod',
            'virtio_console', 'button', 'evdev')
 
 APPLETS = ('acpid', 'cat', 'cut', 'dd', 'dmesg', 'grep', 'insmod', 'killall',
            'mount', 'pidof', 'poweroff', 'sh', 'sleep', 'sync', 'umount',
            'usleep')
 
-SYSLINUX_CONFIGURATION = """\
+KERNEL_COMMAND_LINE = 'console=ttyS0 quiet panic=1 rdinit=/init'
+
+SYSLINUX_CONFIGURATION = f"""\
 DEFAULT guest
 LABEL guest
     KERNEL /vmlinuz
     INITRD /initrd
-    APPEND console=ttyS0 quiet panic=1 rdinit=/init
+    APPEND {KERNEL_COMMAND_LINE}
+"""
+
+SYSTEMD_BOOT_ENTRY = f"""\
+title guest
+linux /vmlinuz
+initrd /initrd
+options {KERNEL_COMMAND_LINE}
 """
 
 MBR_CODE = pathlib.Path('/usr/lib/syslinux/mbr/mbr.bin')
@@ -55,7 +66,7 @@ def build(target: pathlib.Path, scratch: pathlib.Path,
     files = scratch / 'packages'
     if not files.exists():
         kernel = packages.dependency(KERNEL, 'linux-image-')
-        packages.unpack((kernel, AGENT), files)
+        packages.unpack((kernel, AGENT, EFI_LOADER), files)
     initrd = _initramfs(scratch, files, substitutions)
     boot = _boot_partition(scratch, files, initrd)
     ext4 = _ext4_partition(scratch)
@@ -137,6 +148,9 @@ def _boot_partition(scratch: pathlib.Path, files: pathlib.Path,
     target = scratch / 'boot.fat'
     configuration = scratch / 'syslinux.cfg'
     shell.write(configuration, SYSLINUX_CONFIGURATION)
+    entry = scratch / 'guest.conf'
+    shell.write(entry, SYSTEMD_BOOT_ENTRY)
+    efi_loader = files / 'usr/lib/systemd/boot/efi/systemd-bootx64.efi'
     (kernel,) = (files / 'boot').glob('vmlinuz-*')
     target.unlink(missing_ok=True)
     with open(target, 'wb') as image:
@@ -145,8 +159,13 @@ def _boot_partition(scratch: pathlib.Path, files: pathlib.Path,
     hidden = layout.BOOT.offset // layout.SECTOR
     shell.run(['mformat', '-i', target, '-T', str(sectors), '-h', '64',
                '-s', '32', '-H', str(hidden), '-v', 'BOOT', '::'])
+    shell.run(['mmd', '-i', target, '::EFI', '::EFI/BOOT', '::loader',
+               '::loader/entries'])
     for source, name in ((kernel, 'vmlinuz'), (initrd, 'initrd'),
-                         (configuration, 'syslinux.cfg')):
+                         (configuration, 'syslinux.cfg'),
+                         # Where UEFI looks on a disk it has never seen.
+                         (efi_loader, 'EFI/BOOT/BOOTX64.EFI'),
+                         (entry, 'loader/entries/guest.conf')):
         shell.run(['mcopy', '-i', target, source, f'::{name}'])
     shell.run(['syslinux', '--install', target])
     return target

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest images: made once, and registered in Glance."""
 
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import pathlib
@@ -24,18 +25,27 @@ class Registration:
 
     :param name: its name there
     :param file: name of the file that it is made from
-    :param agent: whether Nova may talk to a guest agent in it
+    :param properties: what Nova is to know of it: the guest's hardware
     """
 
     name: str
     file: str
-    agent: bool
+    properties: Mapping[str, str]
 
+
+#: Nova may talk to a guest agent in it.
+AGENT = {'hw_qemu_guest_agent': 'yes'}
 
 REGISTRATIONS = (
-    Registration('snap-guest', 'snap-guest', agent=True),
-    Registration('snap-guest-noagent', 'snap-guest', agent=False),
-    Registration('snap-guest-mixed', 'snap-guest-mixed', agent=True),
+    Registration('snap-guest', 'snap-guest', AGENT),
+    Registration('snap-guest-noagent', 'snap-guest', {}),
+    Registration('snap-guest-mixed', 'snap-guest-mixed', AGENT),
+    Registration('snap-guest-uefi', 'snap-guest', {
+        **AGENT, 'hw_firmware_type': 'uefi', 'hw_machine_type': 'q35'}),
+    Registration('snap-guest-scsi', 'snap-guest', {
+        **AGENT, 'hw_disk_bus': 'scsi', 'hw_scsi_model': 'virtio-scsi'}),
+    Registration('snap-guest-ide', 'snap-guest', {
+        **AGENT, 'hw_disk_bus': 'ide'}),
 )
 
 
@@ -112,10 +122,9 @@ def register(state: cloud_state.State,
 
 def _upload(admin: api.Client, one: Registration,
             file: pathlib.Path) -> None:
-    properties = {'hw_qemu_guest_agent': 'yes'} if one.agent else {}
     image = admin.post('glance', '/images', {
         'name': one.name, 'disk_format': 'qcow2', 'visibility': 'public',
-        'container_format': 'bare', 'os_type': 'linux', **properties})
+        'container_format': 'bare', 'os_type': 'linux', **one.properties})
     with open(file, 'rb') as content:
         admin.open('PUT', 'glance', f'/images/{image["id"]}/file', content, {
             'Content-Type': 'application/octet-stream',

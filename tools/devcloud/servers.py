@@ -28,17 +28,18 @@ def image_id(client: api.Client, name: str) -> str:
 
 
 def create(client: api.Client, name: str, image: str, flavor: str,
-           timeout: float = BUILD_TIMEOUT) -> str:
+           timeout: float = BUILD_TIMEOUT, **properties: Any) -> str:
     """Boot a server without network, and wait until it is active.
 
     :param image: image id
     :param flavor: one of catalogue.FLAVORS
+    :param properties: what else to ask Nova for
     :returns: its id
     :raises: CloudError if it cannot be built
     """
     made = client.post('nova-api', '/servers', {'server': {
         'name': name, 'imageRef': image, 'flavorRef': flavor,
-        'networks': 'none'}})['server']['id']
+        'networks': 'none', **properties}})['server']['id']
     await_status(client, made, 'ACTIVE', timeout)
     return made
 
