@@ -17,6 +17,64 @@ How snapshots are taken when ``[DEFAULT]compute_driver`` is
 Glance, with nothing staged on the host.
 """)
 
+CHOICE_OPTS = [
+    cfg.StrOpt(
+        'strategy',
+        default='auto',
+        help="""
+Strategy by which snapshots are taken, unless the request or the flavor asks
+for another.
+
+Possible values:
+
+* ``auto``: the first of ``[snapext]preference`` that can serve the guest as
+  it is, and harms it least
+* the name of a strategy, or several, separated by commas, in the order of
+  preference: the first that can serve the guest as it is
+
+A snapshot that none of them can serve fails, with the reasons, and touches
+nothing. ``backup`` and ``external`` serve no guest that is shut off, as one
+that is being shelved is: to prefer one of them, write ``external,cold``.
+
+Related options:
+
+* ``[snapext]preference``
+* ``[snapext]flavors_may_ask``
+* ``[snapext]requestable``
+"""),
+    cfg.ListOpt(
+        'preference',
+        default=['backup', 'cold', 'native'],
+        help="""
+The strategies of ``auto``, in the order of preference.
+
+Within this order ``auto`` still passes over what comes at a price that the
+next one does not ask: ``cold`` while the guest runs and Nova's own snapshot
+would be live, ``backup`` where Nova's direct snapshot of a Ceph RBD disk moves
+no data at all. ``internal`` stops the guest while its memory is saved, and is
+for those who ask for it.
+"""),
+    cfg.ListOpt(
+        'requestable',
+        default=['auto', 'backup', 'cold'],
+        help="""
+The strategies that a request may ask for, by the property ``snapext_strategy``
+(``openstack server image create --property snapext_strategy=external``). A
+request that asks for another one fails. Empty: requests may not ask.
+
+An image that a guest was booted from asks for all snapshots of the guest when
+it has this property.
+"""),
+    cfg.BoolOpt(
+        'flavors_may_ask',
+        default=True,
+        help="""
+Whether flavors may ask for a strategy, by the extra spec
+``snapext:strategy``. Where they may not, snapshots of guests whose flavor does
+so fail.
+"""),
+]
+
 FREEZE_OPTS = [
     cfg.StrOpt(
         'freeze_directory',
@@ -115,7 +173,7 @@ Related options:
 """),
 ]
 
-ALL_OPTS = [*FREEZE_OPTS, *READ_OPTS, *UPLOAD_OPTS]
+ALL_OPTS = [*CHOICE_OPTS, *FREEZE_OPTS, *READ_OPTS, *UPLOAD_OPTS]
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import typing as ty
 
 import libvirt
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
+from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
@@ -25,10 +27,10 @@ from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
-from nova_snapext.freeze import backup
-from nova_snapext.freeze import cold
+from nova_snapext.freeze import native
 from nova_snapext import plan as planning
 from nova_snapext import progress
+from nova_snapext import properties
 from nova_snapext import read
 from nova_snapext import upload
 
@@ -36,6 +38,9 @@ CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
+
+# What a snapshot is called among the events of the instance's actions.
+EVENT = 'compute_snapext_snapshot'
 
 # What Nova's manager takes for the end of the instance, or of the wish for
 # its image, and not for an error.
@@ -45,58 +50,142 @@ GONE = (nova_exception.InstanceNotFound,
         nova_exception.ImageNotFound)
 
 
+class _TaskStates:
+    """Sets task states, each expecting the one before it.
+
+    The first of them expects what Nova's manager does.
+    """
+
+    def __init__(self, update: UpdateTaskState):
+        self._update = update
+        self._last: str | None = None
+
+    def __call__(self, task_state: str, **expected: str | None) -> None:
+        if self._last is not None:
+            expected.setdefault('expected_state', self._last)
+        self._update(task_state=task_state, **expected)
+        self._last = task_state
+
+
 class SnapextDriver(driver.LibvirtDriver):
     """The libvirt driver; what it does otherwise is Nova's own."""
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         super().__init__(virtapi, read_only)
-        self._strategies = (
-            backup.BackupStrategy(self._host),
-            cold.ColdStrategy(self._host),
-        )
+        self._strategies = choose.load_strategies(self)
+        choose.check_options(self._strategies)
+        # Instances whose snapshot is not worth to suspend them.
+        self._direct_only: set[str] = set()
 
     def snapshot(self, context: nova_context.RequestContext,
                  instance: objects.Instance, image_id: str,
                  update_task_state: UpdateTaskState) -> None:
-        """Freeze the root disk, and stream it to Glance as it is read."""
-        try:
-            with self._gone_guest_translated(instance):
-                plan = self._plan(context, instance, image_id)
-                strategy = choose.choose(plan, self._strategies)
-        except exception.NotServed as reason:
-            LOG.info('Nova\'s own snapshot is taken, because: %s', reason,
-                     instance=instance)
-            super().snapshot(context, instance, image_id, update_task_state)
-            return
-        with self._failure_logged(plan), self._gone_guest_translated(instance):
-            self._take(plan, strategy, update_task_state)
+        """Freeze the root disk, and stream it to Glance as it is read.
+
+        :raises StrategyRefused: what was asked for can't be; nothing was
+            touched
+        """
+        with contextlib.ExitStack() as stack:
+            # So that the user sees why a snapshot failed: Nova's own event is
+            # over as soon as the snapshot's task has begun.
+            with contextlib.suppress(nova_exception.InstanceActionNotFound):
+                stack.enter_context(compute_utils.EventReporter(
+                    context, EVENT, CONF.host, instance.uuid,
+                    graceful_exit=True))
+            stack.enter_context(self._failure_logged(instance, image_id))
+            stack.enter_context(self._gone_guest_translated(instance))
+            plan, asked = self._plan(context, instance, image_id)
+            set_task_state = _TaskStates(update_task_state)
+            try:
+                self._take(plan, asked, set_task_state)
+            except exception.DirectSnapshotRefused as refused:
+                self._take(
+                    dataclasses.replace(plan, direct_refused=str(refused)),
+                    asked, set_task_state)
 
     def _plan(self, context: nova_context.RequestContext,
-              instance: objects.Instance, image_id: str) -> planning.Plan:
+              instance: objects.Instance,
+              image_id: str) -> tuple[planning.Plan, choose.Wish]:
         try:
             guest = self._host.get_guest(instance)
         except nova_exception.InstanceNotFound:
             # No cause: Nova's manager takes this for a deletion under way.
             raise nova_exception.InstanceNotRunning(
                 instance_id=instance.uuid) from None
+        if instance.vm_state == vm_states.RESCUED:
+            # Nova's API lets none pass. Its first disk is the rescue image's.
+            raise nova_exception.InstanceInvalidState(
+                attr='vm_state', instance_uuid=instance.uuid,
+                state=instance.vm_state, method='snapshot')
         image = self._image_api.get(context, image_id)
+        asked = choose.wish(instance, image['properties'])
         disk = planning.root_disk(guest)
         image_format = planning.image_format_of(disk)
         return planning.Plan(
             context=context, instance=instance, guest=guest,
             running=bool(guest.is_active()), disk=disk, image_id=image_id,
             image_format=image_format,
+            image_properties=image['properties'],
             metadata=self._create_snapshot_metadata(
-                instance.image_meta, instance, image_format, image['name']))
+                instance.image_meta, instance, image_format, image['name']),
+        ), asked
 
-    def _take(self, plan: planning.Plan, strategy: freeze.Strategy,
-              update_task_state: UpdateTaskState) -> None:
+    def _take(self, plan: planning.Plan, asked: choose.Wish,
+              set_task_state: UpdateTaskState) -> None:
+        strategy = choose.choose(plan, asked, self._strategies)
         LOG.info('Beginning snapshot of root disk %(disk)s (%(path)s) by the '
                  'strategy %(strategy)s, as a %(format)s image',
                  {'disk': plan.disk.target, 'path': plan.disk.path,
                   'strategy': strategy.name, 'format': plan.image_format},
                  instance=plan.instance)
-        update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+        properties.take_off_stale(
+            plan.context, plan.image_id, plan.image_properties)
+        if isinstance(strategy, freeze.FreezingStrategy):
+            self._take_frozen(plan, strategy, set_task_state)
+        else:
+            with self._suspend_forbidden(plan, asked):
+                self._take_native(plan, strategy, set_task_state)
+
+    def _take_native(self, plan: planning.Plan, strategy: freeze.Strategy,
+                     set_task_state: UpdateTaskState) -> None:
+        self._image_api.update(
+            plan.context, plan.image_id,
+            {'properties': {properties.STRATEGY: strategy.name}},
+            purge_props=False)
+        super().snapshot(plan.context, plan.instance, plan.image_id,
+                         set_task_state)
+
+    @contextlib.contextmanager
+    def _suspend_forbidden(self, plan: planning.Plan,
+                           asked: choose.Wish) -> Iterator[None]:
+        """Have Nova's own snapshot give up before it suspends the guest.
+
+        Where Nova's direct snapshot was all that spoke for it.
+        """
+        if not (asked.is_auto and native.may_be_direct(plan)):
+            yield
+            return
+        self._direct_only.add(plan.instance.uuid)
+        try:
+            yield
+        finally:
+            self._direct_only.discard(plan.instance.uuid)
+
+    def _suspend_guest_for_snapshot(
+        self, context: nova_context.RequestContext, live_snapshot: bool,
+        current_power_state: int, instance: objects.Instance,
+    ) -> None:
+        if (instance.uuid in self._direct_only and
+                self._needs_suspend_resume_for_snapshot(
+                    live_snapshot, current_power_state)):
+            raise exception.DirectSnapshotRefused(instance=instance.uuid)
+        super()._suspend_guest_for_snapshot(
+            context, live_snapshot, current_power_state, instance)
+
+    def _take_frozen(self, plan: planning.Plan,
+                     strategy: freeze.FreezingStrategy,
+                     set_task_state: UpdateTaskState) -> None:
+        set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
         # Taken before the freeze: a frozen disk that waits for its turn costs
         # space and time of the guest's.
         with compute_utils.disk_ops_semaphore, \
@@ -106,13 +195,13 @@ class SnapextDriver(driver.LibvirtDriver):
                      'consistent', {'disk': plan.disk.target,
                                     'consistency': frozen.consistency},
                      instance=plan.instance)
-            update_task_state(
+            set_task_state(
                 task_state=task_states.IMAGE_UPLOADING,
                 expected_state=task_states.IMAGE_PENDING_UPLOAD)
             with progress.Progress(plan.instance) as told:
                 # It blocks in libnbd: under eventlet, in a native thread.
                 read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
-                    plan, frozen, told.on_sent)
+                    plan, strategy, frozen, told.on_sent)
         LOG.info('Snapshot of root disk %(disk)s finished: '
                  'strategy=%(strategy)s consistency=%(consistency)s '
                  'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
@@ -123,35 +212,41 @@ class SnapextDriver(driver.LibvirtDriver):
                   'sent': sent_bytes, 'wall': watch.elapsed()},
                  instance=plan.instance)
 
-    def _stream(self, plan: planning.Plan, frozen: freeze.FrozenDisk,
+    def _stream(self, plan: planning.Plan, strategy: freeze.Strategy,
+                frozen: freeze.FrozenDisk,
                 on_sent: upload.OnSent) -> tuple[int, int]:
         """Read, encode and upload.
 
         :returns: the bytes read from the disk, and those sent to Glance
         """
+        metadata = plan.metadata | {
+            'properties': plan.metadata['properties'] |
+            properties.of_snapshot(strategy.name, plan.instance.uuid, frozen)}
         with read.Disk(frozen.uri, timeout=CONF.snapext.read_timeout) as disk:
             find_data = (encode.nonzero if CONF.snapext.find_zeros
                          else encode.allocated)
             encoder = encode.FORMATS[plan.image_format](disk, find_data)
             upload.upload(plan.context, self._image_api, plan.image_id,
-                          plan.metadata, encoder, on_sent)
+                          metadata, encoder, on_sent)
             return disk.bytes_read, encoder.size
 
     @contextlib.contextmanager
-    def _failure_logged(self, plan: planning.Plan) -> Iterator[None]:
+    def _failure_logged(self, instance: objects.Instance,
+                        image_id: str) -> Iterator[None]:
         """Log why a snapshot has failed: Nova's manager does not."""
         try:
             yield
+        except exception.StrategyRefused as reason:
+            # Whoever asked has to know, and no more than this.
+            LOG.error('%s', reason, instance=instance)
+            raise
         except GONE as reason:
-            LOG.info('Snapshot given up: %s', reason, instance=plan.instance)
+            LOG.info('Snapshot given up: %s', reason, instance=instance)
             raise
         except Exception:
             with excutils.save_and_reraise_exception():
-                LOG.exception('Snapshot of root disk %(disk)s into image '
-                              '%(image)s failed',
-                              {'disk': plan.disk.target,
-                               'image': plan.image_id},
-                              instance=plan.instance)
+                LOG.exception('Snapshot into image %s failed', image_id,
+                              instance=instance)
 
     @contextlib.contextmanager
     def _gone_guest_translated(

@@ -5,10 +5,23 @@ from nova import exception
 from nova.i18n import _
 
 
-class NotServed(exception.NovaException):
-    """No strategy of ours serves this snapshot: it is Nova's own to take."""
+class StrategyError(exception.NovaException):
+    msg_fmt = _("The strategies of snapshots are not as they should be: "
+                "%(reason)s")
 
-    msg_fmt = _("%(reason)s")
+
+class StrategyRefused(exception.NovaException):
+    """What a user sees of it is cut at 255 characters."""
+
+    msg_fmt = _("Strategy %(strategy)s, asked for by %(asker)s, can't serve "
+                "the snapshot of instance %(instance)s: %(reason)s")
+
+
+class DirectSnapshotRefused(exception.NovaException):
+    """Nova's own would now suspend the guest."""
+
+    msg_fmt = _("The storage can't make an image of instance %(instance)s by "
+                "itself")
 
 
 class GuestBusy(exception.NovaException):

@@ -14,7 +14,6 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 
 from nova_snapext import conf
-from nova_snapext import exception
 
 CONF = conf.CONF
 
@@ -27,13 +26,14 @@ class RootDisk:
     :ivar storage: libvirt's type of its source: ``file``, ``block``...
     :ivar path: the file, the block device, or Nova's name of a network disk
     :ivar format: libvirt's format of it: ``qcow2``, ``raw``...
+    :ivar obstacle: why nothing but Nova's own snapshot can read it, if so
     """
 
     target: str
     storage: str
     path: str
     format: str
-    encrypted: bool
+    obstacle: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +42,10 @@ class Plan:
 
     :ivar running: the guest has a QEMU process (it may be paused)
     :ivar image_format: Glance's disk_format of the image
+    :ivar image_properties: that the image has already
     :ivar metadata: of the image, as Nova gives it to Glance
+    :ivar direct_refused: why Nova's direct snapshot, within the storage
+        itself, was tried and not possible
     """
 
     context: nova_context.RequestContext
@@ -52,24 +55,20 @@ class Plan:
     disk: RootDisk
     image_id: str
     image_format: str
+    image_properties: dict[str, ty.Any]
     metadata: dict[str, ty.Any]
+    direct_refused: str | None = None
 
 
 def root_disk(guest: libvirt_guest.Guest) -> RootDisk:
-    """Find the disk that Nova's own snapshot would take: the first.
-
-    :raises NotServed: the guest has no disk that QEMU could read
-    """
-    if CONF.libvirt.virt_type not in ('kvm', 'qemu'):
-        raise exception.NotServed(
-            reason=f'guests of virt_type {CONF.libvirt.virt_type} have no '
-                   f'QEMU to freeze their disk')
+    """Find the disk that Nova's own snapshot would take: the first."""
     path, disk_format = libvirt_utils.find_disk(guest)
+    if CONF.libvirt.virt_type not in ('kvm', 'qemu'):
+        return RootDisk(
+            target='', storage='', path=path, format=disk_format or '',
+            obstacle=f'guests of virt_type {CONF.libvirt.virt_type} have no '
+                     f'QEMU to freeze their disk')
     element = etree.fromstring(guest.get_xml_desc()).find('./devices/disk')
-    # Nova's class for a disk does not know this.
-    device = element.get('device', 'disk')
-    if device != 'disk':
-        raise exception.NotServed(reason=f'its root disk is a {device}')
     disk = vconfig.LibvirtConfigGuestDisk()
     disk.parse_dom(element)
     return RootDisk(
@@ -77,8 +76,18 @@ def root_disk(guest: libvirt_guest.Guest) -> RootDisk:
         storage=disk.source_type,
         path=path,
         format=disk_format or 'raw',
-        encrypted=bool(CONF.ephemeral_storage_encryption.enabled or
-                       disk.ephemeral_encryption or disk.volume_encryption))
+        # Nova's class for a disk does not know this attribute.
+        obstacle=_obstacle(disk, element.get('device', 'disk')))
+
+
+def _obstacle(disk: vconfig.LibvirtConfigGuestDisk,
+              device: str) -> str | None:
+    if device != 'disk':
+        return f'its root disk is a {device}'
+    if (CONF.ephemeral_storage_encryption.enabled or
+            disk.ephemeral_encryption or disk.volume_encryption):
+        return 'its root disk is encrypted'
+    return None
 
 
 def image_format_of(disk: RootDisk) -> str:

@@ -20,18 +20,25 @@ from oslo_utils import timeutils
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext.freeze import native
 from nova_snapext.freeze import quiesce
 from nova_snapext import plan as planning
 from nova_snapext import read
 
 
-class BackupStrategy(base.Strategy):
+class BackupStrategy(base.FreezingStrategy):
 
     name = 'backup'
+    STORAGES = frozenset({'file', 'block', 'network'})
 
-    def reason_against(self, plan: planning.Plan) -> str | None:
+    def _reason_against(self, plan: planning.Plan) -> str | None:
         if not plan.running:
             return 'the guest is shut off, and has no QEMU that could do it'
+        return None
+
+    def reason_against_unasked(self, plan: planning.Plan) -> str | None:
+        if native.may_be_direct(plan):
+            return 'Nova\'s direct snapshot moves no data at all'
         return None
 
     def _freeze(self, plan: planning.Plan,

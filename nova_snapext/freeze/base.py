@@ -7,20 +7,25 @@ import abc
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import datetime
 import enum
 import subprocess
 
 import libvirt
-from nova.virt.libvirt import host as libvirt_host
+from nova import exception as nova_exception
+from nova.virt.libvirt import driver as libvirt_driver
 from oslo_concurrency import processutils
+from oslo_utils import timeutils
 
 from nova_snapext import exception
 from nova_snapext import plan as planning
 
 
-# What libvirt, a program that is run, the host's file system and what they
-# are told can answer with.
+# What libvirt, Nova's way to devices, a program that is run, the host's file
+# system and what they are told can answer with.
 FREEZE_ERRORS = (libvirt.libvirtError,
+                 nova_exception.DeviceDetachFailed,
+                 nova_exception.DeviceNotFound,
                  processutils.ProcessExecutionError,
                  subprocess.TimeoutExpired,
                  OSError,
@@ -41,24 +46,63 @@ class FrozenDisk:
 
     :ivar uri: where it is read, an NBD URI
     :ivar freeze_seconds: how long the freeze took, in seconds
+    :ivar instant: when it was frozen, UTC without a time zone, as in Nova
     """
 
     uri: str
     consistency: Consistency
     freeze_seconds: float
+    instant: datetime.datetime = dataclasses.field(
+        default_factory=timeutils.utcnow)
 
 
 class Strategy(abc.ABC):
-    """A way to freeze a root disk."""
+    """A way to take a snapshot.
+
+    :cvar name: by which it is asked for; that of its entry point
+    """
 
     name: str
 
-    def __init__(self, host: libvirt_host.Host):
-        self._host = host
+    def __init__(self, driver: libvirt_driver.LibvirtDriver):
+        self._driver = driver
+        self._host = driver._host
 
     @abc.abstractmethod
     def reason_against(self, plan: planning.Plan) -> str | None:
         """Say why this strategy can't serve a plan; None when it can."""
+
+    def reason_against_unasked(self, plan: planning.Plan) -> str | None:
+        """Say why ``auto`` should rather try another one; None when not.
+
+        What can be served, but at a price that is for somebody to accept.
+        """
+        return None
+
+
+class FreezingStrategy(Strategy):
+    """A way to freeze a root disk.
+
+    :cvar STORAGES: libvirt's types of the disk's source that it serves
+    :cvar FORMATS: libvirt's formats of the disk that it serves
+    """
+
+    STORAGES: frozenset[str] = frozenset({'file', 'block'})
+    FORMATS: frozenset[str] = frozenset({'qcow2', 'raw'})
+
+    def reason_against(self, plan: planning.Plan) -> str | None:
+        disk = plan.disk
+        if disk.obstacle:
+            return disk.obstacle
+        if disk.storage not in self.STORAGES:
+            return f'its root disk is on {disk.storage} storage'
+        if disk.format not in self.FORMATS:
+            return f'its root disk has the format {disk.format}'
+        return self._reason_against(plan)
+
+    @abc.abstractmethod
+    def _reason_against(self, plan: planning.Plan) -> str | None:
+        """See :meth:`reason_against`; storage and format are served."""
 
     @contextlib.contextmanager
     def freeze(self, plan: planning.Plan) -> Iterator[FrozenDisk]:

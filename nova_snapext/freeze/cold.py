@@ -20,11 +20,11 @@ from nova_snapext import plan as planning
 from nova_snapext import read
 
 
-class ColdStrategy(base.Strategy):
+class ColdStrategy(base.FreezingStrategy):
 
     name = 'cold'
 
-    def reason_against(self, plan: planning.Plan) -> str | None:
+    def _reason_against(self, plan: planning.Plan) -> str | None:
         if plan.running:
             return 'the guest is running'
         return None

@@ -15,13 +15,14 @@ import libvirt_qemu
 from nova import objects
 from nova.tests import fixtures as nova_fixtures
 from nova import thread_pool_factory
-from nova.virt.libvirt import host as libvirt_host
+from nova.virt import fake
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
 from oslo_utils import units
 from oslotest import base
 
 from nova_snapext import conf
+from nova_snapext import driver
 from nova_snapext import plan as planning
 
 DISK_SIZE = 8 * units.Mi
@@ -84,7 +85,10 @@ class GuestTestCase(base.BaseTestCase):
         cls.libvirtd.start()
         cls.addClassCleanup(cls.libvirtd.stop)
         objects.register_all()
-        cls.host = libvirt_host.Host(cls.libvirtd.uri)
+        with config_fixture.Config(conf.CONF) as config:
+            config.config(connection_uri=cls.libvirtd.uri, group='libvirt')
+            cls.driver = driver.SnapextDriver(fake.FakeVirtAPI())
+        cls.host = cls.driver._host
         cls.host.initialize()
         cls.addClassCleanup(end_threads, cls.host)
 
@@ -92,8 +96,12 @@ class GuestTestCase(base.BaseTestCase):
         super().setUp()
         self.useFixture(nova_fixtures.PrivsepFixture())
         self.freezes = self.directory / self.id().rpartition('.')[2][:20]
-        self.useFixture(config_fixture.Config(conf.CONF)).config(
-            freeze_directory=str(self.freezes), group='snapext')
+        config = self.useFixture(config_fixture.Config(conf.CONF))
+        config.config(freeze_directory=str(self.freezes), group='snapext')
+        config.config(
+            connection_uri=self.libvirtd.uri,
+            virt_type='kvm' if self.libvirtd.has_kvm else 'qemu',
+            group='libvirt')
         self.images = pathlib.Path(self.useFixture(
             fixtures.TempDir(rootdir=str(self.directory))).path)
         os.chmod(self.images, 0o755)
@@ -103,7 +111,7 @@ class GuestTestCase(base.BaseTestCase):
         options = ('-b', str(backing), '-F', 'qcow2') if backing else ()
         run('qemu-img', 'create', '-q', '-f', 'qcow2', *options, str(path),
             str(DISK_SIZE))
-        return planning.RootDisk('vda', 'file', str(path), 'qcow2', False)
+        return planning.RootDisk('vda', 'file', str(path), 'qcow2')
 
     def chained_qcow2(self):
         base = self.qcow2()
@@ -114,12 +122,12 @@ class GuestTestCase(base.BaseTestCase):
         path = self.images / f'disk-{uuid.uuid4()}.raw'
         run('qemu-img', 'create', '-q', '-f', 'raw', str(path),
             str(DISK_SIZE))
-        return planning.RootDisk('vda', 'file', str(path), 'raw', False)
+        return planning.RootDisk('vda', 'file', str(path), 'raw')
 
     def block(self):
         device = run('losetup', '--find', '--show', self.raw().path).strip()
         self.addCleanup(run, 'losetup', '--detach', device)
-        return planning.RootDisk('vda', 'block', device, 'raw', False)
+        return planning.RootDisk('vda', 'block', device, 'raw')
 
     def fill(self, disk, pattern):
         """Write a pattern over the disk, with no guest about."""
@@ -135,7 +143,7 @@ class GuestTestCase(base.BaseTestCase):
         other = self.images / f'{instance.uuid}.other'
         run('qemu-img', 'create', '-q', '-f', 'raw', str(other), '1M')
         domain = self.host.get_connection().defineXML(DOMAIN.format(
-            virt_type='kvm' if self.libvirtd.has_kvm else 'qemu',
+            virt_type=conf.CONF.libvirt.virt_type,
             name=instance.name, uuid=instance.uuid, storage=disk.storage,
             attribute={'file': 'file', 'block': 'dev'}[disk.storage],
             format=disk.format, path=disk.path, other=other))
@@ -145,7 +153,8 @@ class GuestTestCase(base.BaseTestCase):
         guest = self.host.get_guest(instance)
         return planning.Plan(
             context=None, instance=instance, guest=guest, running=running,
-            disk=disk, image_id='', image_format='qcow2', metadata={})
+            disk=disk, image_id='', image_format='qcow2', image_properties={},
+            metadata={})
 
     def remove(self, instance):
         domain = self.host.get_guest(instance)._domain

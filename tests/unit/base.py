@@ -13,7 +13,7 @@ from nova_snapext import plan as planning
 IMAGE_ID = 'c2c5d0ab-8a1c-4ac7-8b27-0ee2bd0e6d3b'
 
 QCOW2 = planning.RootDisk(target='vda', storage='file', path='/i/disk',
-                          format='qcow2', encrypted=False)
+                          format='qcow2')
 
 
 class TestCase(test.NoDBTestCase):
@@ -36,4 +36,5 @@ class TestCase(test.NoDBTestCase):
         return planning.Plan(
             context=None, instance=self.instance(**image_properties),
             guest=guest, running=running, disk=disk, image_id=IMAGE_ID,
-            image_format=image_format, metadata={'name': 'snap'})
+            image_format=image_format, image_properties={},
+            metadata={'name': 'snap'})

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import datetime
 from unittest import mock
 
 import libvirt
+from nova.compute import power_state
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
+from nova.compute import vm_states
 from nova import exception as nova_exception
+from nova.image import glance
+from nova import objects
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -14,6 +19,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import freeze
+from nova_snapext import properties
 from tests.unit import base
 
 DOMAIN = """
@@ -26,7 +32,7 @@ DOMAIN = """
 """
 
 
-class SnapshotTest(base.TestCase):
+class SnapshotTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -39,15 +45,17 @@ class SnapshotTest(base.TestCase):
         self.update_task_state = mock.Mock(
             side_effect=lambda task_state, **_expected:
                 self.steps.append(task_state))
-        self.image = {'id': base.IMAGE_ID, 'name': 'snap'}
+        self.image = {'id': base.IMAGE_ID, 'name': 'snap', 'properties': {}}
+        self.glance = self.patch(glance.GlanceClientWrapper, 'call')
         self.native = self.patch(nova_driver.LibvirtDriver, 'snapshot')
         self.patch(self.driver._host, 'get_guest',
                    lambda _instance: libvirt_guest.Guest(self.domain))
         self.patch(self.driver, '_image_api').get.return_value = self.image
         self.stream = self.patch(self.driver, '_stream')
         self.stream.side_effect = lambda *_: self.step('stream', (1, 2))
-        for strategy in self.driver._strategies:
-            self.patch(strategy, 'freeze', self.freeze)
+        for name in ('backup', 'cold'):
+            self.patch(self.driver._strategies[name], 'freeze', self.freeze)
+        self.event = self.patch(objects, 'InstanceActionEvent')
         self.released = False
 
     def patch(self, target, name, *value):
@@ -63,15 +71,23 @@ class SnapshotTest(base.TestCase):
     def freeze(self, plan):
         self.steps.append('freeze')
         try:
-            yield freeze.FrozenDisk('nbd:', freeze.Consistency.CRASH, 0.03)
+            yield freeze.FrozenDisk(
+                'nbd:', freeze.Consistency.CRASH, 0.03,
+                datetime.datetime(2026, 11, 1, 12, 0, 0, 250000))
         finally:
             self.steps.append('release')
 
-    def snapshot(self):
+    def snapshot(self, vm_state=None, **extra_specs):
         instance = self.instance()
         instance.save = mock.Mock()
+        instance.vm_state = vm_state
+        instance.flavor.extra_specs = extra_specs
         self.driver.snapshot(None, instance, base.IMAGE_ID,
                              self.update_task_state)
+        return instance
+
+
+class SnapshotTest(SnapshotTestCase):
 
     def test_task_states_come_in_nova_s_order_around_freeze_and_stream(self):
         self.snapshot()
@@ -110,14 +126,83 @@ class SnapshotTest(base.TestCase):
         self.assertEqual('snapshot',
                          plan.metadata['properties']['image_location'])
 
-    def test_what_is_not_served_goes_to_nova_untouched_and_says_why(self):
-        self.domain.XMLDesc.return_value = DOMAIN.format('vdi')
+    def test_the_image_tells_how_it_was_made(self):
+        instance = self.snapshot()
+        plan, strategy, frozen, _on_sent = self.stream.mock_calls[0].args
+        self.assertEqual(
+            {'snapshot_strategy': 'backup', 'snapshot_consistency': 'crash',
+             'snapshot_instant': '2026-11-01T12:00:00.250Z',
+             'instance_uuid': instance.uuid},
+            properties.of_snapshot(strategy.name, plan.instance.uuid, frozen))
+
+    def test_what_asked_for_it_or_tells_of_another_is_taken_off(self):
+        self.image['properties'] = {
+            'snapext_strategy': 'backup', 'snapshot_consistency': 'offline',
+            'os_type': 'linux'}
+        self.snapshot()
+        self.glance.assert_called_once_with(
+            None, 2, 'update', args=(base.IMAGE_ID,), kwargs={
+                'remove_props': ['snapext_strategy', 'snapshot_consistency']})
+
+    def test_with_nothing_to_take_off_glance_is_not_asked_to(self):
+        self.snapshot()
+        self.glance.assert_not_called()
+
+    def test_what_is_not_served_goes_to_nova_and_says_why(self):
+        self.domain.XMLDesc.return_value = DOMAIN.format('ploop')
         self.snapshot()
         self.native.assert_called_once_with(
-            None, mock.ANY, base.IMAGE_ID, self.update_task_state)
+            None, mock.ANY, base.IMAGE_ID, mock.ANY)
         self.assertEqual([], self.steps)
-        self.assertIn('its root disk has the format vdi',
+        self.assertIn("backup: images of the format ploop are Nova's to make",
                       self.stdlog.logger.output)
+        self.driver._image_api.update.assert_called_once_with(
+            None, base.IMAGE_ID,
+            {'properties': {'snapshot_strategy': 'native'}},
+            purge_props=False)
+
+    def test_what_is_refused_touches_nothing_and_the_user_sees_why(self):
+        self.image['properties'] = {'snapext_strategy': 'native'}
+        error = self.assertRaises(exception.StrategyRefused, self.snapshot)
+        self.assertEqual([], self.steps)
+        self.native.assert_not_called()
+        self.glance.assert_not_called()
+        self.driver._image_api.update.assert_not_called()
+        finish = self.event.event_finish_with_failure
+        self.assertEqual(error, finish.mock_calls[0].kwargs['exc_val'])
+        self.assertIn(str(error), self.stdlog.logger.output)
+
+    def test_a_flavor_s_wish_is_followed(self):
+        self.snapshot(**{'snapext:strategy': 'native'})
+        self.native.assert_called_once()
+
+    def test_the_event_of_a_snapshot_ends_with_it(self):
+        self.snapshot()
+        instance = mock.ANY
+        self.event.event_start.assert_called_once_with(
+            None, instance, driver.EVENT, want_result=False,
+            host=self.CONF.host)
+        finish = self.event.event_finish_with_failure
+        self.assertIsNone(finish.mock_calls[0].kwargs['exc_val'])
+
+    def test_a_request_without_an_action_is_served_all_the_same(self):
+        # As Nova's periodic tasks and its resize between cells make.
+        self.event.event_start.side_effect = (
+            nova_exception.InstanceActionNotFound(
+                request_id='r', instance_uuid='i'))
+        self.snapshot()
+        self.assertEqual('release', self.steps[-1])
+
+    def test_task_states_that_are_not_tracked_do_not_matter(self):
+        # Nova's resize between cells gives a function that does nothing.
+        self.update_task_state = lambda *_args, **_kwargs: None
+        self.snapshot()
+        self.assertEqual(['freeze', 'stream', 'release'], self.steps)
+
+    def test_a_rescued_guest_s_first_disk_is_not_its_root_disk(self):
+        self.assertRaises(nova_exception.InstanceInvalidState,
+                          self.snapshot, vm_states.RESCUED)
+        self.assertEqual([], self.steps)
 
     def test_a_domain_that_is_not_there_is_an_instance_not_running(self):
         self.patch(self.driver._host, 'get_guest',
@@ -135,7 +220,7 @@ class SnapshotTest(base.TestCase):
         self.stream.side_effect = exception.ImageMismatch(
             image='i', reason='other bytes')
         self.assertRaises(exception.ImageMismatch, self.snapshot)
-        self.assertIn('Snapshot of root disk vda into image',
+        self.assertIn('Snapshot into image',
                       self.stdlog.logger.output)
         self.assertIn('other bytes', self.stdlog.logger.output)
 
@@ -154,3 +239,59 @@ class SnapshotTest(base.TestCase):
         self.assertRaises(exception.DiskReadError, self.snapshot)
         exists.return_value = False
         self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
+
+
+class DirectSnapshotTest(SnapshotTestCase):
+    """An RBD disk, which Nova may snapshot within Ceph."""
+
+    def setUp(self):
+        super().setUp()
+        self.domain.XMLDesc.return_value = DOMAIN.format('raw').replace(
+            "type='file'", "type='network'").replace(
+            "<source file='/i/disk'/>",
+            "<source protocol='rbd' name='vms/i_disk'/>")
+        self.native.side_effect = self.nova_s_own
+        self.suspend = self.patch(self.driver, 'suspend')
+
+    def nova_s_own(self, _context, instance, _image_id, update_task_state):
+        """What it does when the direct snapshot is refused."""
+        update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+        update_task_state(task_state=task_states.IMAGE_UPLOADING,
+                          expected_state=task_states.IMAGE_PENDING_UPLOAD)
+        update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD,
+                          expected_state=task_states.IMAGE_UPLOADING)
+        self.driver._suspend_guest_for_snapshot(
+            None, False, power_state.RUNNING, instance)
+
+    def test_a_direct_snapshot_is_nova_s_own(self):
+        self.native.side_effect = None
+        self.snapshot()
+        self.native.assert_called_once()
+        self.stream.assert_not_called()
+
+    def test_instead_of_suspending_the_guest_it_is_backed_up(self):
+        self.snapshot()
+        self.suspend.assert_not_called()
+        strategy = self.stream.mock_calls[0].args[1]
+        self.assertEqual('backup', strategy.name)
+
+    def test_each_task_state_expects_the_one_before_it(self):
+        self.snapshot()
+        state = None
+        for call in self.update_task_state.mock_calls:
+            if state is not None:
+                self.assertEqual(state, call.kwargs['expected_state'])
+            state = call.kwargs['task_state']
+        self.assertEqual(task_states.IMAGE_UPLOADING, state)
+
+    def test_where_nova_s_own_is_asked_for_it_may_suspend(self):
+        self.flags(strategy='native', group='snapext')
+        self.snapshot()
+        self.suspend.assert_called_once()
+        self.stream.assert_not_called()
+
+    def test_the_next_suspend_of_the_instance_is_allowed_again(self):
+        instance = self.snapshot()
+        self.driver._suspend_guest_for_snapshot(
+            None, False, power_state.RUNNING, instance)
+        self.suspend.assert_called_once()

@@ -21,7 +21,7 @@ class BackupTest(base.GuestTestCase):
 
     def setUp(self):
         super().setUp()
-        self.strategy = backup.BackupStrategy(self.host)
+        self.strategy = backup.BackupStrategy(self.driver)
 
     def content(self, frozen):
         """The set of bytes that a frozen disk consists of."""

@@ -18,7 +18,7 @@ class ColdTest(base.GuestTestCase):
 
     def setUp(self):
         super().setUp()
-        self.strategy = cold.ColdStrategy(self.host)
+        self.strategy = cold.ColdStrategy(self.driver)
 
     def server(self):
         """The process that serves the only frozen disk."""
@@ -61,7 +61,7 @@ class ColdTest(base.GuestTestCase):
         path = self.images / 'a,b:c "d" $(e).raw'
         os.rename(disk.path, path)
         plan = self.guest(self.raw(), running=False)
-        self.fill(disk.__class__('vda', 'file', str(path), 'raw', False), 1)
+        self.fill(disk.__class__('vda', 'file', str(path), 'raw'), 1)
         object.__setattr__(plan.disk, 'path', str(path))
         with self.strategy.freeze(plan) as frozen, \
                 read.Disk(frozen.uri) as nbd:
