@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking passthrough devices out of a running guest, and putting them back.
+
+QEMU can't save the memory of a guest while it has host devices. What Nova
+gives to guests of these are flavors' PCI devices, SR-IOV ports and mediated
+devices; the guest's live definition tells which it has, and each goes back by
+its own element of it: into the slot that the guest knows it in. The persistent
+definition is not touched, so that whatever else goes wrong, the guest's next
+start has them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import time
+
+import libvirt
+from lxml import etree
+from nova.compute import power_state
+from nova import exception as nova_exception
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
+from oslo_log import log as logging
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext import plan as planning
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+# What Nova's LibvirtGenericVIFDriver.get_config and its driver's
+# _get_guest_pci_device and _guest_add_mdevs render. Macvtap ports
+# (<interface type='direct'>) are QEMU's own devices, and stay.
+PASSTHROUGH = etree.XPath(
+    "./devices/hostdev[@type='pci' or @type='mdev'] | "
+    "./devices/interface[@type='hostdev' or @type='vdpa']")
+
+# Between attempts to attach, in seconds: libvirt has no event for a host
+# device that somebody else lets go of.
+ATTACH_PAUSE = 2
+
+# What asking for a guest can end in while libvirtd restarts.
+UNREACHABLE = (libvirt.libvirtError,
+               nova_exception.HypervisorUnavailable,
+               nova_exception.InternalError)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassthroughDevice:
+    """A host device of a guest, as Nova's functions for devices want it.
+
+    :ivar name: tells it from all others of the host, in an operator's words
+    :ivar alias: libvirt's name of it, while the guest has it
+    :ivar xml: its element in the guest's definition
+    """
+
+    name: str
+    alias: str | None
+    xml: str
+
+    @classmethod
+    def parse(cls, element: etree._Element) -> PassthroughDevice:
+        alias = element.find('alias')
+        return cls(
+            name=_name(element),
+            alias=None if alias is None else alias.get('name'),
+            xml=etree.tostring(element, encoding='unicode', with_tail=False))
+
+    def to_xml(self) -> str:
+        return self.xml
+
+
+def _name(element: etree._Element) -> str:
+    source = element.find('source')
+    address = source.find('address')
+    if address is None:
+        name = f'vDPA device {source.get("dev")}'
+    elif address.get('uuid'):
+        name = f'mediated device {address.get("uuid")}'
+    else:
+        domain, bus, slot, function = (
+            int(address.get(part), 16)
+            for part in ('domain', 'bus', 'slot', 'function'))
+        name = f'PCI device {domain:04x}:{bus:02x}:{slot:02x}.{function:x}'
+    mac = element.find('mac')
+    return name if mac is None else f'{name} (port {mac.get("address")})'
+
+
+class PassthroughDevices:
+    """The passthrough devices of a guest, for the time of one snapshot."""
+
+    def __init__(self, driver: libvirt_driver.LibvirtDriver,
+                 plan: planning.Plan):
+        self._driver = driver
+        self._host = driver._host
+        self._instance = plan.instance
+
+    @contextlib.contextmanager
+    def detached(self) -> Iterator[None]:
+        """Hold them detached; on every way out they are attached again.
+
+        A guest that is gone or shut off by then gets none. Nor does a device
+        come back that was meanwhile taken out of the persistent definition
+        too, as Nova does when its port is deleted.
+
+        :raises DeviceDetachFailed: one stays in the guest; the others are
+            attached again
+        :raises InstanceNotFound: the guest is gone
+        :raises libvirtError: likewise, meanwhile
+        :raises ReleaseFailed: on leaving by no other error, which this would
+            hide: the guest lacks some; it says which and what to do. It is
+            logged in any case.
+        """
+        guest = self._host.get_guest(self._instance)
+        devices = _live_devices(guest)
+        if not devices:
+            yield
+            return
+        self._check_running(guest, devices)
+        lasting = _persistent_names(guest)
+        try:
+            for device in devices:
+                self._detach(guest, device)
+            yield
+        except BaseException:
+            with contextlib.suppress(exception.ReleaseFailed):
+                self._put_back(devices, lasting)
+            raise
+        self._put_back(devices, lasting)
+
+    def _check_running(self, guest: libvirt_guest.Guest,
+                       devices: Iterable[PassthroughDevice]) -> None:
+        """Refuse a guest whose CPUs don't run: it can't let go of a device.
+
+        Once asked to, it would so as soon as it is resumed, when nobody is
+        there any more to put it back.
+        """
+        if guest.get_power_state(self._host) != power_state.RUNNING:
+            raise nova_exception.DeviceDetachFailed(
+                device=', '.join(device.name for device in devices),
+                reason='only a guest that runs can let go of it, and this one '
+                       'is paused or suspended')
+
+    def _detach(self, guest: libvirt_guest.Guest,
+                device: PassthroughDevice) -> None:
+        LOG.info('Detaching %s, for the guest\'s memory to be saved',
+                 device.name, instance=self._instance)
+        try:
+            self._driver._detach_from_live_with_retry(
+                guest, self._instance.uuid, device,
+                functools.partial(_find, guest, device.name), device.name)
+        except nova_exception.DeviceNotFound:
+            LOG.info('%s has gone before it was detached', device.name,
+                     instance=self._instance)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            raise nova_exception.DeviceDetachFailed(
+                device=device.name, reason=str(error)) from error
+        except KeyError as error:
+            # Nova's AsyncDeviceEventsHandler.wait, if cleanup_waiters came
+            # first, which is part of the instance's deletion.
+            raise nova_exception.InstanceNotFound(
+                instance_id=self._instance.uuid) from error
+
+    def _put_back(self, devices: list[PassthroughDevice],
+                  lasting: frozenset[str]) -> None:
+        """Attach what the guest lacks, until it has all that it had.
+
+        :param lasting: names of those that its persistent definition had
+        :raises ReleaseFailed: it still lacks some
+        """
+        missing = devices
+        reasons: dict[str, str] = {}
+        for attempt in range(CONF.libvirt.device_detach_attempts):
+            if attempt:
+                time.sleep(ATTACH_PAUSE)
+            try:
+                guest = self._host.get_guest(self._instance)
+                reasons = self._attach(
+                    guest, _missing(guest, devices, lasting))
+                missing = _missing(guest, devices, lasting)
+            except nova_exception.InstanceNotFound:
+                LOG.info('The guest is gone: no devices are attached to it',
+                         instance=self._instance)
+                return
+            except UNREACHABLE as error:
+                LOG.warning('The guest\'s devices could not be looked at: %s',
+                            error, instance=self._instance)
+                reasons = {device.name: str(error) for device in missing}
+            if not missing:
+                return
+        failed = exception.ReleaseFailed(
+            instance=self._instance.uuid,
+            reason=self._remedy(missing, reasons))
+        LOG.error('%s', failed, instance=self._instance)
+        raise failed
+
+    def _attach(self, guest: libvirt_guest.Guest,
+                devices: Iterable[PassthroughDevice]) -> dict[str, str]:
+        """Attach devices.
+
+        :returns: why it did not work, by the names of those it did not with
+        """
+        reasons = {}
+        for device in devices:
+            try:
+                guest.attach_device(device, live=True)
+            except libvirt.libvirtError as error:
+                LOG.warning('Attaching %(device)s again failed: %(error)s',
+                            {'device': device.name, 'error': error},
+                            instance=self._instance)
+                reasons[device.name] = str(error)
+            else:
+                LOG.info('%s is attached again', device.name,
+                         instance=self._instance)
+        return reasons
+
+    def _remedy(self, missing: Iterable[PassthroughDevice],
+                reasons: dict[str, str]) -> str:
+        what = '; '.join(
+            f'{device.name}: {reasons.get(device.name, "libvirt gave none")}'
+            for device in missing)
+        domain = self._instance.name
+        return (
+            f'the guest lacks devices that could not be attached again, for '
+            f'these reasons: {what}. Attach each with "virsh attach-device '
+            f'{domain} FILE --live", where FILE holds its element out of '
+            f'"virsh dumpxml --inactive {domain}"; or reboot the instance '
+            f'hard')
+
+
+def _devices(definition: str) -> list[PassthroughDevice]:
+    return [PassthroughDevice.parse(element)
+            for element in PASSTHROUGH(etree.fromstring(definition))]
+
+
+def _live_devices(guest: libvirt_guest.Guest) -> list[PassthroughDevice]:
+    """List what a running guest has; one that is shut off has none."""
+    definition = guest.get_xml_desc()
+    # Without an id it is the persistent definition: the guest is shut off.
+    if etree.fromstring(definition).get('id') is None:
+        return []
+    return _devices(definition)
+
+
+def _persistent_names(guest: libvirt_guest.Guest) -> frozenset[str]:
+    return frozenset(device.name for device in _devices(
+        guest.get_xml_desc(dump_inactive=True)))
+
+
+def _find(guest: libvirt_guest.Guest, name: str) -> PassthroughDevice | None:
+    return next((device for device in _live_devices(guest)
+                 if device.name == name), None)
+
+
+def _missing(guest: libvirt_guest.Guest, devices: Iterable[PassthroughDevice],
+             lasting: frozenset[str]) -> list[PassthroughDevice]:
+    """List the devices that a guest should have, runs, and has not."""
+    if not guest.is_active():
+        return []
+    removed = lasting - _persistent_names(guest)
+    present = {device.name for device in _live_devices(guest)} | removed
+    return [device for device in devices if device.name not in present]
