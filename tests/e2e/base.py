@@ -29,6 +29,10 @@ SNAPSHOT_TIMEOUT = 300
 # Records that a guest writes before it is of use.
 WARM_UP_RECORDS = 20
 
+# The task states that Nova documents of an image create, in order.
+IMAGE_STATES = ('image_snapshot_pending', 'image_snapshot',
+                'image_pending_upload', 'image_uploading')
+
 FINISHED = re.compile(
     r'Snapshot of root disk \S+ finished: strategy=(\w+) consistency=(\w+) '
     r'freeze=([\d.]+)s read=(\d+) sent=(\d+)')
@@ -105,11 +109,13 @@ class CloudTestCase(base.BaseTestCase):
         self.configure()
 
     @classmethod
-    def boot(cls, image='snap-guest', flavor='snap.tiny', add_cleanup=None):
+    def boot(cls, image='snap-guest', flavor='snap.tiny', add_cleanup=None,
+             **properties):
         """Boot a guest, and wait until it writes records."""
         if image.startswith('snap-'):
             image = servers.image_id(cls.client, image)
-        server = servers.create(cls.client, 'e2e', image, flavor)
+        server = servers.create(cls.client, 'e2e', image, flavor,
+                                **properties)
         (add_cleanup or cls.addClassCleanup)(
             servers.delete, cls.client, server)
         cls.await_records(server, WARM_UP_RECORDS)
@@ -137,16 +143,18 @@ class CloudTestCase(base.BaseTestCase):
         servers.await_status(self.client, server, status)
 
     @classmethod
-    def watched(cls, server, name, arguments=None):
+    def watched(cls, server, name, arguments=None, client=None):
         """Ask for an action, and watch a server until its task is over.
 
+        :param client: who asks, if not the plain user
         :returns: the task states, what was answered, and what nova-compute
             logged meanwhile
         """
         log = cls.state.log('nova-compute')
         offset = log.stat().st_size
         with watch.TaskStates(cls.client, server) as tasks:
-            answer = servers.action(cls.client, server, name, arguments)
+            answer = servers.action(client or cls.client, server, name,
+                                    arguments)
             wait.until(f'the end of {name} of server {server}',
                        lambda: tasks.ended(), SNAPSHOT_TIMEOUT)
         with open(log, errors='replace') as lines:
@@ -202,6 +210,19 @@ class CloudTestCase(base.BaseTestCase):
             raise
         return True
 
+    @contextlib.contextmanager
+    def downloaded(self, image):
+        """Give what Glance holds of an image, as a file."""
+        shown = self.image(image)
+        file = self.place / image
+        try:
+            digest = servers.download(self.client, image, file,
+                                      shown['os_hash_algo'])
+            self.assertEqual(shown['os_hash_value'], digest)
+            yield file
+        finally:
+            file.unlink()
+
     def assert_image_whole(self, image, image_format='qcow2'):
         """Prove an image by what is in Glance.
 
@@ -210,16 +231,10 @@ class CloudTestCase(base.BaseTestCase):
         shown = self.image(image)
         self.assertEqual(('active', image_format),
                          (shown['status'], shown['disk_format']))
-        file = self.place / image
-        digest = servers.download(self.client, image, file,
-                                  shown['os_hash_algo'])
-        try:
-            self.assertEqual(shown['os_hash_value'], digest)
+        with self.downloaded(image) as file:
             if image_format == 'qcow2':
                 subprocess.run(['qemu-img', 'check', '-q', file], check=True)
             report = records.verify(file, image_format, self.place)
-        finally:
-            file.unlink()
         self.assertTrue(report.records.complete, report.records)
         self.assertIsNone(report.filesystem.first_gap)
         return report
@@ -239,6 +254,26 @@ class CloudTestCase(base.BaseTestCase):
             self.assertRegex(self.host.virsh('domjobinfo', domain),
                              r'Job type:\s+None')
         self.assertEqual([], qemu_nbds(str(self.state.nova)))
+
+    def assert_task_states(self, documented, seen):
+        """Prove the order of states, of which a look at the API may miss one.
+
+        :param documented: all that Nova documents, in order
+        :param seen: what TaskStates.names() gave
+        """
+        following = iter(documented)
+        self.assertTrue(all(state in following for state in seen), seen)
+        self.assertEqual(documented[-1], seen[-1])
+
+    def assert_boots_with_records(self, server, last):
+        """Prove that a guest that boots finds all records up to the last."""
+        found = wait.until(
+            f'server {server} to verify its records',
+            lambda: self.console(server).find(
+                r'^FOUND (\d+) LAST (\d+) GAPS (\d+) BAD (\d+)'),
+            BOOT_TIMEOUT)
+        self.assertEqual([last, last, 0, 0],
+                         [int(word) for word in found.groups()])
 
     def assert_writes_on(self, server):
         """Prove that a guest lives, and has skipped no record."""
