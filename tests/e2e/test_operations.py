@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Nova does with snapshots, beside images of running guests."""
+
+from devcloud import api
+from devcloud import errors
+from devcloud import servers
+from devcloud import wait
+
+from tests.e2e import base
+
+# The task states that Nova documents of each action, in order.
+BACKUP = ('image_backup', 'image_pending_upload', 'image_uploading')
+SHELVE = ('shelving', 'shelving_image_pending_upload',
+          'shelving_image_uploading')
+SHELVE_AND_OFFLOAD = (*SHELVE, 'shelving_offloading')
+OFFLOAD = ('shelving_offloading',)
+UNSHELVE_ON_HOST = ('unshelving', 'powering-on')
+UNSHELVE = ('unshelving', 'spawning')
+
+# Seconds for Nova to delete an image that it has no more use for.
+DELETE_TIMEOUT = 60
+
+
+class _OneServer(base.CloudTestCase):
+    """Actions on one server, which each test gives back active."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server = cls.boot()
+
+    def await_image_gone(self, image):
+        wait.until(f'end of image {image}',
+                   lambda: not self.image_exists(image), DELETE_TIMEOUT)
+
+    def server_shown(self):
+        return servers.show(self.client, self.server)
+
+    def shelve(self, documented, status):
+        """Shelve the server.
+
+        :returns: the image, and the last record in it
+        """
+        task_states, _, log = self.watched(self.server, 'shelve')
+        self.assert_task_states(documented, task_states)
+        self.assertIn('strategy=cold', log)
+        servers.await_status(self.client, self.server, status)
+        [image] = self.client.get(
+            'glance', '/images?visibility=private&name=e2e-shelved')['images']
+        self.addCleanup(self.client.delete, 'glance', f'/images/{image["id"]}',
+                        missing_ok=True)
+        return image['id'], self.assert_image_whole(image['id']).records.last
+
+    def unshelve(self, documented, image, last):
+        """Unshelve it, and prove that it has all records, its image none."""
+        task_states, _, _ = self.watched(self.server, 'unshelve')
+        self.assert_task_states(documented, task_states)
+        servers.await_status(self.client, self.server, 'ACTIVE')
+        self.assert_boots_with_records(self.server, last)
+        self.assert_writes_on(self.server)
+        self.await_image_gone(image)
+
+
+class OperationsTest(_OneServer):
+
+    def backup(self):
+        task_states, answer, log = self.watched(
+            self.server, 'createBackup',
+            {'name': 'e2e-backup', 'backup_type': 'daily', 'rotation': 2})
+        image = answer['image_id']
+        self.addCleanup(self.client.delete, 'glance', f'/images/{image}',
+                        missing_ok=True)
+        self.assert_task_states(BACKUP, task_states)
+        self.assertIn('strategy=backup', log)
+        return image
+
+    def test_the_third_backup_of_two_ends_the_first(self):
+        first, second = self.backup(), self.backup()
+        self.assertTrue(self.image_exists(first))
+        third = self.backup()
+        self.await_image_gone(first)
+        for image in (second, third):
+            shown = self.image(image)
+            self.assertEqual(
+                ('backup', 'daily', self.server),
+                (shown['image_type'], shown['backup_type'],
+                 shown['instance_uuid']))
+            self.assert_image_whole(image)
+        self.assert_nothing_left(self.server)
+        self.assert_writes_on(self.server)
+
+    def test_a_suspended_guest_is_snapshotted_and_goes_on_where_it_was(self):
+        self.action(self.server, 'suspend', 'SUSPENDED')
+        try:
+            shot = self.snapshot(self.server)
+            self.assert_task_states(base.IMAGE_STATES, shot.task_states)
+            # What it had not written yet is in its saved memory.
+            self.assertEqual(('cold', 'crash'),
+                             (shot.strategy, shot.consistency))
+            before = self.assert_snapshot_right(shot)
+            self.assert_nothing_left(self.server)
+            self.assertEqual('SUSPENDED', self.server_shown()['status'])
+            self.assertRegex(self.host.virsh('dominfo', self.server),
+                             r'Managed save:\s+yes')
+        finally:
+            self.action(self.server, 'resume', 'ACTIVE')
+        self.assert_writes_on(self.server)
+        after = self.assert_snapshot_right(self.snapshot(self.server))
+        self.assertGreater(after.records.last, before.records.last)
+        # It has not booted anew.
+        self.assertEqual(before.records.boots, after.records.boots)
+
+    def test_a_rescued_guest_is_refused_and_is_as_it_was_afterwards(self):
+        last = self.last_record(self.server)
+        self.action(self.server, 'rescue', 'RESCUE')
+        try:
+            images = self.images()
+            refusal = self.assertRaises(
+                errors.ApiError, servers.action, self.client, self.server,
+                'createImage', {'name': 'e2e'})
+            self.assertEqual(409, refusal.code)
+            self.assertIn(f"Cannot 'createImage' instance {self.server} while "
+                          f"it is in vm_state rescued", str(refusal))
+            shown = self.server_shown()
+            self.assertEqual(
+                ('RESCUE', None),
+                (shown['status'], shown['OS-EXT-STS:task_state']))
+            self.assertEqual(images, self.images())
+            self.assert_nothing_left(self.server)
+        finally:
+            self.action(self.server, 'unrescue', 'ACTIVE')
+        self.await_records(self.server, 3)
+        report = self.assert_snapshot_right(self.snapshot(self.server))
+        self.assertGreater(report.records.last, last)
+
+    def images(self):
+        listed = self.client.get('glance', '/images?visibility=private')
+        return {image['id'] for image in listed['images']}
+
+    def test_a_server_that_is_offloaded_at_once_comes_back_from_its_image(
+            self):
+        image, last = self.shelve(SHELVE_AND_OFFLOAD, 'SHELVED_OFFLOADED')
+        self.assertFalse((self.state.instances / self.server).exists())
+        self.unshelve(UNSHELVE, image, last)
+
+
+class ShelvedTest(_OneServer):
+    """Where servers stay on their host, until they are offloaded."""
+
+    CONFIGURATION = ('DEFAULT.shelved_offload_time=-1',)
+
+    def test_a_server_that_is_not_offloaded_comes_back_from_its_own_disk(
+            self):
+        image, last = self.shelve(SHELVE, 'SHELVED')
+        self.assert_nothing_left(self.server)
+        self.unshelve(UNSHELVE_ON_HOST, image, last)
+
+    def test_a_server_that_is_offloaded_later_comes_back_from_its_image(
+            self):
+        image, last = self.shelve(SHELVE, 'SHELVED')
+        task_states, _, _ = self.watched(
+            self.server, 'shelveOffload', client=api.Client.admin(self.state))
+        self.assert_task_states(OFFLOAD, task_states)
+        servers.await_status(self.client, self.server, 'SHELVED_OFFLOADED')
+        self.assertFalse((self.state.instances / self.server).exists())
+        self.unshelve(UNSHELVE, image, last)
