@@ -150,11 +150,15 @@ class GuestTestCase(base.BaseTestCase):
         self.addCleanup(self.remove, instance)
         if running:
             domain.create()
+        return self.plan(instance, disk)
+
+    def plan(self, instance, disk):
+        """The plan of a snapshot of a guest that is defined."""
         guest = self.host.get_guest(instance)
         return planning.Plan(
-            context=None, instance=instance, guest=guest, running=running,
-            disk=disk, image_id='', image_format='qcow2', image_properties={},
-            metadata={})
+            context=None, instance=instance, guest=guest,
+            running=bool(guest.is_active()), disk=disk, image_id='',
+            image_format='qcow2', image_properties={}, metadata={})
 
     def remove(self, instance):
         domain = self.host.get_guest(instance)._domain

@@ -71,16 +71,13 @@ def install_checkout(state: cloud_state.State) -> bool:
 
     :returns: whether it was installed anew
     """
-    files = _source_files()
-    fingerprint = _fingerprint(files)
+    files = source_files()
+    fingerprint = fingerprint_of(files)
     if state.is_done('wheel', fingerprint):
         return False
     source = state.root / 'build' / 'source'
     shutil.rmtree(source.parent, ignore_errors=True)
-    for name in files:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(cloud_state.CHECKOUT / name, source / name,
-                     follow_symlinks=False)
+    copy_sources(files, source)
     env = {}
     # pbr takes the version from git's history, where there is one.
     if shutil.which('git') and (cloud_state.CHECKOUT / '.git').is_dir():
@@ -104,7 +101,7 @@ def _pip(state: cloud_state.State, *words: str | pathlib.Path,
               env={'PIP_ROOT_USER_ACTION': 'ignore', **(env or {})})
 
 
-def _source_files() -> list[str]:
+def source_files() -> list[str]:
     """Names of the files of the checkout that matter to its wheel."""
     checkout = cloud_state.CHECKOUT
     try:
@@ -121,7 +118,16 @@ def _source_files() -> list[str]:
                   and (checkout / name).is_file())
 
 
-def _fingerprint(files: list[str]) -> str:
+def copy_sources(files: list[str], target: pathlib.Path) -> None:
+    """Copy files of the checkout, for a build leaves files beside them."""
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(cloud_state.CHECKOUT / name, target / name,
+                     follow_symlinks=False)
+
+
+def fingerprint_of(files: list[str]) -> str:
+    """A digest of the names and contents of files of the checkout."""
     digest = hashlib.sha256()
     for name in files:
         content = (cloud_state.CHECKOUT / name).read_bytes()
