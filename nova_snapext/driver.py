@@ -17,6 +17,7 @@ from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
 from nova import utils
+from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from oslo_log import log as logging
 from oslo_utils import excutils
@@ -28,6 +29,7 @@ from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
 from nova_snapext.freeze import native
+from nova_snapext.freeze import passthrough
 from nova_snapext import plan as planning
 from nova_snapext import progress
 from nova_snapext import properties
@@ -72,10 +74,15 @@ class SnapextDriver(driver.LibvirtDriver):
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         super().__init__(virtapi, read_only)
+        self.late_releases = passthrough.LateReleases()
         self._strategies = choose.load_strategies(self)
         choose.check_options(self._strategies)
         # Instances whose snapshot is not worth to suspend them.
         self._direct_only: set[str] = set()
+
+    def emit_event(self, event: virtevent.InstanceEvent) -> None:
+        super().emit_event(event)
+        self.late_releases.notice(event)
 
     def snapshot(self, context: nova_context.RequestContext,
                  instance: objects.Instance, image_id: str,

@@ -11,18 +11,23 @@ start has them all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import threading
 import time
 
 import libvirt
 from lxml import etree
 from nova.compute import power_state
 from nova import exception as nova_exception
+from nova import thread_pool_factory
+from nova.virt import event as virtevent
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import event as libvirtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 
@@ -91,6 +96,44 @@ def _name(element: etree._Element) -> str:
     return name if mac is None else f'{name} (port {mac.get("address")})'
 
 
+class LateReleases:
+    """Devices that a guest did not let go of in time, but still may.
+
+    The request to let go of a device can't be taken back. Until the guest is
+    shut off it may follow it, long after the snapshot was given up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._expected: dict[str, dict[str | None, Callable[[], None]]] = {}
+
+    def expect(self, instance_uuid: str, alias: str | None,
+               put_back: Callable[[], None]) -> None:
+        """Have a device put back, should libvirt tell that it has gone."""
+        with self._lock:
+            self._expected.setdefault(instance_uuid, {})[alias] = put_back
+
+    def forget(self, instance_uuid: str) -> None:
+        """Expect nothing more of a guest."""
+        with self._lock:
+            self._expected.pop(instance_uuid, None)
+
+    def notice(self, event: virtevent.InstanceEvent) -> None:
+        """Take note of an event of any guest, without waiting for libvirt.
+
+        This runs in the thread that libvirt's events come by.
+        """
+        if isinstance(event, libvirtevent.DeviceRemovedEvent):
+            with self._lock:
+                put_back = self._expected.get(event.uuid, {}).pop(
+                    event.dev, None)
+            if put_back is not None:
+                thread_pool_factory.spawn(put_back)
+        elif (isinstance(event, virtevent.LifecycleEvent) and
+                event.transition == virtevent.EVENT_LIFECYCLE_STOPPED):
+            self.forget(event.uuid)
+
+
 class PassthroughDevices:
     """The passthrough devices of a guest, for the time of one snapshot."""
 
@@ -98,6 +141,7 @@ class PassthroughDevices:
                  plan: planning.Plan):
         self._driver = driver
         self._host = driver._host
+        self._late_releases: LateReleases = driver.late_releases
         self._instance = plan.instance
 
     @contextlib.contextmanager
@@ -106,7 +150,9 @@ class PassthroughDevices:
 
         A guest that is gone or shut off by then gets none. Nor does a device
         come back that was meanwhile taken out of the persistent definition
-        too, as Nova does when its port is deleted.
+        too, as Nova does when its port is deleted. One that the guest lets go
+        of only after it was given up comes back then, unless nova-compute has
+        been restarted.
 
         :raises DeviceDetachFailed: one stays in the guest; the others are
             attached again
@@ -122,6 +168,7 @@ class PassthroughDevices:
             yield
             return
         self._check_running(guest, devices)
+        self._late_releases.forget(self._instance.uuid)
         lasting = _persistent_names(guest)
         try:
             for device in devices:
@@ -157,9 +204,13 @@ class PassthroughDevices:
         except nova_exception.DeviceNotFound:
             LOG.info('%s has gone before it was detached', device.name,
                      instance=self._instance)
+        except nova_exception.DeviceDetachFailed:
+            self._expect_late_release(device)
+            raise
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise
+            self._expect_late_release(device)
             raise nova_exception.DeviceDetachFailed(
                 device=device.name, reason=str(error)) from error
         except KeyError as error:
@@ -167,6 +218,13 @@ class PassthroughDevices:
             # first, which is part of the instance's deletion.
             raise nova_exception.InstanceNotFound(
                 instance_id=self._instance.uuid) from error
+
+    def _expect_late_release(self, device: PassthroughDevice) -> None:
+        # Only if the persistent definition still has it then: nothing else
+        # tells by that time whether it is to be there.
+        self._late_releases.expect(
+            self._instance.uuid, device.alias, functools.partial(
+                self._put_back, [device], lasting=frozenset({device.name})))
 
     def _put_back(self, devices: list[PassthroughDevice],
                   lasting: frozenset[str]) -> None:

@@ -5,10 +5,13 @@ from unittest import mock
 
 from lxml import etree
 from nova import exception as nova_exception
+from nova.tests import fixtures as nova_fixtures
 from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.virt import event
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 
+from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext.freeze import passthrough
 from tests.unit import base
@@ -64,10 +67,11 @@ class DetachedTest(base.TestCase):
     def setUp(self):
         super().setUp()
         self.useFixture(fakelibvirt.LibvirtFixture())
+        self.useFixture(nova_fixtures.SpawnIsSynchronousFixture())
         self.patch(passthrough, 'libvirt', fakelibvirt)
         self.flags(virt_type='kvm', device_detach_attempts=3,
                    group='libvirt')
-        self.driver = nova_driver.LibvirtDriver(fake.FakeVirtAPI())
+        self.driver = driver.SnapextDriver(fake.FakeVirtAPI())
         self.connection = self.driver._host.get_connection()
         self.pauses = self.patch(passthrough.time, 'sleep')
         # The guest answers when somebody waits for it to, and never before.
@@ -198,21 +202,54 @@ class DetachedTest(base.TestCase):
                       self.assert_fails_to_detach(devices, NAMES[3]))
         self.assert_has_what_it_had()
 
-    def test_one_that_stays_but_leaves_late_comes_back(self):
+    def test_one_that_leaves_unnoticed_while_others_come_back_does_too(self):
         devices = self.guest(GPU, PORT)
         self.domain.answers['hostdev1'] = None
         attach = self.domain.attachDeviceFlags
 
         def leave_meanwhile(xml, flags):
             if xml == GPU:
-                [port] = self.domain.live
-                self.domain.end(port, taken=True)
+                self.domain.live.clear()
             attach(xml, flags)
 
         self.domain.attachDeviceFlags = leave_meanwhile
         self.assert_fails_to_detach(devices, NAMES[1])
         self.assertEqual([GPU, PORT], self.calls('attach'))
         self.assert_has_what_it_had()
+
+    def refused(self):
+        """A guest that did not answer, and both its devices after that."""
+        devices = self.guest(GPU, PORT)
+        self.domain.answers['hostdev1'] = None
+        self.assert_fails_to_detach(devices, NAMES[1])
+        self.domain.calls.clear()
+        return devices, next(device for device in self.domain.live
+                             if device.tag == 'interface')
+
+    def test_one_that_leaves_long_after_comes_back(self):
+        _devices, port = self.refused()
+        self.domain.end(port, taken=True)
+        self.assertEqual([('attach', PORT, LIVE)], self.domain.calls)
+        self.assert_has_what_it_had()
+
+    def test_one_that_nova_takes_for_good_after_that_does_not(self):
+        _devices, port = self.refused()
+        del self.domain.persistent[1]
+        self.domain.end(port, taken=True)
+        self.assertEqual([], self.domain.calls)
+
+    def test_one_that_the_next_snapshot_takes_stays_out_for_it(self):
+        devices, _port = self.refused()
+        self.domain.answers.clear()
+        self.assertEqual([], self.detached(devices))
+        self.assert_has_what_it_had()
+
+    def test_a_guest_that_stopped_is_expected_nothing_of(self):
+        _devices, port = self.refused()
+        self.driver.emit_event(event.LifecycleEvent(
+            self.domain.UUIDString(), event.EVENT_LIFECYCLE_STOPPED))
+        self.domain.end(port, taken=True)
+        self.assertEqual([], self.domain.calls)
 
     def test_one_that_left_by_itself_before_is_no_error(self):
         devices = self.guest(GPU)
