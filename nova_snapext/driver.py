@@ -229,13 +229,11 @@ class SnapextDriver(driver.LibvirtDriver):
         metadata = plan.metadata | {
             'properties': plan.metadata['properties'] |
             properties.of_snapshot(strategy.name, plan.instance.uuid, frozen)}
-        with read.Disk(frozen.uri, timeout=CONF.snapext.read_timeout) as disk:
-            find_data = (encode.nonzero if CONF.snapext.find_zeros
-                         else encode.allocated)
-            encoder = encode.FORMATS[plan.image_format](disk, find_data)
+        with read.Disk(frozen.uri, CONF.snapext.read_timeout) as disk, \
+                encode.encoder(plan.image_format, disk) as encoder:
             upload.upload(plan.context, self._image_api, plan.image_id,
                           metadata, encoder, on_sent)
-            return disk.bytes_read, encoder.size
+            return encoder.bytes_read, encoder.size
 
     @contextlib.contextmanager
     def _failure_logged(self, instance: objects.Instance,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Generator
 from collections.abc import Iterator
+import contextlib
 
 from nova import exception
 from nova.i18n import _
@@ -24,8 +25,10 @@ class EncodeError(exception.NovaException):
     msg_fmt = _("Encoding a %(image_format)s image failed: %(reason)s")
 
 
-class Encoder(abc.ABC):
+class Encoder(contextlib.AbstractContextManager['Encoder']):
     """An image of a frozen disk, whose size is known before its first byte.
+
+    A context manager, within which it is read.
 
     :param disk: connected; its content must not change any more
     :param find_data: one of :mod:`nova_snapext.encode.data`, for the formats
@@ -40,6 +43,14 @@ class Encoder(abc.ABC):
                  find_data: data.FindData = data.nonzero) -> None:
         self.disk = disk
         self.find_data = find_data
+
+    def __exit__(self, *_exc: object) -> None:
+        """Let go of what the image takes on the host, which may be nothing."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of the disk were read so far, by whomever."""
+        return self.disk.bytes_read
 
     @property
     @abc.abstractmethod

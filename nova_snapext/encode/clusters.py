@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Iterator
+
+from nova_snapext import read
 
 # Clusters that one L2 table of 64 KiB maps.
 TABLE_CLUSTERS = 8192
@@ -20,6 +23,20 @@ class ClusterMap:
 
     def __init__(self, clusters: int) -> None:
         self._tables = [0] * -(-clusters // TABLE_CLUSTERS)
+
+    @classmethod
+    def of(cls, disk_size: int, extents: Iterable[read.Extent],
+           cluster_size: int) -> ClusterMap:
+        """Note the clusters that extents of data touch.
+
+        :param disk_size: in bytes
+        :param cluster_size: in bytes
+        """
+        found = cls(-(-disk_size // cluster_size))
+        for extent in extents:
+            found.add(extent.offset // cluster_size,
+                      -(-extent.end // cluster_size))
+        return found
 
     def __len__(self) -> int:
         """Give the number of clusters that hold data."""

@@ -97,6 +97,17 @@ def lay_out(l1_size: int, l2_tables: int, data_clusters: int) -> Layout:
         blocks = needed
 
 
+def lay_out_map(disk_size: int, data_clusters: clusters.ClusterMap) -> Layout:
+    """Lay out the image of a disk.
+
+    :param disk_size: in bytes
+    """
+    l1_size = _ceil(_ceil(disk_size, CLUSTER_SIZE), TABLE_ENTRIES)
+    return lay_out(l1_size, sum(table is not None for table
+                                in data_clusters.tables()),
+                   len(data_clusters))
+
+
 class Qcow2Encoder(base.Encoder):
     """A plain qcow2 version 3, with only the clusters that hold data.
 
@@ -108,15 +119,11 @@ class Qcow2Encoder(base.Encoder):
     def __init__(self, disk: read.Disk,
                  find_data: data.FindData = data.nonzero) -> None:
         super().__init__(disk, find_data)
-        disk_clusters = _ceil(disk.size, CLUSTER_SIZE)
-        self._map = clusters.ClusterMap(disk_clusters)
-        for extent in find_data(disk):
-            self._map.add(extent.offset // CLUSTER_SIZE,
-                          _ceil(extent.end, CLUSTER_SIZE))
+        self._map = clusters.ClusterMap.of(disk.size, find_data(disk),
+                                           CLUSTER_SIZE)
         self._tables = [table for table in self._map.tables()
                         if table is not None]
-        self._layout = lay_out(_ceil(disk_clusters, TABLE_ENTRIES),
-                               len(self._tables), len(self._map))
+        self._layout = lay_out_map(disk.size, self._map)
 
     @property
     def size(self) -> int:

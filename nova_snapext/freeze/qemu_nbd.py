@@ -23,7 +23,7 @@ PROTOCOL_DRIVERS = {'file': 'file', 'block': 'host_device'}
 class Server:
     """A running qemu-nbd.
 
-    It also ends by itself when its client leaves, as when nova-compute dies.
+    It also ends by itself when its clients leave, as when nova-compute dies.
     """
 
     def __init__(self, pid: int, instance_uuid: str):
@@ -88,7 +88,8 @@ def _command(disk: planning.RootDisk,
               f'image.driver={disk.format},'
               f'image.file.driver={PROTOCOL_DRIVERS[disk.storage]},'
               f'image.file.filename={path}')
-    return ['qemu-nbd', '--read-only', '--fork',
+    # Two clients: beside our own, the qemu-img of a format that needs one.
+    return ['qemu-nbd', '--read-only', '--fork', '--shared', '2',
             '--pid-file', directory.pid_file,
             '--socket', directory.socket,
             '--export-name', disk.target,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fourth stage: what a frozen disk holds, read over NBD."""
 
+from nova_snapext.read.buffers import BufferPool
 from nova_snapext.read.extent import coalesced
 from nova_snapext.read.extent import Extent
 from nova_snapext.read.nbd import Disk
 from nova_snapext.read.nbd import is_zero
 from nova_snapext.read.nbd import unix_uri
 
-__all__ = ['Disk', 'Extent', 'coalesced', 'is_zero', 'unix_uri']
+__all__ = ['BufferPool', 'Disk', 'Extent', 'coalesced', 'is_zero', 'unix_uri']

@@ -38,6 +38,9 @@ STATUS_STRIDE = 256 * 1024 * 1024
 # fails over may be silent for a minute.
 TIMEOUT = 120.0
 
+# Bytes that are read as a sign of life: what no server finds too small.
+PROBE_SIZE = 4096
+
 # Seconds until an idle wait looks whether it was aborted.
 ABORT_LATENCY = 0.1
 
@@ -73,6 +76,7 @@ class Disk:
     :param uri: of the export, see :func:`unix_uri`
     :param timeout: seconds without a byte from the server until it is given
         up
+    :ivar uri: where another client reads the same
     :ivar size: of the disk, in bytes
     :ivar bytes_read: how many bytes of data came from the server so far
     """
@@ -80,7 +84,7 @@ class Disk:
     def __init__(self, uri: str, timeout: float = TIMEOUT) -> None:
         self.size = 0
         self.bytes_read = 0
-        self._uri = uri
+        self.uri = uri
         self._timeout = timeout
         self._aborted = False
         self._describes = False
@@ -99,7 +103,7 @@ class Disk:
             # Buffers only ever hold data of this disk, and libnbd fails a
             # read that the server answers in part: nothing to clear first.
             self._handle.set_pread_initialize(False)
-            self._handle.aio_connect_uri(self._uri)
+            self._handle.aio_connect_uri(self.uri)
             self._wait(lambda: self._handle.aio_is_ready())
             self.size = self._handle.get_size()
             self._describes = self._handle.can_meta_context(
@@ -123,6 +127,14 @@ class Disk:
         # libnbd closes a connection when its handle goes: nothing else may
         # refer to it, see _error().
         del self._handle
+
+    def probe(self) -> None:
+        """See that the server still gives data.
+
+        :raises DiskReadError: it does not, or is silent for too long
+        """
+        for _piece in self.read([(0, min(PROBE_SIZE, self.size))]):
+            pass
 
     def abort(self) -> None:
         """Make whatever waits for the disk, now or later, fail soon."""
@@ -236,7 +248,7 @@ class Disk:
             # Its frames refer to the handle, and would keep the connection
             # open for as long as anybody keeps the error.
             reason.with_traceback(None)
-        return exception.DiskReadError(disk=self._uri, reason=str(reason))
+        return exception.DiskReadError(disk=self.uri, reason=str(reason))
 
 
 def _pieces(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

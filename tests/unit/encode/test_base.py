@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
-from oslotest import base
+from oslotest import base as oslotest_base
 
 from nova_snapext import encode
+from tests.unit import base
 from tests.unit.encode import fake_disk
 
 
@@ -20,7 +21,7 @@ class Promising(encode.Encoder):
         yield from self.pieces
 
 
-class EncoderTest(base.BaseTestCase):
+class EncoderTest(oslotest_base.BaseTestCase):
 
     def test_a_stream_that_ends_early_is_an_error(self):
         self.assertRaisesRegex(
@@ -39,5 +40,32 @@ class EncoderTest(base.BaseTestCase):
         for image_format, encoder in encode.FORMATS.items():
             self.assertEqual(image_format, encoder.image_format)
 
-    def test_what_needs_seeking_has_no_encoder(self):
-        self.assertNotIn('vmdk', encode.FORMATS)
+    def test_all_that_snapshot_image_format_can_be_is_made(self):
+        self.assertEqual({'qcow2', 'raw', 'vdi', 'vmdk'},
+                         set(encode.FORMATS))
+
+
+class ChoiceTest(base.TestCase):
+
+    def chosen(self, image_format):
+        return encode.encoder(image_format, fake_disk.FakeDisk(10, []))
+
+    def test_what_can_be_streamed_is(self):
+        self.assertIs(encode.Qcow2Encoder, type(self.chosen('qcow2')))
+        self.assertIs(encode.RawEncoder, type(self.chosen('raw')))
+
+    def test_snapshot_compression_makes_a_compressed_qcow2(self):
+        self.flags(snapshot_compression=True, group='libvirt')
+        self.assertIs(encode.CompressedQcow2Encoder,
+                      type(self.chosen('qcow2')))
+
+    def test_snapshot_compression_is_for_qcow2_alone(self):
+        self.flags(snapshot_compression=True, group='libvirt')
+        for image_format in encode.FORMATS.keys() - {'qcow2'}:
+            self.assertIs(encode.FORMATS[image_format],
+                          type(self.chosen(image_format)))
+
+    def test_find_zeros_decides_what_a_stream_leaves_out(self):
+        self.assertIs(encode.nonzero, self.chosen('qcow2').find_data)
+        self.flags(find_zeros=False, group='snapext')
+        self.assertIs(encode.allocated, self.chosen('qcow2').find_data)
