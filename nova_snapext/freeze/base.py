@@ -140,3 +140,11 @@ class FreezingStrategy(Strategy):
 def _domain_is_gone(error: Exception) -> bool:
     return (isinstance(error, libvirt.libvirtError) and
             error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
+
+
+def consistency_of_shut_off(plan: planning.Plan) -> Consistency:
+    """Tell what the disk of a guest that does not run holds."""
+    # What a suspended guest had not written yet is in its saved memory.
+    if plan.guest._domain.hasManagedSaveImage(0):
+        return Consistency.CRASH
+    return Consistency.OFFLINE

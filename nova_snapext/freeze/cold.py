@@ -39,12 +39,5 @@ class ColdStrategy(base.FreezingStrategy):
         stack.callback(server.end)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
-            consistency=_consistency(plan),
+            consistency=base.consistency_of_shut_off(plan),
             freeze_seconds=watch.elapsed())
-
-
-def _consistency(plan: planning.Plan) -> base.Consistency:
-    # What a suspended guest had not written yet is in its saved memory.
-    if plan.guest._domain.hasManagedSaveImage(0):
-        return base.Consistency.CRASH
-    return base.Consistency.OFFLINE

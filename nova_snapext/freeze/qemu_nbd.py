@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qemu-nbd, serving a disk that no guest uses."""
+"""qemu-nbd, serving a disk that no guest uses, or a snapshot within it."""
 
 from __future__ import annotations
 
@@ -58,16 +58,18 @@ class Server:
 
 
 def serve(disk: planning.RootDisk, directory: snapshot_directory.Directory,
-          instance_uuid: str) -> Server:
+          instance_uuid: str, snapshot: str | None = None) -> Server:
     """Serve a disk read-only on the socket of a directory.
 
+    :param snapshot: name of the one within the disk to serve instead of what
+        the disk holds now; then a guest may use the disk meanwhile
     :raises ProcessExecutionError: qemu-nbd could not open the disk; a guest
         that is running has it locked
     :raises OSError: qemu-nbd can't be run, or ended at once
     :raises TimeoutExpired: the disk's storage does not answer. Should it do
         so later, qemu-nbd ends, as it finds its directory gone.
     """
-    command = _command(disk, directory)
+    command = _command(disk, directory, snapshot)
     if disk.storage == 'block' and not os.access(disk.path, os.R_OK):
         _serve_block_device(disk.path, command, os.geteuid(), os.getegid())
     else:
@@ -77,23 +79,33 @@ def serve(disk: planning.RootDisk, directory: snapshot_directory.Directory,
 
 
 def _command(disk: planning.RootDisk,
-             directory: snapshot_directory.Directory) -> list[str]:
+             directory: snapshot_directory.Directory,
+             snapshot: str | None) -> list[str]:
     # Given as options, a path is never taken for a protocol's URL; a comma in
     # it is doubled, as QEMU's option syntax wants.
     path = disk.path.replace(',', ',,')
-    # By itself qemu-nbd reads a raw disk even while a guest writes to it. The
-    # blkdebug driver injects no error here: it is what can claim that nobody
-    # else writes, for a raw disk as qcow2's own driver does for a qcow2.
-    source = (f'driver=blkdebug,unshare-child-perms.0=write,'
-              f'image.driver={disk.format},'
-              f'image.file.driver={PROTOCOL_DRIVERS[disk.storage]},'
-              f'image.file.filename={path}')
+    nodes = {'driver': disk.format,
+             'file.driver': PROTOCOL_DRIVERS[disk.storage],
+             'file.filename': path}
+    if snapshot is None:
+        # By itself qemu-nbd reads a raw disk even while a guest writes to it.
+        # The blkdebug driver injects no error here: it is what can claim that
+        # nobody else writes, for a raw disk as qcow2's own driver does for a
+        # qcow2.
+        nodes = {'driver': 'blkdebug', 'unshare-child-perms.0': 'write',
+                 **{f'image.{key}': value for key, value in nodes.items()}}
+        options = []
+    else:
+        nodes['force-share'] = 'on'
+        options = ['--load-snapshot', f'snapshot.name={snapshot}']
     # Two clients: beside our own, the qemu-img of a format that needs one.
     return ['qemu-nbd', '--read-only', '--fork', '--shared', '2',
             '--pid-file', directory.pid_file,
             '--socket', directory.socket,
             '--export-name', disk.target,
-            '--image-opts', source]
+            *options,
+            '--image-opts', ','.join(f'{key}={value}'
+                                     for key, value in nodes.items())]
 
 
 @nova.privsep.sys_admin_pctxt.entrypoint

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A snapshot inside the qcow2 files of a guest, and how it goes again.
+
+libvirt is not told of it in any lasting way: a domain with snapshots that
+libvirt knows of can't be undefined, and so the instance not be deleted.
+"""
+
+from __future__ import annotations
+
+import os
+
+import libvirt
+from lxml import etree
+from nova import exception as nova_exception
+import nova.privsep
+from nova.virt import images
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
+from oslo_log import log as logging
+from oslo_utils import excutils
+
+from nova_snapext import exception
+from nova_snapext import plan as planning
+
+LOG = logging.getLogger(__name__)
+
+# A guest may come up, or go, between the look at it and the deletion.
+ATTEMPTS = 2
+
+# For which libvirt stops a guest while it takes a snapshot, and QEMU one that
+# can't write.
+HALTED = (libvirt.VIR_DOMAIN_PAUSED_SAVE,
+          libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT,
+          libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+
+class LibvirtConfigSystemSnapshot(vconfig.LibvirtConfigGuestSnapshot):
+    """A snapshot of disks and memory, all of it inside the disks.
+
+    https://libvirt.org/formatsnapshot.html
+    """
+
+    def __init__(self, name: str, targets: list[str]):
+        super().__init__()
+        self.name = name
+        for target in targets:
+            disk = vconfig.LibvirtConfigGuestSnapshotDisk()
+            disk.name = target
+            disk.snapshot = 'internal'
+            self.add_disk(disk)
+
+    def format_dom(self) -> etree._Element:
+        snapshot = super().format_dom()
+        etree.SubElement(snapshot, 'memory', snapshot='internal')
+        return snapshot
+
+
+class LibvirtConfigKnownSnapshot(vconfig.LibvirtConfigObject):
+    """A snapshot that there is, for libvirt to know of it.
+
+    :ivar domain: definition of the guest
+    """
+
+    def __init__(self, name: str, domain: str):
+        super().__init__(root_name='domainsnapshot')
+        self.name = name
+        self.domain = domain
+
+    def format_dom(self) -> etree._Element:
+        snapshot = super().format_dom()
+        snapshot.append(self._text_node('name', self.name))
+        # libvirt wants both. Neither matters to the deletion.
+        snapshot.append(self._text_node('state', 'shutoff'))
+        snapshot.append(self._text_node('creationTime', 0))
+        snapshot.append(etree.fromstring(self.domain))
+        return snapshot
+
+
+class InternalSnapshot:
+    """The snapshot of one guest.
+
+    :ivar name: which tells an operator whose it is
+    """
+
+    def __init__(self, host: libvirt_host.Host, plan: planning.Plan,
+                 paths: list[str]):
+        """Name it.
+
+        :param paths: of all files that it may come to be in
+        """
+        self.name = f'snapext-{plan.image_id}'
+        self._host = host
+        self._instance = plan.instance
+        self._root = plan.disk.path
+        self._paths = paths
+        self._runs_free = False
+
+    def create(self) -> None:
+        """Make it, inside the root disk of a guest that is shut off.
+
+        :raises ProcessExecutionError: the disk is in use, or full
+        """
+        _qemu_img_snapshot('-c', self.name, self._root)
+
+    def create_with_memory(self, guest: libvirt_guest.Guest,
+                           targets: list[str]) -> None:
+        """Make it, inside all disks of a guest that runs or is paused.
+
+        :param targets: the guest's names of these disks
+        :raises libvirtError: it can't be made
+        """
+        state, _reason = guest._domain.state()
+        self._runs_free = state == libvirt.VIR_DOMAIN_RUNNING
+        guest.snapshot(LibvirtConfigSystemSnapshot(self.name, targets),
+                       no_metadata=True)
+
+    def delete(self) -> None:
+        """Delete it from all files, whatever has become of the guest.
+
+        :raises ReleaseFailed: it is still there
+        """
+        reason = 'QEMU gave no reason'
+        for _attempt in range(ATTEMPTS):
+            holders = self._holders()
+            if not holders:
+                return
+            try:
+                self._delete_from(holders)
+            except (libvirt.libvirtError,
+                    processutils.ProcessExecutionError) as error:
+                LOG.warning('Deleting the snapshot %(snapshot)s failed: '
+                            '%(error)s',
+                            {'snapshot': self.name, 'error': error},
+                            instance=self._instance)
+                reason = str(error)
+        holders = self._holders()
+        if holders:
+            raise exception.ReleaseFailed(
+                instance=self._instance.uuid,
+                reason=f'its snapshot {self.name} is still inside '
+                       f'{" and ".join(holders)}, where it costs space, and '
+                       f'can\'t be deleted: {reason}. Shut the guest off, '
+                       f'then run "qemu-img snapshot -d {self.name} FILE" '
+                       f'for each')
+
+    def resume_if_halted(self) -> None:
+        """Resume a guest that ran, if the snapshot has left it halted.
+
+        It does so when there was no more room for what the guest writes, or
+        libvirtd died while the memory was saved.
+        """
+        if not self._runs_free:
+            return
+        guest = self._active_guest()
+        if guest is None:
+            return
+        state, reason = guest._domain.state()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in HALTED:
+            LOG.warning('The guest has been halted by its snapshot, as it is '
+                        'when there is no more room for what it writes to '
+                        '%s: it is resumed', self._root,
+                        instance=self._instance)
+            guest.resume()
+
+    def _delete_from(self, holders: list[str]) -> None:
+        guest = self._active_guest()
+        if guest is not None:
+            self._delete_from_guest(guest)
+            return
+        for path in holders:
+            _qemu_img_snapshot('-d', self.name, path)
+
+    def _delete_from_guest(self, guest: libvirt_guest.Guest) -> None:
+        """Delete it through libvirt, which has to know of it for that long.
+
+        To tell QEMU past libvirt would taint the domain.
+        """
+        known = guest._domain.snapshotCreateXML(
+            LibvirtConfigKnownSnapshot(
+                self.name, guest.get_xml_desc()).to_xml(),
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+        try:
+            known.delete()
+        except libvirt.libvirtError:
+            with excutils.save_and_reraise_exception():
+                known.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    def _active_guest(self) -> libvirt_guest.Guest | None:
+        # A guest object of the time of the creation may hold a connection
+        # that libvirtd's restart has closed.
+        try:
+            guest = self._host.get_guest(self._instance)
+        except nova_exception.InstanceNotFound:
+            return None
+        return guest if guest.is_active() else None
+
+    def _holders(self) -> list[str]:
+        """List the files that it is in."""
+        return [path for path in self._paths if self._is_in(path)]
+
+    def _is_in(self, path: str) -> bool:
+        look = (images.qemu_img_info if os.access(path, os.R_OK)
+                else images.privileged_qemu_img_info)
+        try:
+            info = look(path, 'qcow2')
+        except nova_exception.DiskNotFound:
+            return False  # deleted with the instance
+        return any(snapshot['name'] == self.name
+                   for snapshot in info.snapshots)
+
+
+def _qemu_img_snapshot(action: str, name: str, path: str) -> None:
+    """Make or delete a snapshot in a file that no guest uses.
+
+    :param action: ``-c`` or ``-d``
+    """
+    if os.access(path, os.W_OK):
+        _unprivileged_qemu_img_snapshot(action, name, path)
+    else:
+        _privileged_qemu_img_snapshot(action, name, path)
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def _privileged_qemu_img_snapshot(action: str, name: str, path: str) -> None:
+    _unprivileged_qemu_img_snapshot(action, name, path)
+
+
+def _unprivileged_qemu_img_snapshot(action: str, name: str,
+                                    path: str) -> None:
+    # Given as options, a path is never taken for a protocol's URL, nor what
+    # the guest has written at its beginning for another format.
+    escaped = path.replace(',', ',,')
+    processutils.execute(
+        'qemu-img', 'snapshot', action, name, '--image-opts',
+        f'driver=qcow2,file.driver=file,file.filename={escaped}')

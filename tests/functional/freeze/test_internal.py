@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import threading
+import uuid
+
+import libvirt
+from oslo_utils import units
+
+from nova_snapext import exception
+from nova_snapext.freeze import backup
+from nova_snapext.freeze import base as freeze_base
+from nova_snapext.freeze import internal
+from nova_snapext import plan as planning
+from nova_snapext import read
+from tests.functional import base
+
+BEFORE, AFTER = 0x22, 0x33
+
+DOMAIN = """
+<domain type='{virt_type}'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64'>hvm</type></os>
+  <devices>{devices}</devices>
+</domain>
+"""
+
+DISK = """
+<disk type='file' device='disk'>
+  <driver name='qemu' type='{format}'/>
+  <source file='{path}'/>
+  <target dev='{target}' bus='virtio'/>
+</disk>
+"""
+
+CONFIG_DRIVE = """
+<disk type='file' device='cdrom'>
+  <driver name='qemu' type='raw'/>
+  <source file='{path}'/>
+  <target dev='sda' bus='sata'/>
+  <readonly/>
+</disk>
+"""
+
+# QEMU can't save a guest that has its end of somebody else's memory.
+UNSAVABLE = """
+<shmem name='snapext-test' role='peer'>
+  <model type='ivshmem-plain'/>
+  <size unit='M'>4</size>
+</shmem>
+"""
+
+OPERATORS_SNAPSHOT = (
+    '<domainsnapshot><name>before-upgrade</name></domainsnapshot>')
+
+
+class InternalTest(base.GuestTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.strategy = internal.InternalStrategy(self.driver)
+        self.images_of = {}
+
+    def guest(self, disk, running=True, others=(), devices=''):
+        """Define a guest, and start it.
+
+        :returns: the plan of a snapshot of it
+        """
+        instance = base.FakeInstance(f'guest-{uuid.uuid4()}')
+        disks = [dataclasses.replace(each, target=f'vd{letter}')
+                 for each, letter in zip((disk, *others), 'abc', strict=False)]
+        domain = self.host.get_connection().defineXML(DOMAIN.format(
+            virt_type=base.conf.CONF.libvirt.virt_type, name=instance.name,
+            uuid=instance.uuid, devices=devices + ''.join(
+                DISK.format(**dataclasses.asdict(each)) for each in disks)))
+        self.addCleanup(self.remove, instance)
+        if running:
+            domain.create()
+        self.images_of[instance.uuid] = [each.path for each in disks]
+        return planning.Plan(
+            context=None, instance=instance,
+            guest=self.host.get_guest(instance), running=running,
+            disk=disk, image_id=str(uuid.uuid4()), image_format='qcow2',
+            image_properties={}, metadata={})
+
+    def snapshots_in(self, path):
+        return [line.split()[1] for line in base.run(
+            'qemu-img', 'snapshot', '--force-share', '-l', path,
+        ).splitlines()[2:]]
+
+    def content(self, frozen):
+        """The set of bytes that a frozen disk consists of."""
+        with read.Disk(frozen.uri) as disk:
+            self.assertEqual(base.DISK_SIZE, disk.size)
+            return {byte for _, piece in disk.read([(0, disk.size)])
+                    for byte in set(bytes(piece))}
+
+    def assert_clean(self, path):
+        """Check that nothing is leaked inside a file that nobody uses."""
+        base.run('qemu-img', 'check', '-q', path)
+
+    def assert_nothing_left(self, plan):
+        super().assert_nothing_left(plan)
+        domain = self.host.get_guest(plan.instance)._domain
+        self.assertEqual([], domain.snapshotListNames())
+        for path in self.images_of[plan.instance.uuid]:
+            if not path.endswith('.raw'):
+                self.assertEqual([], self.snapshots_in(path))
+
+    def assert_files_clean(self, plan):
+        for path in self.images_of[plan.instance.uuid]:
+            self.assert_clean(path)
+
+    def assert_state(self, plan, state):
+        domain = self.host.get_guest(plan.instance)._domain
+        self.assertEqual(state, domain.state()[0])
+
+    def refused(self, plan, error=exception.FreezeFailed):
+        with contextlib.ExitStack() as stack:
+            return str(self.assertRaises(
+                error, stack.enter_context, self.strategy.freeze(plan)))
+
+    def frozen_while_the_guest_writes(self, disk):
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_holds(disk, AFTER)
+        self.assert_files_clean(plan)
+
+    def test_a_qcow2_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.qcow2())
+
+    def test_a_backing_chain_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.chained_qcow2())
+
+    def test_what_lies_in_the_backing_file_is_read_through_the_chain(self):
+        plan = self.guest(self.chained_qcow2())
+        with self.strategy.freeze(plan) as frozen:
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({0x11}, self.content(frozen))
+
+    def test_it_is_read_right_while_the_guest_overwrites_the_disk(self):
+        disk = self.chained_qcow2()
+        plan = self.guest(disk)
+        over = threading.Event()
+
+        def overwrite():
+            pattern = 0
+            while not over.is_set():
+                pattern = (pattern + 1) % 256
+                self.write_as_guest(plan, pattern)
+
+        for round_number in range(4):
+            pattern = 0x40 + round_number
+            self.write_as_guest(plan, pattern)
+            expected = hashlib.sha256(
+                bytes([pattern]) * base.DISK_SIZE).hexdigest()
+            with self.strategy.freeze(plan) as frozen:
+                over.clear()
+                writer = threading.Thread(target=overwrite)
+                writer.start()
+                try:
+                    with read.Disk(frozen.uri) as nbd:
+                        for _ in range(5):
+                            digest = hashlib.sha256()
+                            for _, piece in nbd.read([(0, nbd.size)]):
+                                digest.update(piece)
+                            self.assertEqual(expected, digest.hexdigest())
+                finally:
+                    over.set()
+                    writer.join()
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_files_clean(plan)
+
+    def test_holes_stay_holes_although_the_guest_fills_them(self):
+        disk = self.qcow2()
+        base.run('qemu-io', '-f', 'qcow2', '-c', 'write -q -P 1 2M 1M',
+                 disk.path)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            self.write_as_guest(plan, AFTER)
+            with read.Disk(frozen.uri) as nbd:
+                data = [(extent.offset, extent.length)
+                        for extent in nbd.extents() if extent.data]
+        self.assertEqual([(2 * units.Mi, units.Mi)], data)
+
+    def test_a_paused_guest_stays_paused(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        plan.guest.pause()
+        before = plan.guest._domain.state()
+        with self.strategy.freeze(plan) as frozen:
+            self.assertEqual(before, plan.guest._domain.state())
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assertEqual(before, plan.guest._domain.state())
+        self.assert_nothing_left(plan)
+
+    def test_a_guest_that_is_shut_off_is_read(self):
+        for disk in (self.qcow2(), self.chained_qcow2()):
+            self.fill(disk, BEFORE)
+            plan = self.guest(disk, running=False)
+            with self.strategy.freeze(plan) as frozen:
+                self.assertEqual(freeze_base.Consistency.OFFLINE,
+                                 frozen.consistency)
+                self.assertEqual({BEFORE}, self.content(frozen))
+            self.assert_nothing_left(plan)
+            self.assert_files_clean(plan)
+
+    def test_a_guest_that_was_shut_off_may_start_and_write_meanwhile(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk, running=False, others=[self.qcow2()])
+        with self.strategy.freeze(plan) as frozen:
+            plan.guest._domain.create()
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_holds(disk, AFTER)
+        self.assert_files_clean(plan)
+
+    def test_a_suspended_guest_s_disk_is_crash_consistent(self):
+        plan = self.guest(self.qcow2())
+        plan.guest.save_memory_state()
+        plan = dataclasses.replace(plan, running=False)
+        with self.strategy.freeze(plan) as frozen:
+            self.assertEqual(freeze_base.Consistency.CRASH,
+                             frozen.consistency)
+        self.assertTrue(plan.guest._domain.hasManagedSaveImage())
+        self.assert_nothing_left(plan)
+        plan.guest._domain.create()  # out of its saved memory
+        self.assertFalse(plan.guest._domain.hasManagedSaveImage())
+
+    def test_without_an_agent_it_is_crash_consistent(self):
+        with self.strategy.freeze(self.guest(self.qcow2())) as frozen:
+            self.assertEqual(freeze_base.Consistency.CRASH,
+                             frozen.consistency)
+
+    def test_it_goes_from_all_disks_and_a_config_drive_is_left_alone(self):
+        config_drive = self.raw().path
+        plan = self.guest(
+            self.chained_qcow2(), others=[self.qcow2(), self.qcow2()],
+            devices=CONFIG_DRIVE.format(path=config_drive))
+        before = pathlib.Path(config_drive).read_bytes()
+        self.assertIsNone(self.strategy.reason_against(plan))
+        with self.strategy.freeze(plan):
+            for path in self.images_of[plan.instance.uuid]:
+                self.assertEqual([f'snapext-{plan.image_id}'],
+                                 self.snapshots_in(path))
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_files_clean(plan)
+        self.assertEqual(before, pathlib.Path(config_drive).read_bytes())
+
+    def test_the_domain_is_never_tainted(self):
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        with self.strategy.freeze(plan):
+            self.assertEqual([], plan.guest._domain.messages(0))
+        self.assertEqual([], plan.guest._domain.messages(0))
+
+    def test_taken_again_and_again_it_makes_the_file_no_bigger(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        sizes = []
+        for _ in range(6):
+            with self.strategy.freeze(plan):
+                self.write_as_guest(plan, AFTER)
+            sizes.append(os.stat(disk.path).st_size)
+        # The first one's clusters are used again by the second, and so on.
+        self.assertLessEqual(max(sizes[2:]), sizes[1])
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_files_clean(plan)
+
+    def test_a_guest_that_is_powered_off_meanwhile_leaves_nothing(self):
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+        self.assert_nothing_left(plan)
+        self.assert_files_clean(plan)
+
+    def test_a_guest_that_is_rebooted_hard_meanwhile_leaves_nothing(self):
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+            plan.guest.delete_configuration()
+            self.host.get_connection().defineXML(xml).create()
+        self.assert_nothing_left(plan)
+
+    def test_an_instance_can_be_deleted_meanwhile_disks_and_all(self):
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+            plan.guest.delete_configuration()
+            for path in self.images_of[plan.instance.uuid]:
+                os.unlink(path)
+        self.assertEqual([], list(self.freezes.iterdir()))
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+
+    def test_disks_that_outlive_their_guest_have_nothing_left_in_them(self):
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        with self.strategy.freeze(plan):
+            plan.guest.poweroff()
+            plan.guest.delete_configuration()
+        self.host.get_connection().defineXML(xml)
+        self.assert_nothing_left(plan)
+        self.assert_files_clean(plan)
+
+    def test_a_guest_that_is_undefined_but_runs_on_leaves_nothing(self):
+        plan = self.guest(self.qcow2())
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        with self.strategy.freeze(plan):
+            plan.guest.delete_configuration()
+        self.host.get_connection().defineXML(xml)
+        self.assert_nothing_left(plan)
+
+    def test_a_libvirtd_that_was_restarted_still_releases_it(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan) as frozen:
+            self.libvirtd.kill()
+            self.libvirtd.start()
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assertEqual([], self.snapshots_in(disk.path))
+        self.assertEqual([], list(self.freezes.iterdir()))
+        self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+
+    def test_an_error_meanwhile_releases_it(self):
+        plan = self.guest(self.qcow2())
+
+        def fail():
+            with self.strategy.freeze(plan):
+                raise ZeroDivisionError()
+
+        self.assertRaises(ZeroDivisionError, fail)
+        self.assert_nothing_left(plan)
+
+    def test_the_operator_s_own_snapshots_stay(self):
+        disk = self.qcow2()
+        plan = self.guest(disk, others=[self.qcow2()])
+        domain = plan.guest._domain
+        self.addCleanup(self.forget_snapshots, plan)
+        domain.snapshotCreateXML(OPERATORS_SNAPSHOT)
+        with self.strategy.freeze(plan):
+            self.assertEqual(['before-upgrade'], domain.snapshotListNames())
+        self.assertEqual('before-upgrade', domain.snapshotCurrent().getName())
+        self.assertEqual(['before-upgrade'], domain.snapshotListNames())
+        for path in self.images_of[plan.instance.uuid]:
+            self.assertEqual(['before-upgrade'], self.snapshots_in(path))
+
+    def forget_snapshots(self, plan):
+        for snapshot in self.host.get_guest(
+                plan.instance)._domain.listAllSnapshots():
+            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    def test_a_second_disk_that_is_raw_is_refused_by_name(self):
+        for running in (True, False):
+            plan = self.guest(self.qcow2(), running=running,
+                              others=[self.raw()])
+            self.assertIn('vdb has the format raw',
+                          self.strategy.reason_against(plan))
+
+    def test_a_device_that_can_not_be_saved_is_named_and_nothing_left(self):
+        plan = self.guest(self.qcow2(), devices=UNSAVABLE)
+        self.assertIn('shmem', self.refused(plan))
+        self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+        self.assert_nothing_left(plan)
+
+    def test_a_disk_without_room_for_the_memory_is_an_error(self):
+        disk = self.on_full_file_system(self.qcow2())
+        plan = self.guest(disk)
+        self.assertIn('while writing VM state', self.refused(plan))
+        self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_files_clean(plan)
+
+    def on_full_file_system(self, disk):
+        """Move a disk to where there are just 64 KiB left."""
+        device = self.block().path
+        base.run('mkfs.ext4', '-q', '-m', '0', device)
+        mount = self.images / 'full'
+        mount.mkdir()
+        libvirtd = self.libvirtd.daemons[1].identity().pid
+        # Twice: libvirtd and QEMU have mounts of their own.
+        for enter in ((), ('nsenter', f'--target={libvirtd}', '--mount')):
+            base.run(*enter, 'mount', device, str(mount))
+            self.addCleanup(base.run, *enter, 'umount', str(mount))
+        path = mount / 'disk.qcow2'
+        base.run('mv', disk.path, str(path))
+        left = os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize
+        (mount / 'filler').write_bytes(b'\0' * (left - 64 * units.Ki))
+        return dataclasses.replace(disk, path=str(path))
+
+    def test_a_guest_with_a_job_is_refused(self):
+        plan = self.guest(self.qcow2())
+        with backup.BackupStrategy(self.driver).freeze(plan):
+            self.assertIn("'backup'", self.refused(plan, exception.GuestBusy))
+        self.assert_nothing_left(plan)
+
+    def test_a_disk_that_a_running_guest_has_is_refused_as_shut_off(self):
+        plan = dataclasses.replace(self.guest(self.qcow2()), running=False)
+        self.assertIn('lock', self.refused(plan))
+        self.assert_nothing_left(plan)
