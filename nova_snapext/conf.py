@@ -44,7 +44,7 @@ Related options:
 """),
     cfg.ListOpt(
         'preference',
-        default=['backup', 'cold', 'native'],
+        default=['backup', 'external', 'cold', 'native'],
         help="""
 The strategies of ``auto``, in the order of preference.
 
@@ -56,7 +56,7 @@ for those who ask for it.
 """),
     cfg.ListOpt(
         'requestable',
-        default=['auto', 'backup', 'cold'],
+        default=['auto', 'backup', 'external', 'cold'],
         help="""
 The strategies that a request may ask for, by the property ``snapext_strategy``
 (``openstack server image create --property snapext_strategy=external``). A

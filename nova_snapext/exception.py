@@ -31,6 +31,13 @@ class GuestBusy(exception.NovaException):
                 "and domjobabort %(guest)s), then take the snapshot again.")
 
 
+class DiskBusy(GuestBusy):
+    msg_fmt = _("The root disk %(disk)s of instance %(instance)s already has "
+                "the job '%(job)s' running, which it can't be frozen beside. "
+                "Wait for the job's end, or end it (virsh blockjob %(guest)s "
+                "%(disk)s --abort), then take the snapshot again.")
+
+
 class FreezeFailed(exception.NovaException):
     msg_fmt = _("The root disk %(disk)s of instance %(instance)s could not "
                 "be frozen by the strategy %(strategy)s: %(reason)s")

@@ -20,6 +20,7 @@ from oslo_utils import timeutils
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext.freeze import jobs
 from nova_snapext.freeze import native
 from nova_snapext.freeze import quiesce
 from nova_snapext import plan as planning
@@ -50,7 +51,7 @@ class BackupStrategy(base.FreezingStrategy):
         # paused, for want of room for the scratch file, can't answer before.
         stack.callback(filesystems.thaw)
         stack.callback(_release, job, directory)
-        job.check_none_runs(plan.guest)
+        jobs.check_none_runs(plan.guest, plan.instance)
         directory.share_with(_qemu_uid(plan.guest))
         with filesystems.quiesced() as consistency, \
                 timeutils.StopWatch() as watch:
