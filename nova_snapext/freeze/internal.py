@@ -23,10 +23,10 @@ from oslo_utils import timeutils
 from oslo_utils import units
 
 from nova_snapext import conf
-from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import internal_snapshot
+from nova_snapext.freeze import jobs
 from nova_snapext.freeze import passthrough
 from nova_snapext.freeze import qemu_nbd
 from nova_snapext.freeze import quiesce
@@ -91,8 +91,7 @@ class InternalStrategy(base.FreezingStrategy):
         stack.callback(snapshot.delete)
         if plan.running:
             devices = passthrough.PassthroughDevices(self._driver, plan)
-            backup_job.BackupJob(
-                self._host, plan, directory).check_none_runs(plan.guest)
+            jobs.check_none_runs(plan.guest, plan.instance)
             with devices.detached(), \
                     filesystems.quiesced() as consistency, \
                     timeutils.StopWatch() as watch:
