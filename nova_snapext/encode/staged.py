@@ -11,6 +11,7 @@ import abc
 from collections.abc import Iterator
 import contextlib
 import os
+import selectors
 import subprocess
 import tempfile
 import typing as ty
@@ -124,29 +125,32 @@ class StagedEncoder(base.Encoder):
                    '-O', self.image_format, *self.OPTIONS,
                    self.disk.uri, f'/proc/self/fd/{self._file}')
         with contextlib.ExitStack() as stack:
+            words = stack.enter_context(tempfile.TemporaryFile())
             process = stack.enter_context(subprocess.Popen(
                 command, pass_fds=(self._file,), stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                text=True, errors='replace'))
+                stdout=subprocess.DEVNULL, stderr=words))
             # Does nothing to one that has ended.
             stack.callback(process.kill)
-            words = self._await(process)
+            self._await(process)
+            words.seek(0)
+            said = words.read().decode(errors='replace').strip()
         if process.returncode:
-            raise self._error(words.strip() or (
-                f'qemu-img ended with {process.returncode}'))
+            raise self._error(
+                said or f'qemu-img ended with {process.returncode}')
 
-    def _await(self, process: subprocess.Popen[str]) -> str:
-        """Wait for qemu-img, for as long as the disk can be read.
-
-        :returns: what it complained of
-        """
-        while True:
-            try:
-                return process.communicate(
-                    timeout=CONF.snapext.read_timeout)[1]
-            except subprocess.TimeoutExpired:
-                # Itself it would wait for ever for a server that is silent.
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for qemu-img, for as long as the disk can be read."""
+        # Popen's own timeout can't be caught under eventlet, which has two
+        # classes of the name TimeoutExpired.
+        with contextlib.ExitStack() as stack:
+            pidfd = os.pidfd_open(process.pid)
+            stack.callback(os.close, pidfd)
+            selector = stack.enter_context(selectors.DefaultSelector())
+            selector.register(pidfd, selectors.EVENT_READ)
+            while not selector.select(CONF.snapext.read_timeout):
+                # By itself qemu-img waits for a silent server for ever.
                 self.disk.probe()
+        process.wait()
 
     def _pieces(self) -> Iterator[base.Piece]:
         buffers = read.BufferPool(PIECE_SIZE)
