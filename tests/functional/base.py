@@ -150,9 +150,9 @@ class GuestTestCase(base.BaseTestCase):
         self.addCleanup(self.remove, instance)
         if running:
             domain.create()
-        return self.plan(instance, disk)
+        return self.plan_of(instance, disk)
 
-    def plan(self, instance, disk):
+    def plan_of(self, instance, disk):
         """The plan of a snapshot of a guest that is defined."""
         guest = self.host.get_guest(instance)
         return planning.Plan(
@@ -160,8 +160,9 @@ class GuestTestCase(base.BaseTestCase):
             running=bool(guest.is_active()), disk=disk, image_id='',
             image_format='qcow2', image_properties={}, metadata={})
 
-    def remove(self, instance):
-        domain = self.host.get_guest(instance)._domain
+    @classmethod
+    def remove(cls, instance):
+        domain = cls.host.get_guest(instance)._domain
         if domain.isActive():
             domain.destroy()
         domain.undefine()
