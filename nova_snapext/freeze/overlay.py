@@ -18,8 +18,10 @@ is not recognized is left to the operator.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-import typing as ty
+import time
 
 import libvirt
 from lxml import etree
@@ -29,7 +31,9 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
+from oslo_utils import timeutils
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import active_commit
 from nova_snapext.freeze import base
@@ -39,6 +43,7 @@ from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import starved
 from nova_snapext import plan as planning
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # https://libvirt.org/html/libvirt-libvirt-domain-snapshot.html: without
@@ -48,6 +53,21 @@ SNAPSHOT = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT)
+
+# Between attempts to reach a libvirtd that is away, in seconds.
+RECONNECT_PAUSE = 1
+
+# What asking Nova's Host for a connection or a guest can end in, and libvirt's
+# own, as nova.virt.libvirt.host.Host._test_connection tells it.
+UNREACHABLE = (libvirt.libvirtError,
+               nova_exception.HypervisorUnavailable,
+               nova_exception.InternalError)
+CONNECTION_LOST = (libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_RPC)
+
+MERGE_ERRORS = (*base.FREEZE_ERRORS,
+                *UNREACHABLE,
+                exception.CommitFailed,
+                nova_exception.InstanceNotFound)
 
 
 class Overlay:
@@ -61,175 +81,215 @@ class Overlay:
         self._plan = plan
         self._instance = plan.instance
         self._disk = plan.disk
-        self._starvation = starved.Starvation(plan.instance)
         self.path = os.path.join(
             libvirt_utils.get_instance_path(plan.instance), 'disk.snapext')
+        self._overlay = dataclasses.replace(
+            plan.disk, storage='file', path=self.path, format='qcow2')
+        self._below: list[str | None] = []
+        self._commit = active_commit.ActiveCommit(plan, self.path)
+        self._starvation = starved.Starvation(plan.instance)
 
     def create(self, guest: libvirt_guest.Guest) -> None:
-        """Make the file, and see that the guest can be put on it.
+        """Make the file, and see that the running guest can be put on it.
+
+        Apart from :meth:`take`, as that is the moment that counts.
 
         :raises GuestBusy: the guest, or its root disk, has a job
         :raises ValueError: it can't be put there
         :raises ProcessExecutionError: the file can't be made
         """
         jobs.check_none_runs(guest, self._instance)
-        if guest.is_active():
-            jobs.check_none_runs_on(self._disk.target, guest, self._instance)
-        self._check_stands_on(self._disk.path, guest)
+        jobs.check_none_runs_on(self._disk.target, guest, self._instance)
+        self._below = self._live_chain(guest)
+        self._check_stands_on(self._disk, guest)
         capacity, _allocation, _physical = guest._domain.blockInfo(
             self._disk.target)
         try:
             qemu_img.create_overlay(self.path, self._disk, capacity)
         except FileExistsError as error:
             raise ValueError(
-                f'{self.path} is there already, of an earlier snapshot. The '
-                f'guest is not on it; yet where anything was written to it '
-                f'("qemu-img map"), it is for you to decide what of it is '
-                f'still needed. Then remove it') from error
+                f'{self.path} is there already. It is of an earlier snapshot, '
+                f'and the guest is not on it; yet it may hold what the guest '
+                f'wrote. "qemu-img map" shows whether it holds anything: if '
+                f'not, remove it') from error
 
     def take(self, guest: libvirt_guest.Guest) -> None:
-        """Put a running guest on it: this is the instant of the snapshot.
+        """Put the running guest on it: this is the instant of the snapshot.
 
         :raises libvirtError: libvirt does not do it
-        :raises ValueError: it has not done it
+        :raises ValueError: it has done something else
         """
         self._starvation.note(guest)
         guest._domain.snapshotCreateXML(self._snapshot(guest).to_xml(),
                                         SNAPSHOT)
-        self._check_stands_on(self.path, guest)
+        self._check_stands_on(self._overlay, guest)
+        paths = self._live_chain(guest)
+        if paths != [self.path, *self._below]:
+            raise ValueError(f'the guest runs on {chain.text(paths)}, and '
+                             f'was on {chain.text(self._below)}')
 
     def merge(self) -> None:
         """Bring all that was written to it into the disk, and remove it.
 
-        Whatever has become of the guest meanwhile, and however often this was
-        begun before; also when the guest was never put on it. The guest, and
-        what it is started from, are then on the disk again.
+        Whatever has become of the guest meanwhile, however often this was
+        begun before, and also when the guest was never put on it. The guest,
+        and what it is started from, are then on the disk again.
 
-        :raises ReleaseFailed: that is not so; it says what is and what to do.
-            Nothing that the guest wrote is lost
+        :raises ReleaseFailed: that is not so; it says what is, and what to
+            do. Nothing that the guest has written is lost.
         """
         try:
             while not self._merged():
-                LOG.info('The guest was started or stopped while its '
-                         'overlay was merged: looking again',
-                         instance=self._instance)
-        except exception.ReleaseFailed as failed:
-            self._fail(failed.kwargs['reason'], failed)
-        except (*base.FREEZE_ERRORS, nova_exception.HypervisorUnavailable,
-                ) as error:
-            self._fail(str(error), error)
+                LOG.info('The guest was started or stopped, or libvirtd '
+                         'restarted, while the overlay was merged: looking '
+                         'again', instance=self._instance)
+        except MERGE_ERRORS as error:
+            raise exception.ReleaseFailed(
+                instance=self._instance.uuid,
+                reason=f'the overlay {self.path} could not be merged into '
+                       f'the root disk {self._disk.path}: {error}. '
+                       f'{self._remedy()}') from error
 
     def _merged(self) -> bool:
-        """Merge it, with the guest as it is.
+        """Merge it, with guest and libvirtd as they are.
 
-        :returns: whether it is done; or else the guest is no longer so
+        :returns: whether it is done; or else they have changed meanwhile
         """
+        self._await_libvirtd()
         try:
             guest = self._host.get_guest(self._instance)
-            return (self._merge_of_running(guest) if guest.is_active() else
-                    self._merge_of_shut_off(guest))
+            running = guest.is_active()
+            try:
+                return (self._merge_of_running(guest) if running else
+                        self._merge_of_shut_off(guest))
+            except libvirt.libvirtError:
+                if self._host.get_guest(self._instance).is_active() == running:
+                    raise
+                return False
         except nova_exception.InstanceNotFound:
             self._merge_of_undefined()
             return True
         except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            if error.get_error_domain() not in CONNECTION_LOST:
                 raise
             return False
 
+    def _await_libvirtd(self) -> None:
+        """Wait for a libvirtd that is away, as while it is restarted."""
+        with timeutils.StopWatch(CONF.snapext.job_timeout) as watch:
+            while True:
+                try:
+                    self._host.get_connection()
+                    return
+                except UNREACHABLE as error:
+                    if watch.expired():
+                        raise
+                    LOG.warning('libvirtd can\'t be reached to merge the '
+                                'overlay: %s', error, instance=self._instance)
+                time.sleep(RECONNECT_PAUSE)
+
     def _merge_of_running(self, guest: libvirt_guest.Guest) -> bool:
-        live = chain.find_disk(guest.get_xml_desc(), self._disk.target)
-        if chain.path_of(live) == self._disk.path:
-            self._remove_unused()
-        else:
-            if not active_commit.ActiveCommit(
-                    self._host, self._plan, self.path).run():
-                return False
-            guest = self._host.get_guest(self._instance)
-            self._put_definition_on_disk(guest)
-            self._check_stands_on(self._disk.path, guest)
-            self._remove()
-            self._starvation.end(guest, os.path.dirname(self.path))
+        state = self._commit.run(guest)
+        if state is active_commit.State.ENDED:
+            return False
+        if state is active_commit.State.NOT_THERE:
+            self._remove_unwritten()
+            return True
+        self._move_definition(guest, self._overlay, self._disk)
+        self._check_stands_on(self._disk, guest)
+        self._remove()
+        self._starvation.end(guest, os.path.dirname(self.path))
         return True
 
     def _merge_of_shut_off(self, guest: libvirt_guest.Guest) -> bool:
         paths = {chain.path_of(disk) for disk in self._startable(guest)}
         if self.path not in paths:
-            self._remove_unused()
+            self._remove_unwritten()
             return True
         if not paths <= {self.path, self._disk.path}:
-            raise ValueError(f'its definitions have {paths} as root disk')
+            raise ValueError(f'the guest is defined on {paths}')
         qemu_img.commit(self.path, self._disk)
-        self._put_definition_on_disk(guest)
-        self._put_saved_state_on_disk(guest)
-        # Whoever starts it from now on starts it from the disk; one that was
-        # started before is on the overlay again, if on an empty one.
+        self._move_definition(guest, self._overlay, self._disk)
+        self._move_saved_state(guest, self._overlay, self._disk)
+        # From now on it starts from the disk. If it was started before, it is
+        # on the overlay again, which is empty then, and still needed.
         if guest.is_active():
             return False
-        self._check_stands_on(self._disk.path, guest)
+        self._check_stands_on(self._disk, guest)
         self._remove()
         return True
 
     def _merge_of_undefined(self) -> None:
-        """Merge it into a disk that belongs to no guest at the moment.
+        """Merge it into a disk that is no guest's at the moment.
 
-        When Nova deletes an instance the guest is undefined last, and there
-        is no overlay any more. In a hard reboot the disk is used again.
+        When Nova deletes an instance, its files go before its definition: an
+        overlay that is there is one that is needed, as in a hard reboot.
         """
-        if not os.path.exists(self.path):
-            return
-        if os.path.exists(self._disk.path):
+        if os.path.exists(self.path):
             qemu_img.commit(self.path, self._disk)
-        self._remove()
+            self._remove()
 
-    def _startable(self, guest: libvirt_guest.Guest) -> list[ty.Any]:
-        """List the root disks that a guest which is shut off would get."""
+    def _startable(self, guest: libvirt_guest.Guest) -> list[etree._Element]:
+        """List the root disks that a guest may get at its next start."""
         definitions = [guest.get_xml_desc(dump_inactive=True)]
         if guest._domain.hasManagedSaveImage(0):
             definitions.append(guest._domain.managedSaveGetXMLDesc(0))
         return [chain.find_disk(definition, self._disk.target)
                 for definition in definitions]
 
-    def _put_definition_on_disk(self, guest: libvirt_guest.Guest) -> None:
-        disk = chain.find_disk(
-            guest.get_xml_desc(dump_inactive=True), self._disk.target)
-        if chain.path_of(disk) == self.path:
-            chain.put_on(disk, self._disk)
-            # Unlike a definition, this does not bring back a guest that is
-            # just being undefined.
-            guest._domain.updateDeviceFlags(
-                etree.tostring(disk, encoding='unicode', with_tail=False),
-                libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    def _move_definition(self, guest: libvirt_guest.Guest,
+                         old: planning.RootDisk,
+                         new: planning.RootDisk) -> None:
+        """Put what the guest is started from on another disk."""
+        disk = chain.find_disk(guest.get_xml_desc(dump_inactive=True),
+                               self._disk.target)
+        if chain.path_of(disk) != old.path:
+            return
+        chain.put_on(disk, new)
+        # Unlike the definition of a domain, this can't bring one back that is
+        # being undefined at the same time.
+        guest._domain.updateDeviceFlags(
+            etree.tostring(disk, encoding='unicode', with_tail=False),
+            libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
-    def _put_saved_state_on_disk(self, guest: libvirt_guest.Guest) -> None:
+    def _move_saved_state(self, guest: libvirt_guest.Guest,
+                          old: planning.RootDisk,
+                          new: planning.RootDisk) -> None:
+        """Put what a suspended guest is resumed from on another disk."""
         if not guest._domain.hasManagedSaveImage(0):
             return
-        disk = chain.find_disk(guest._domain.managedSaveGetXMLDesc(
-            libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE), self._disk.target)
-        if chain.path_of(disk) == self.path:
-            chain.put_on(disk, self._disk)
-            guest._domain.managedSaveDefineXML(
-                etree.tostring(disk.getroottree(), encoding='unicode'), 0)
+        disk = chain.find_disk(
+            guest._domain.managedSaveGetXMLDesc(
+                libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE), self._disk.target)
+        if chain.path_of(disk) != old.path:
+            return
+        chain.put_on(disk, new)
+        guest._domain.managedSaveDefineXML(
+            etree.tostring(disk.getroottree(), encoding='unicode'), 0)
 
-    def _check_stands_on(self, path: str, guest: libvirt_guest.Guest) -> None:
-        """See that the guest, and what it is started from, has a root disk.
+    def _live_chain(self, guest: libvirt_guest.Guest) -> list[str | None]:
+        return chain.paths_of(
+            chain.find_disk(guest.get_xml_desc(), self._disk.target))
+
+    def _check_stands_on(self, disk: planning.RootDisk,
+                         guest: libvirt_guest.Guest) -> None:
+        """See that a guest has a root disk now, and at its next start.
 
         :raises ValueError: it has another one
         """
-        for what, inactive in (('runs on', False), ('is defined on', True)):
-            disk = chain.find_disk(guest.get_xml_desc(dump_inactive=inactive),
-                                   self._disk.target)
-            if chain.path_of(disk) != path:
-                raise ValueError(
-                    f'the guest {what} {chain.path_of(disk)} as '
-                    f'{self._disk.target}, and not on {path}')
+        for when, inactive in (('now', False), ('when it is started', True)):
+            path = chain.path_of(chain.find_disk(
+                guest.get_xml_desc(dump_inactive=inactive),
+                self._disk.target))
+            if path != disk.path:
+                raise ValueError(f'the guest has {path} as {disk.target} '
+                                 f'{when}, and should have {disk.path}')
 
-    def _snapshot(self, guest: libvirt_guest.Guest,
-                  ) -> vconfig.LibvirtConfigGuestSnapshot:
-        """Describe the snapshot, which leaves all other disks alone.
-
-        libvirt takes one of every disk that is not named.
-        """
+    def _snapshot(
+        self, guest: libvirt_guest.Guest,
+    ) -> vconfig.LibvirtConfigGuestSnapshot:
         snapshot = vconfig.LibvirtConfigGuestSnapshot()
+        # libvirt also takes one of every disk that is not named here.
         for target in chain.targets_of(guest.get_xml_desc()):
             disk = vconfig.LibvirtConfigGuestSnapshotDisk()
             disk.name = target
@@ -241,22 +301,50 @@ class Overlay:
             snapshot.add_disk(disk)
         return snapshot
 
-    def _remove_unused(self) -> None:
-        """Remove it where nothing was ever written to it."""
+    def _remove_unwritten(self) -> None:
+        """Remove it, if nothing was ever written to it.
+
+        :raises ValueError: something was
+        :raises ProcessExecutionError: somebody has it open
+        """
         if not os.path.exists(self.path):
             return
         if qemu_img.holds_data(self.path):
-            raise ValueError(
-                f'the guest is on {self._disk.path} and not on the overlay, '
-                f'which it has written to')
+            raise ValueError('the guest is not on the overlay any more, which '
+                             'it has written to')
         self._remove()
 
     def _remove(self) -> None:
-        try:
+        # With the instance Nova deletes it.
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-        except FileNotFoundError:
-            LOG.info('%s is gone already', self.path, instance=self._instance)
 
-    def _fail(self, reason: str, error: Exception) -> ty.NoReturn:
-        raise exception.ReleaseFailed(
-            instance=self._instance.uuid, reason=reason) from error
+    def _remedy(self) -> str:
+        """Say how the guest stands, and what the operator can do about it."""
+        name, target, disk = (
+            self._instance.name, self._disk.target, self._disk.path)
+        try:
+            guest = self._host.get_guest(self._instance)
+            running = guest.is_active()
+            paths = self._live_chain(guest)
+        except MERGE_ERRORS as error:
+            return (f'How the guest stands can\'t be told ({error}). Do not '
+                    f'start it from {disk} before that is known')
+        if paths[0] != self.path:
+            return (f'The guest, which is {"running" if running else "off"}, '
+                    f'is on {chain.text(paths)}, and nothing was touched. If '
+                    f'it has not been started from {disk} since the snapshot, '
+                    f'stop it and run "qemu-img commit -f qcow2 {self.path}"; '
+                    f'otherwise disk and overlay hold two histories, and only '
+                    f'one of them can be kept. Then remove {self.path}')
+        if running:
+            return (f'The guest runs on, on {chain.text(paths)}, and nothing '
+                    f'is lost. End what is in the way, if anything ("virsh '
+                    f'blockjob {name} {target}"), then "virsh blockcommit '
+                    f'{name} {target} --base {disk} --top {self.path} '
+                    f'--active --pivot", and remove {self.path}')
+        return (f'The guest is off, and defined on {self.path}, and nothing '
+                f'is lost: it can be started so. Or run "qemu-img commit -f '
+                f'qcow2 {self.path}", replace the source of {target} by '
+                f'{disk} ("virsh edit {name}"; its format is '
+                f'{self._disk.format}), and remove {self.path}')
