@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import dataclasses
+import os
 from unittest import mock
 
+import fixtures
 from lxml import etree
 from nova import exception as nova_exception
 from nova.tests import fixtures as nova_fixtures
@@ -10,9 +13,11 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt import event
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
+from nova.virt.libvirt import guest as libvirt_guest
 
 from nova_snapext import driver
 from nova_snapext import exception
+from nova_snapext.freeze import backup
 from nova_snapext.freeze import passthrough
 from tests.unit import base
 from tests.unit.freeze import fake_guest
@@ -73,7 +78,7 @@ class DetachedTest(base.TestCase):
                    group='libvirt')
         self.driver = driver.SnapextDriver(fake.FakeVirtAPI())
         self.connection = self.driver._host.get_connection()
-        self.pauses = self.patch(passthrough.time, 'sleep')
+        self.pauses = self.patch(passthrough, 'time').sleep
         # The guest answers when somebody waits for it to, and never before.
         self.patch(nova_driver.AsyncDeviceEventsHandler.Waiter, 'wait',
                    lambda _waiter, _timeout: self.domain.answer())
@@ -128,6 +133,12 @@ class DetachedTest(base.TestCase):
         devices = self.guest(GPU, *STAYS)
         self.assertEqual(len(STAYS), len(self.detached(devices)))
         self.assertEqual([GPU], self.calls('detach'))
+
+    def test_a_guest_that_is_shut_off_has_none(self):
+        devices = self.guest(GPU)
+        self.domain.destroy()
+        self.detached(devices)
+        self.assertEqual([], self.domain.calls)
 
     def test_a_guest_without_any_is_only_looked_at(self):
         devices = self.guest(*STAYS)
@@ -201,6 +212,9 @@ class DetachedTest(base.TestCase):
         self.assertIn('no such thing',
                       self.assert_fails_to_detach(devices, NAMES[3]))
         self.assert_has_what_it_had()
+        # As after a first request that was not answered in time.
+        self.domain.end(self.domain.find(etree.fromstring(MDEV)), taken=True)
+        self.assert_has_what_it_had()
 
     def test_one_that_leaves_unnoticed_while_others_come_back_does_too(self):
         devices = self.guest(GPU, PORT)
@@ -242,6 +256,8 @@ class DetachedTest(base.TestCase):
         devices, _port = self.refused()
         self.domain.answers.clear()
         self.assertEqual([], self.detached(devices))
+        self.assertCountEqual([GPU, PORT], self.calls('detach'))
+        self.assertCountEqual([GPU, PORT], self.calls('attach'))
         self.assert_has_what_it_had()
 
     def test_a_guest_that_stopped_is_expected_nothing_of(self):
@@ -311,6 +327,18 @@ class DetachedTest(base.TestCase):
         error = self.assertRaises(exception.ReleaseFailed, self.detached,
                                   devices)
         self.assertIn(NAMES[0], str(error))
+
+    def test_a_backup_touches_none(self):
+        self.guest(*ALL)
+        plan = dataclasses.replace(
+            self.plan(), guest=libvirt_guest.Guest(self.domain))
+        self.flags(freeze_directory=self.useFixture(fixtures.TempDir()).path,
+                   group='snapext')
+        self.patch(backup, '_qemu_uid', lambda _guest: os.geteuid())
+        self.patch(backup, 'backup_job')
+        with backup.BackupStrategy(self.driver).freeze(plan):
+            self.assert_has_what_it_had()
+        self.assertEqual([], self.domain.calls)
 
     def fail_inside(self, devices):
         with devices.detached():
