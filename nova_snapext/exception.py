@@ -54,6 +54,10 @@ class ReleaseFailed(exception.NovaException):
                 "up: %(reason)s")
 
 
+class CommitFailed(exception.NovaException):
+    msg_fmt = _("The root disk %(disk)s of guest %(guest)s %(reason)s")
+
+
 class DiskReadError(exception.NovaException):
     """Not an OSError: Nova takes one of those for a Glance to try again."""
 

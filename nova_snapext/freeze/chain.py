@@ -53,6 +53,11 @@ def paths_of(disk: etree._Element) -> list[str | None]:
     return paths
 
 
+def text(paths: list[str | None]) -> str:
+    """Give a backing chain as operators know it, the active one last."""
+    return ' <- '.join(str(path) for path in reversed(paths))
+
+
 def put_on(disk: etree._Element, root: planning.RootDisk) -> None:
     """Put another file or device below a disk, in its definition.
 

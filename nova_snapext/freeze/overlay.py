@@ -30,6 +30,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
@@ -128,6 +129,21 @@ class Overlay:
             raise ValueError(f'the guest runs on {chain.text(paths)}, and '
                              f'was on {chain.text(self._below)}')
 
+    def take_suspended(self, guest: libvirt_guest.Guest) -> None:
+        """Put a guest whose memory is saved on it, for when it is resumed.
+
+        :raises libvirtError: libvirt does not do it
+        :raises ValueError: it has done something else
+        """
+        # The definition first: a guest that is started from it has all that
+        # was written, wherever its saved memory leads.
+        self._move_definition(guest, self._disk, self._overlay)
+        self._move_saved_state(guest, self._disk, self._overlay)
+        paths = {chain.path_of(disk) for disk in self._startable(guest)}
+        if paths != {self.path}:
+            raise ValueError(f'the guest, suspended, is on {paths} and not '
+                             f'on {self.path} alone')
+
     def merge(self) -> None:
         """Bring all that was written to it into the disk, and remove it.
 
@@ -156,23 +172,26 @@ class Overlay:
         :returns: whether it is done; or else they have changed meanwhile
         """
         self._await_libvirtd()
-        try:
-            guest = self._host.get_guest(self._instance)
-            running = guest.is_active()
-            try:
-                return (self._merge_of_running(guest) if running else
-                        self._merge_of_shut_off(guest))
-            except libvirt.libvirtError:
-                if self._host.get_guest(self._instance).is_active() == running:
-                    raise
-                return False
-        except nova_exception.InstanceNotFound:
+        running = self._is_running()
+        if running is None:
             self._merge_of_undefined()
             return True
+        try:
+            guest = self._host.get_guest(self._instance)
+            return (self._merge_of_running(guest) if running else
+                    self._merge_of_shut_off(guest))
         except libvirt.libvirtError as error:
-            if error.get_error_domain() not in CONNECTION_LOST:
-                raise
-            return False
+            if (error.get_error_domain() in CONNECTION_LOST or
+                    self._is_running() != running):
+                return False
+            raise
+
+    def _is_running(self) -> bool | None:
+        """Tell whether the guest is running; None when it is undefined."""
+        try:
+            return bool(self._host.get_guest(self._instance).is_active())
+        except nova_exception.InstanceNotFound:
+            return None
 
     def _await_libvirtd(self) -> None:
         """Wait for a libvirtd that is away, as while it is restarted."""
@@ -226,7 +245,11 @@ class Overlay:
         overlay that is there is one that is needed, as in a hard reboot.
         """
         if os.path.exists(self.path):
-            qemu_img.commit(self.path, self._disk)
+            try:
+                qemu_img.commit(self.path, self._disk)
+            except processutils.ProcessExecutionError:
+                if os.path.exists(self.path):
+                    raise
             self._remove()
 
     def _startable(self, guest: libvirt_guest.Guest) -> list[etree._Element]:
