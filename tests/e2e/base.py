@@ -162,17 +162,34 @@ class CloudTestCase(base.BaseTestCase):
             return tasks.names(), answer, lines.read()
 
     @classmethod
-    def snapshot(cls, server, add_cleanup=None):
-        """Ask for an image of a server, and wait until its task is over."""
+    def snapshot(cls, server, add_cleanup=None, strategy=None):
+        """Ask for an image of a server, and wait until its task is over.
+
+        :param strategy: to ask for; None: none
+        """
         acknowledged = cls.last_record(server)
         with watch.DiskUsage(cls.state.snapshots) as usage:
             task_states, answer, log = cls.watched(
-                server, 'createImage', {'name': 'e2e'})
+                server, 'createImage', {
+                    'name': 'e2e',
+                    'metadata': ({'snapext_strategy': strategy}
+                                 if strategy else {})})
         usage.check()
         image = answer['image_id']
         (add_cleanup or cls.addClassCleanup)(
             cls.client.delete, 'glance', f'/images/{image}', missing_ok=True)
         return Snapshot(image, task_states, acknowledged, usage.peak, log)
+
+    @classmethod
+    def failure(cls, server):
+        """Give what the user is told of a server's last snapshot."""
+        path = f'/servers/{server}/os-instance-actions'
+        action = max(cls.client.get('nova-api', path)['instanceActions'],
+                     key=lambda action: action['start_time'])
+        shown = cls.client.get('nova-api', f'{path}/{action["request_id"]}')
+        [event] = [event for event in shown['instanceAction']['events']
+                   if event['event'] == 'compute_snapext_snapshot']
+        return event['details']
 
     @classmethod
     def image(cls, image):
@@ -223,9 +240,11 @@ class CloudTestCase(base.BaseTestCase):
         finally:
             file.unlink()
 
-    def assert_image_whole(self, image, image_format='qcow2'):
-        """Prove an image by what is in Glance.
+    def assert_image_whole(self, image, image_format='qcow2',
+                           acknowledged=WARM_UP_RECORDS):
+        """Prove that an image in Glance holds all up to some record, no gap.
 
+        :param acknowledged: by the guest, before its disk was frozen
         :returns: what records.verify() found in it
         """
         shown = self.image(image)
@@ -236,14 +255,14 @@ class CloudTestCase(base.BaseTestCase):
                 subprocess.run(['qemu-img', 'check', '-q', file], check=True)
             report = records.verify(file, image_format, self.place)
         self.assertTrue(report.records.complete, report.records)
+        self.assertGreaterEqual(report.records.last, acknowledged)
         self.assertIsNone(report.filesystem.first_gap)
         return report
 
     def assert_snapshot_right(self, shot, image_format='qcow2'):
         """Prove that an image holds all up to its instant, and no gap."""
-        report = self.assert_image_whole(shot.image, image_format)
-        self.assertGreaterEqual(report.records.last, shot.acknowledged)
-        return report
+        return self.assert_image_whole(shot.image, image_format,
+                                       shot.acknowledged)
 
     def assert_nothing_left(self, server):
         self.assertEqual([], list(self.state.snapshots.iterdir()))
