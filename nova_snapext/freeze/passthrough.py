@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import threading
 import time
+import typing as ty
 
 import libvirt
 from lxml import etree
@@ -144,22 +145,36 @@ class PassthroughDevices:
         self._late_releases: LateReleases = driver.late_releases
         self._instance = plan.instance
 
+    def reason_to_stay(self) -> str | None:
+        """Say why the guest can't let go of them; None when it may."""
+        return self._reason_to_stay(self._host.get_guest(self._instance))
+
+    def _reason_to_stay(self, guest: libvirt_guest.Guest) -> str | None:
+        devices = _live_devices(guest)
+        # Once asked, it would let go as soon as it runs again: when nobody
+        # is there any more to put them back.
+        if devices and guest.get_power_state(self._host) != (
+                power_state.RUNNING):
+            return (f'only a guest that runs can let go of its '
+                    f'{_names(devices)}, and this one is paused or suspended')
+        return None
+
     @contextlib.contextmanager
     def detached(self) -> Iterator[None]:
         """Hold them detached; on every way out they are attached again.
 
-        A guest that is gone or shut off by then gets none. Nor does a device
-        come back that was meanwhile taken out of the persistent definition
-        too, as Nova does when its port is deleted. One that the guest lets go
-        of only after it was given up comes back then, unless nova-compute has
-        been restarted.
+        A guest that is gone by then gets none, and one that is shut off gets
+        them when it starts. What was taken out of the persistent definition
+        meanwhile, as Nova does when a port is deleted, stays out. What the
+        guest lets go of only after it was given up comes back then, unless
+        nova-compute has been restarted.
 
         :raises DeviceDetachFailed: one stays in the guest; the others are
             attached again
         :raises InstanceNotFound: the guest is gone
         :raises libvirtError: likewise, meanwhile
         :raises ReleaseFailed: on leaving by no other error, which this would
-            hide: the guest lacks some; it says which and what to do. It is
+            hide: some are not back; it says which, and what to do. It is
             logged in any case.
         """
         guest = self._host.get_guest(self._instance)
@@ -167,7 +182,10 @@ class PassthroughDevices:
         if not devices:
             yield
             return
-        self._check_running(guest, devices)
+        reason = self._reason_to_stay(guest)
+        if reason is not None:
+            raise nova_exception.DeviceDetachFailed(
+                device=_names(devices), reason=reason)
         self._late_releases.forget(self._instance.uuid)
         lasting = _persistent_names(guest)
         try:
@@ -179,19 +197,6 @@ class PassthroughDevices:
                 self._put_back(devices, lasting)
             raise
         self._put_back(devices, lasting)
-
-    def _check_running(self, guest: libvirt_guest.Guest,
-                       devices: Iterable[PassthroughDevice]) -> None:
-        """Refuse a guest whose CPUs don't run: it can't let go of a device.
-
-        Once asked to, it would so as soon as it is resumed, when nobody is
-        there any more to put it back.
-        """
-        if guest.get_power_state(self._host) != power_state.RUNNING:
-            raise nova_exception.DeviceDetachFailed(
-                device=', '.join(device.name for device in devices),
-                reason='only a guest that runs can let go of it, and this one '
-                       'is paused or suspended')
 
     def _detach(self, guest: libvirt_guest.Guest,
                 device: PassthroughDevice) -> None:
@@ -240,6 +245,9 @@ class PassthroughDevices:
                 time.sleep(ATTACH_PAUSE)
             try:
                 guest = self._host.get_guest(self._instance)
+                if not guest.is_active():
+                    self._check_next_start(guest, devices)
+                    return
                 reasons = self._attach(
                     guest, _missing(guest, devices, lasting))
                 missing = _missing(guest, devices, lasting)
@@ -253,9 +261,31 @@ class PassthroughDevices:
                 reasons = {device.name: str(error) for device in missing}
             if not missing:
                 return
+        what = '; '.join(
+            f'{device.name}: {reasons.get(device.name, "libvirt gave none")}'
+            for device in missing)
+        self._fail(f'the guest has not got back all of its devices: {what}. '
+                   f'Attach each')
+
+    def _check_next_start(self, guest: libvirt_guest.Guest,
+                          devices: Iterable[PassthroughDevice]) -> None:
+        """Check that a guest that is shut off will start with its devices.
+
+        :raises ReleaseFailed: it will not, as its saved memory comes first
+        """
+        if guest._domain.hasManagedSaveImage(0):
+            self._fail(f'the guest is suspended, and has lost its '
+                       f'{_names(devices)} when it is resumed. Attach each '
+                       f'then')
+
+    def _fail(self, reason: str) -> ty.NoReturn:
+        domain = self._instance.name
         failed = exception.ReleaseFailed(
             instance=self._instance.uuid,
-            reason=self._remedy(missing, reasons))
+            reason=f'{reason} with "virsh attach-device {domain} FILE '
+                   f'--live", where FILE holds its element out of "virsh '
+                   f'dumpxml --inactive {domain}"; or reboot the instance '
+                   f'hard')
         LOG.error('%s', failed, instance=self._instance)
         raise failed
 
@@ -279,23 +309,14 @@ class PassthroughDevices:
                          instance=self._instance)
         return reasons
 
-    def _remedy(self, missing: Iterable[PassthroughDevice],
-                reasons: dict[str, str]) -> str:
-        what = '; '.join(
-            f'{device.name}: {reasons.get(device.name, "libvirt gave none")}'
-            for device in missing)
-        domain = self._instance.name
-        return (
-            f'the guest lacks devices that could not be attached again, for '
-            f'these reasons: {what}. Attach each with "virsh attach-device '
-            f'{domain} FILE --live", where FILE holds its element out of '
-            f'"virsh dumpxml --inactive {domain}"; or reboot the instance '
-            f'hard')
-
 
 def _devices(definition: str) -> list[PassthroughDevice]:
     return [PassthroughDevice.parse(element)
             for element in PASSTHROUGH(etree.fromstring(definition))]
+
+
+def _names(devices: Iterable[PassthroughDevice]) -> str:
+    return ', '.join(device.name for device in devices)
 
 
 def _live_devices(guest: libvirt_guest.Guest) -> list[PassthroughDevice]:
@@ -319,9 +340,7 @@ def _find(guest: libvirt_guest.Guest, name: str) -> PassthroughDevice | None:
 
 def _missing(guest: libvirt_guest.Guest, devices: Iterable[PassthroughDevice],
              lasting: frozenset[str]) -> list[PassthroughDevice]:
-    """List the devices that a guest should have, runs, and has not."""
-    if not guest.is_active():
-        return []
+    """List the devices that a running guest should have, and has not."""
     removed = lasting - _persistent_names(guest)
     present = {device.name for device in _live_devices(guest)} | removed
     return [device for device in devices if device.name not in present]

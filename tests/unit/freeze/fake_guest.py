@@ -65,6 +65,10 @@ class Domain(fakelibvirt.Domain):
     def destroy(self):
         self._state = fakelibvirt.VIR_DOMAIN_SHUTOFF
 
+    def managedSave(self, flags):
+        self.destroy()
+        self._has_saved_state = True
+
     def undefine(self):
         del self._connection._vms[self.name()]
 

@@ -287,7 +287,15 @@ class DetachedTest(base.TestCase):
         for name in NAMES[:2]:
             self.assertIn('paused',
                           self.assert_fails_to_detach(devices, name))
+            self.assertIn(name, devices.reason_to_stay())
         self.assertEqual([], self.domain.calls)
+
+    def test_nothing_speaks_against_a_guest_that_runs_or_has_none(self):
+        self.assertIsNone(self.guest(GPU).reason_to_stay())
+        devices = self.guest(*STAYS)
+        self.domain.suspend()
+        self.assertIsNone(devices.reason_to_stay())
+        self.detached(devices)
 
     def test_an_attach_that_fails_once_is_tried_again(self):
         devices = self.guest(GPU, PORT)
@@ -353,8 +361,7 @@ class DetachedTest(base.TestCase):
         devices = self.guest(GPU)
         self.always_fail_to_attach(GPU)
         self.assertRaises(ZeroDivisionError, self.fail_inside, devices)
-        self.assertIn(f'lacks devices that could not be attached again, for '
-                      f'these reasons: {NAMES[0]}',
+        self.assertIn(f'has not got back all of its devices: {NAMES[0]}',
                       self.stdlog.logger.output)
 
     def test_a_guest_that_vanished_is_no_error_of_theirs(self):
@@ -401,6 +408,16 @@ class DetachedTest(base.TestCase):
             self.domain.destroy()
         self.assertEqual([], self.calls('attach'))
         self.assertEqual(self.had[1], self.definitions()[1])
+
+    def test_a_guest_that_stays_suspended_is_told_to_lack_them(self):
+        devices = self.guest(GPU, PORT)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(devices.detached())
+            self.domain.managedSave(0)
+            error = self.assertRaises(exception.ReleaseFailed, stack.close)
+        for part in (*NAMES[:2], 'suspended', 'virsh attach-device'):
+            self.assertIn(part, str(error))
+        self.assertEqual([], self.calls('attach'))
 
     def test_a_guest_that_was_suspended_meanwhile_gets_them_back(self):
         plan = self.plan()
