@@ -87,8 +87,7 @@ class InternalStrategy(base.FreezingStrategy):
         # Once more at the end: the agent of a guest that QEMU has paused, for
         # want of room for what it writes, can't answer before.
         stack.callback(filesystems.thaw)
-        stack.callback(snapshot.resume_if_halted)
-        stack.callback(snapshot.delete)
+        stack.callback(snapshot.release)
         if plan.running:
             devices = passthrough.PassthroughDevices(self._driver, plan)
             jobs.check_none_runs(plan.guest, plan.instance)

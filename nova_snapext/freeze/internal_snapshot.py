@@ -20,17 +20,30 @@ from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
+import tenacity
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import plan as planning
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
-# A guest may come up, or go, between the look at it and the deletion.
-ATTEMPTS = 2
+# A guest may come up, or go, between the look at it and the deletion, and
+# libvirtd may restart.
+ATTEMPTS = 3
 
-# For which libvirt stops a guest while it takes a snapshot, and QEMU one that
-# can't write.
+# What asking for a guest can end in while libvirtd restarts.
+UNREACHABLE = (libvirt.libvirtError,
+               nova_exception.HypervisorUnavailable,
+               nova_exception.InternalError)
+
+# Between looks for libvirtd, in seconds: nothing tells when it is back.
+LIBVIRTD_PAUSE = 1
+
+# Why libvirt stops a guest for a snapshot, and QEMU one that can't write. A
+# libvirtd that has died meanwhile does not resume it when it is back (seen
+# with 9.0).
 HALTED = (libvirt.VIR_DOMAIN_PAUSED_SAVE,
           libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT,
           libvirt.VIR_DOMAIN_PAUSED_IOERROR)
@@ -94,6 +107,7 @@ class InternalSnapshot:
         self._host = host
         self._instance = plan.instance
         self._root = plan.disk.path
+        self._target = plan.disk.target
         self._paths = paths
         self._runs_free = False
 
@@ -116,18 +130,25 @@ class InternalSnapshot:
         guest.snapshot(LibvirtConfigSystemSnapshot(self.name, targets),
                        no_metadata=True)
 
-    def delete(self) -> None:
-        """Delete it from all files, whatever has become of the guest.
+    def release(self) -> None:
+        """Delete it from all files, and have the guest run on if it ran.
 
-        :raises ReleaseFailed: it is still there
+        Whatever has become of the guest. libvirtd may be restarting: if it
+        died while the memory was saved, nobody else resumes the guest.
+
+        :raises ReleaseFailed: it is still there, or the guest halted
         """
+        try:
+            self._delete()
+        finally:
+            self._resume_if_halted()
+
+    def _delete(self) -> None:
         reason = 'QEMU gave no reason'
         for _attempt in range(ATTEMPTS):
-            holders = self._holders()
-            if not holders:
-                return
             try:
-                self._delete_from(holders)
+                if self._delete_once():
+                    return
             except (libvirt.libvirtError,
                     processutils.ProcessExecutionError) as error:
                 LOG.warning('Deleting the snapshot %(snapshot)s failed: '
@@ -135,42 +156,46 @@ class InternalSnapshot:
                             {'snapshot': self.name, 'error': error},
                             instance=self._instance)
                 reason = str(error)
-        holders = self._holders()
-        if holders:
-            raise exception.ReleaseFailed(
-                instance=self._instance.uuid,
-                reason=f'its snapshot {self.name} is still inside '
-                       f'{" and ".join(holders)}, where it costs space, and '
-                       f'can\'t be deleted: {reason}. Shut the guest off, '
-                       f'then run "qemu-img snapshot -d {self.name} FILE" '
-                       f'for each')
+        raise exception.ReleaseFailed(
+            instance=self._instance.uuid,
+            reason=f'its snapshot {self.name} may still be inside '
+                   f'{" or ".join(self._paths)}, where it costs space, and '
+                   f'can\'t be deleted: {reason}. Shut the guest off, then '
+                   f'run "qemu-img snapshot -d {self.name} FILE" for each '
+                   f'that has it')
 
-    def resume_if_halted(self) -> None:
-        """Resume a guest that ran, if the snapshot has left it halted.
+    def _delete_once(self) -> bool:
+        """Try it.
 
-        It does so when there was no more room for what the guest writes, or
-        libvirtd died while the memory was saved.
+        :returns: whether no file has it any more
         """
+        guest = self._await_active_guest()
+        if guest is not None:
+            # Whoever asks for this waits for the guest's monitor, where it
+            # may just be in the making.
+            guest.get_block_device(self._target).get_job_info()
+        holders = self._holders()
+        if holders and guest is not None:
+            self._delete_from_guest(guest)
+        elif holders:
+            for path in holders:
+                _qemu_img_snapshot('-d', self.name, path)
+        return not self._holders()
+
+    def _resume_if_halted(self) -> None:
         if not self._runs_free:
             return
-        guest = self._active_guest()
+        guest = self._await_active_guest()
         if guest is None:
             return
         state, reason = guest._domain.state()
         if state == libvirt.VIR_DOMAIN_PAUSED and reason in HALTED:
-            LOG.warning('The guest has been halted by its snapshot, as it is '
-                        'when there is no more room for what it writes to '
-                        '%s: it is resumed', self._root,
+            LOG.warning('The guest is resumed: it was halted since its '
+                        'snapshot, because libvirtd died while its memory '
+                        'was saved, or there was no more room for what it '
+                        'writes into %s', ' and '.join(self._paths),
                         instance=self._instance)
             guest.resume()
-
-    def _delete_from(self, holders: list[str]) -> None:
-        guest = self._active_guest()
-        if guest is not None:
-            self._delete_from_guest(guest)
-            return
-        for path in holders:
-            _qemu_img_snapshot('-d', self.name, path)
 
     def _delete_from_guest(self, guest: libvirt_guest.Guest) -> None:
         """Delete it through libvirt, which has to know of it for that long.
@@ -187,14 +212,36 @@ class InternalSnapshot:
             with excutils.save_and_reraise_exception():
                 known.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
+    def _await_active_guest(self) -> libvirt_guest.Guest | None:
+        """Find the guest, as soon as libvirtd answers.
+
+        :returns: None where there is none, or it is shut off
+        :raises ReleaseFailed: libvirtd does not
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UNREACHABLE),
+            wait=tenacity.wait_fixed(LIBVIRTD_PAUSE),
+            stop=tenacity.stop_after_delay(CONF.snapext.job_timeout))
+        try:
+            return retrying(self._active_guest)
+        except tenacity.RetryError as error:
+            raise exception.ReleaseFailed(
+                instance=self._instance.uuid,
+                reason=f'libvirt does not answer '
+                       f'({error.last_attempt.exception()}), so that the '
+                       f'snapshot {self.name} stays inside '
+                       f'{" and ".join(self._paths)}, and the guest may be '
+                       f'halted. When it does, resume the guest with "virsh '
+                       f'resume {self._instance.name}" if it is') from error
+
     def _active_guest(self) -> libvirt_guest.Guest | None:
         # A guest object of the time of the creation may hold a connection
         # that libvirtd's restart has closed.
         try:
             guest = self._host.get_guest(self._instance)
+            return guest if guest.is_active() else None
         except nova_exception.InstanceNotFound:
             return None
-        return guest if guest.is_active() else None
 
     def _holders(self) -> list[str]:
         """List the files that it is in."""

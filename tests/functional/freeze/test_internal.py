@@ -8,14 +8,15 @@ import pathlib
 import threading
 import uuid
 
+import fixtures
 import libvirt
+from oslo_config import fixture as config_fixture
 from oslo_utils import units
 
 from nova_snapext import exception
 from nova_snapext.freeze import backup
 from nova_snapext.freeze import base as freeze_base
 from nova_snapext.freeze import internal
-from nova_snapext import plan as planning
 from nova_snapext import read
 from tests.functional import base
 
@@ -83,11 +84,8 @@ class InternalTest(base.GuestTestCase):
         if running:
             domain.create()
         self.images_of[instance.uuid] = [each.path for each in disks]
-        return planning.Plan(
-            context=None, instance=instance,
-            guest=self.host.get_guest(instance), running=running,
-            disk=disk, image_id=str(uuid.uuid4()), image_format='qcow2',
-            image_properties={}, metadata={})
+        return dataclasses.replace(
+            self.plan_of(instance, disk), image_id=str(uuid.uuid4()))
 
     def snapshots_in(self, path):
         return [line.split()[1] for line in base.run(
@@ -269,8 +267,12 @@ class InternalTest(base.GuestTestCase):
     def test_the_domain_is_never_tainted(self):
         plan = self.guest(self.qcow2(), others=[self.qcow2()])
         with self.strategy.freeze(plan):
-            self.assertEqual([], plan.guest._domain.messages(0))
-        self.assertEqual([], plan.guest._domain.messages(0))
+            self.assertEqual([], self.taints(plan))
+        self.assertEqual([], self.taints(plan))
+
+    def taints(self, plan):
+        return plan.guest._domain.messages(
+            libvirt.VIR_DOMAIN_MESSAGE_TAINTING)
 
     def test_taken_again_and_again_it_makes_the_file_no_bigger(self):
         disk = self.qcow2()
@@ -344,6 +346,38 @@ class InternalTest(base.GuestTestCase):
         self.assertEqual([], list(self.freezes.iterdir()))
         self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
 
+    def test_a_libvirtd_that_dies_as_it_saves_lets_the_guest_run_on(self):
+        # Nova's notifications of that have nowhere to go.
+        self.useFixture(fixtures.MockPatch('nova.rpc.get_notifier'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.compute.utils.notify_about_libvirt_connect_error'))
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        died = threading.Event()
+
+        def die(_connection, _domain, event, _detail, _opaque):
+            if event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+                self.libvirtd.kill()
+                died.set()
+
+        def start_again():
+            died.wait()
+            self.libvirtd.start()
+
+        self.host.get_connection().domainEventRegisterAny(
+            plan.guest._domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, die,
+            None)
+        starter = threading.Thread(target=start_again)
+        starter.start()
+        try:
+            self.refused(plan)
+        finally:
+            died.set()
+            starter.join()
+        self.assert_state(plan, libvirt.VIR_DOMAIN_RUNNING)
+        plan = dataclasses.replace(
+            plan, guest=self.host.get_guest(plan.instance))
+        self.assert_nothing_left(plan)
+
     def test_an_error_meanwhile_releases_it(self):
         plan = self.guest(self.qcow2())
 
@@ -378,6 +412,14 @@ class InternalTest(base.GuestTestCase):
                               others=[self.raw()])
             self.assertIn('vdb has the format raw',
                           self.strategy.reason_against(plan))
+
+    def test_a_guest_whose_memory_finds_no_room_is_refused_with_numbers(self):
+        self.useFixture(config_fixture.Config(base.conf.CONF)).config(
+            reserved_host_disk_mb=units.Mi)
+        plan = self.guest(self.qcow2())
+        reason = self.strategy.reason_against(plan)
+        self.assertIn('32 MiB', reason)
+        self.assertIn(plan.disk.path, reason)
 
     def test_a_device_that_can_not_be_saved_is_named_and_nothing_left(self):
         plan = self.guest(self.qcow2(), devices=UNSAVABLE)
