@@ -56,7 +56,7 @@ for those who ask for it.
 """),
     cfg.ListOpt(
         'requestable',
-        default=['auto', 'backup', 'external', 'cold'],
+        default=['auto', 'backup', 'external', 'internal', 'cold'],
         help="""
 The strategies that a request may ask for, by the property ``snapext_strategy``
 (``openstack server image create --property snapext_strategy=external``). A
