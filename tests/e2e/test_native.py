@@ -40,22 +40,25 @@ class SameGuestTest(base.CloudTestCase):
             base.IMAGE_STATES,
             [task for task, _ in itertools.groupby(without_detour)])
 
-    def test_metadata_of_the_image_is_nova_s_own(self):
+    def test_metadata_of_the_image_is_nova_s_own_and_tells_how_it_was_made(
+            self):
         ours, native = map(self.image, (self.ours.image, self.native.image))
         self.assertEqual(
+            {'snapshot_strategy', 'snapshot_consistency', 'snapshot_instant'},
+            ours.keys() - native.keys())
+        self.assertEqual(
             {name: native[name] for name in native.keys() - OF_ITS_OWN},
-            {name: ours[name] for name in ours.keys() - OF_ITS_OWN})
+            {name: ours[name] for name in native.keys() - OF_ITS_OWN})
 
 
-class NotServedTest(base.CloudTestCase):
+class ChosenTest(base.CloudTestCase):
 
-    CONFIGURATION = ('libvirt.snapshot_image_format=vmdk',)
+    CONFIGURATION = ('snapext.strategy=native',)
 
-    def test_vmdk_goes_to_nova_s_own_snapshot_and_the_log_says_why(self):
+    def test_nova_s_own_snapshot_is_taken_where_the_host_says_so(self):
         server = self.boot(add_cleanup=self.addCleanup)
         shot = self.snapshot(server)
-        self.assertIn("Nova's own snapshot is taken, because: images of the "
-                      "format vmdk are not streamed", shot.log)
-        self.assertIsNone(shot.strategy)
-        self.assertEqual('vmdk', self.image(shot.image)['disk_format'])
+        self.assertIn('by the strategy native', shot.log)
+        self.assertIn('Beginning live snapshot process', shot.log)
+        self.assert_snapshot_right(shot)
         self.assert_nothing_left(server)
