@@ -54,7 +54,8 @@ class InternalStrategy(base.FreezingStrategy):
         reason = (_reason_against_disks(definition) or
                   self._reason_against_nvram(definition))
         if reason is None and plan.running:
-            reason = _reason_against_memory(plan)
+            devices = passthrough.PassthroughDevices(self._driver, plan)
+            reason = _reason_against_memory(plan) or devices.reason_to_stay()
         return reason
 
     def reason_against_unasked(self, plan: planning.Plan) -> str | None:

@@ -144,16 +144,14 @@ class PassthroughDevices:
         self._host = driver._host
         self._late_releases: LateReleases = driver.late_releases
         self._instance = plan.instance
+        self._guest = plan.guest
 
     def reason_to_stay(self) -> str | None:
         """Say why the guest can't let go of them; None when it may."""
-        return self._reason_to_stay(self._host.get_guest(self._instance))
-
-    def _reason_to_stay(self, guest: libvirt_guest.Guest) -> str | None:
-        devices = _live_devices(guest)
+        devices = _live_devices(self._guest)
         # Once asked, it would let go as soon as it runs again: when nobody
         # is there any more to put them back.
-        if devices and guest.get_power_state(self._host) != (
+        if devices and self._guest.get_power_state(self._host) != (
                 power_state.RUNNING):
             return (f'only a guest that runs can let go of its '
                     f'{_names(devices)}, and this one is paused or suspended')
@@ -171,26 +169,25 @@ class PassthroughDevices:
 
         :raises DeviceDetachFailed: one stays in the guest; the others are
             attached again
-        :raises InstanceNotFound: the guest is gone
-        :raises libvirtError: likewise, meanwhile
+        :raises libvirtError: the guest is gone
+        :raises InstanceNotFound: likewise, as Nova is deleting the instance
         :raises ReleaseFailed: on leaving by no other error, which this would
             hide: some are not back; it says which, and what to do. It is
             logged in any case.
         """
-        guest = self._host.get_guest(self._instance)
-        devices = _live_devices(guest)
+        devices = _live_devices(self._guest)
         if not devices:
             yield
             return
-        reason = self._reason_to_stay(guest)
+        reason = self.reason_to_stay()
         if reason is not None:
             raise nova_exception.DeviceDetachFailed(
                 device=_names(devices), reason=reason)
         self._late_releases.forget(self._instance.uuid)
-        lasting = _persistent_names(guest)
+        lasting = _persistent_names(self._guest)
         try:
             for device in devices:
-                self._detach(guest, device)
+                self._detach(device)
             yield
         except BaseException:
             with contextlib.suppress(exception.ReleaseFailed):
@@ -198,14 +195,14 @@ class PassthroughDevices:
             raise
         self._put_back(devices, lasting)
 
-    def _detach(self, guest: libvirt_guest.Guest,
-                device: PassthroughDevice) -> None:
+    def _detach(self, device: PassthroughDevice) -> None:
         LOG.info('Detaching %s, for the guest\'s memory to be saved',
                  device.name, instance=self._instance)
         try:
             self._driver._detach_from_live_with_retry(
-                guest, self._instance.uuid, device,
-                functools.partial(_find, guest, device.name), device.name)
+                self._guest, self._instance.uuid, device,
+                functools.partial(_find, self._guest, device.name),
+                device.name)
         except nova_exception.DeviceNotFound:
             LOG.info('%s has gone before it was detached', device.name,
                      instance=self._instance)
@@ -244,6 +241,8 @@ class PassthroughDevices:
             if attempt:
                 time.sleep(ATTACH_PAUSE)
             try:
+                # That of the time before may be another domain, and its
+                # connection closed by a restart of libvirtd.
                 guest = self._host.get_guest(self._instance)
                 if not guest.is_active():
                     self._check_next_start(guest, devices)

@@ -18,6 +18,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext.freeze import backup
+from nova_snapext.freeze import internal
 from nova_snapext.freeze import passthrough
 from tests.unit import base
 from tests.unit.freeze import fake_guest
@@ -93,7 +94,9 @@ class DetachedTest(base.TestCase):
         self.domain = fake_guest.Domain(
             self.connection, plan.instance, devices)
         self.had = self.definitions()
-        return passthrough.PassthroughDevices(self.driver, plan)
+        self.domain_plan = dataclasses.replace(
+            plan, guest=libvirt_guest.Guest(self.domain))
+        return passthrough.PassthroughDevices(self.driver, self.domain_plan)
 
     def definitions(self):
         return [sorted(etree.tostring(device) for device in devices)
@@ -290,6 +293,13 @@ class DetachedTest(base.TestCase):
             self.assertIn(name, devices.reason_to_stay())
         self.assertEqual([], self.domain.calls)
 
+    def test_an_internal_snapshot_of_a_paused_guest_is_refused_before(self):
+        self.guest(GPU)
+        self.domain.suspend()
+        self.patch(internal, '_reason_against_memory', lambda _plan: None)
+        self.assertIn(NAMES[0], internal.InternalStrategy(
+            self.driver).reason_against(self.domain_plan))
+
     def test_nothing_speaks_against_a_guest_that_runs_or_has_none(self):
         self.assertIsNone(self.guest(GPU).reason_to_stay())
         devices = self.guest(*STAYS)
@@ -338,13 +348,12 @@ class DetachedTest(base.TestCase):
 
     def test_a_backup_touches_none(self):
         self.guest(*ALL)
-        plan = dataclasses.replace(
-            self.plan(), guest=libvirt_guest.Guest(self.domain))
         self.flags(freeze_directory=self.useFixture(fixtures.TempDir()).path,
                    group='snapext')
         self.patch(backup, '_qemu_uid', lambda _guest: os.geteuid())
         self.patch(backup, 'backup_job')
-        with backup.BackupStrategy(self.driver).freeze(plan):
+        with backup.BackupStrategy(self.driver).freeze(
+                self.domain_plan):
             self.assert_has_what_it_had()
         self.assertEqual([], self.domain.calls)
 
@@ -370,12 +379,6 @@ class DetachedTest(base.TestCase):
             self.domain.undefine()
         self.assertEqual([], self.calls('attach'))
         self.assertIn('gone', self.stdlog.logger.output)
-
-    def test_a_guest_that_vanishes_before_is_told_apart(self):
-        devices = self.guest(GPU)
-        self.domain.undefine()
-        self.assertRaises(nova_exception.InstanceNotFound, self.detached,
-                          devices)
 
     def test_a_guest_that_vanishes_between_two_devices_is_told_apart(self):
         devices = self.guest(GPU, PORT)
@@ -420,17 +423,14 @@ class DetachedTest(base.TestCase):
         self.assertEqual([], self.calls('attach'))
 
     def test_a_guest_that_was_suspended_meanwhile_gets_them_back(self):
-        plan = self.plan()
-        self.domain = fake_guest.Domain(self.connection, plan.instance, ALL)
-        devices = passthrough.PassthroughDevices(self.driver, plan)
+        devices = self.guest(*ALL)
         with devices.detached():
             # libvirt's object of the domain is another one afterwards.
             before, self.domain = self.domain, fake_guest.Domain(
-                self.connection, plan.instance, ALL)
-            self.had = self.definitions()
+                self.connection, self.domain_plan.instance, ALL)
             self.domain.live.clear()
-        self.assertEqual([], self.calls('detach'))
         self.assertEqual([], before.live)
+        self.assertEqual(ALL, self.calls('attach'))
         self.assert_has_what_it_had()
 
     def test_what_was_taken_for_good_meanwhile_does_not_come_back(self):
