@@ -120,7 +120,7 @@ class FreezingStrategy(Strategy):
             try:
                 frozen = self._freeze(plan, stack)
             except FREEZE_ERRORS as error:
-                if _domain_is_gone(error):
+                if domain_is_gone(error):
                     raise
                 raise exception.FreezeFailed(
                     disk=plan.disk.target, instance=plan.instance.uuid,
@@ -137,7 +137,8 @@ class FreezingStrategy(Strategy):
         """
 
 
-def _domain_is_gone(error: Exception) -> bool:
+def domain_is_gone(error: BaseException) -> bool:
+    """Tell an error of libvirt's by which the guest does not exist."""
     return (isinstance(error, libvirt.libvirtError) and
             error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
 

@@ -266,7 +266,11 @@ class Overlay:
         """Put what the guest is started from on another disk."""
         disk = chain.find_disk(guest.get_xml_desc(dump_inactive=True),
                                self._disk.target)
-        if chain.path_of(disk) != old.path:
+        path = chain.path_of(disk)
+        # libvirt may have brought it back itself, with a chain that it had
+        # found in the live one; what is written down can become wrong.
+        chained = path == new.path and disk.find('backingStore') is not None
+        if path != old.path and not chained:
             return
         chain.put_on(disk, new)
         # Unlike the definition of a domain, this can't bring one back that is

@@ -70,7 +70,7 @@ class Filesystems:
             return
         guest = self._plan.guest
         try:
-            with _bounded_agent(self._plan):
+            with bounded_agent(self._plan):
                 guest.thaw_filesystems()
         except libvirt.libvirtError as error:
             if guest.is_active():
@@ -90,7 +90,7 @@ class Filesystems:
         if not _agent_connected(plan):
             return 'its guest agent is not connected'
         try:
-            with _bounded_agent(plan):
+            with bounded_agent(plan):
                 plan.guest.freeze_filesystems()
         except libvirt.libvirtError as error:
             self._undo_freeze(error)
@@ -125,7 +125,7 @@ def _agent_connected(plan: planning.Plan) -> bool:
 
 
 @contextlib.contextmanager
-def _bounded_agent(plan: planning.Plan) -> Iterator[None]:
+def bounded_agent(plan: planning.Plan) -> Iterator[None]:
     """Bound the waiting for the agent, which libvirt by itself does not."""
     domain = plan.guest._domain
     domain.agentSetResponseTimeout(CONF.snapext.agent_timeout, 0)

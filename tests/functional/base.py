@@ -71,6 +71,7 @@ class FakeInstance:
         self.uuid = str(uuid.uuid4())
         self.name = name
         self.image_meta = objects.ImageMeta.from_dict({'properties': {}})
+        self.numa_topology = None
 
 
 class GuestTestCase(base.BaseTestCase):

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import dataclasses
+import difflib
 import os
+import re
 import select
 import signal
+from unittest import mock
 
+import libvirt
+
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import base as freeze_base
 from nova_snapext.freeze import cold
@@ -97,7 +104,8 @@ class ColdTest(base.GuestTestCase):
 
     def test_a_disk_that_a_running_guest_has_is_refused(self):
         for disk in (self.qcow2(), self.raw()):
-            plan = self.guest(disk)
+            # Somebody has started it just now.
+            plan = dataclasses.replace(self.guest(disk), running=False)
             with contextlib.ExitStack() as stack:
                 error = self.assertRaises(
                     exception.FreezeFailed, stack.enter_context,
@@ -116,6 +124,7 @@ class ColdTest(base.GuestTestCase):
         plan = self.guest(self.qcow2())
         plan.guest.save_memory_state()
         self.addCleanup(plan.guest._domain.managedSaveRemove)
+        plan = self.plan_of(plan.instance, plan.disk)
         with self.strategy.freeze(plan) as frozen:
             self.assertEqual(freeze_base.Consistency.CRASH,
                              frozen.consistency)
@@ -129,4 +138,193 @@ class ColdTest(base.GuestTestCase):
                 exception.FreezeFailed, stack.enter_context,
                 self.strategy.freeze(plan))
         self.assertIn(plan.disk.path, str(error))
+        self.assert_nothing_left(plan)
+
+
+BEFORE, AFTER = 0x22, 0x33
+
+
+class SuspendedTest(base.GuestTestCase):
+    """Guests that run, and are suspended for the freeze."""
+
+    def setUp(self):
+        super().setUp()
+        conf.CONF.set_override('instances_path', str(self.images))
+        self.strategy = cold.ColdStrategy(self.driver)
+
+    def guest(self, *args, **kwargs):
+        plan = super().guest(*args, **kwargs)
+        os.mkdir(self.images / plan.instance.uuid)
+        return plan
+
+    def content(self, frozen):
+        with read.Disk(frozen.uri) as nbd:
+            return {byte for _, piece in nbd.read([(0, nbd.size)])
+                    for byte in set(bytes(piece))}
+
+    def definitions(self, plan):
+        """What the guest runs by, but for what libvirt numbers anew."""
+        guest = self.host.get_guest(plan.instance)
+        return (re.sub(r" (id|index)='\d+'", '', guest.get_xml_desc()),
+                guest.get_xml_desc(dump_inactive=True))
+
+    def assert_same(self, before, after):
+        for old, new in zip(before, after, strict=True):
+            self.assertEqual([], [
+                line for line in difflib.ndiff(old.split('\n'),
+                                               new.split('\n'))
+                if not line.startswith(' ')])
+
+    def state(self, plan):
+        return tuple(self.host.get_guest(plan.instance)._domain.state())
+
+    def assert_nothing_left(self, plan):
+        super().assert_nothing_left(plan)
+        self.assertEqual([], os.listdir(self.images / plan.instance.uuid))
+        self.assertFalse(plan.guest._domain.hasManagedSaveImage())
+
+    def freeze_fails(self, plan, error):
+        with contextlib.ExitStack() as stack:
+            return str(self.assertRaises(
+                error, stack.enter_context, self.strategy.freeze(plan)))
+
+    def frozen_while_the_guest_writes(self, disk):
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        before = self.definitions(plan)
+        with self.strategy.freeze(plan) as frozen:
+            self.assertEqual(freeze_base.Consistency.CRASH,
+                             frozen.consistency)
+            # It runs, out of its saved memory, for as long as this takes.
+            self.assertEqual((libvirt.VIR_DOMAIN_RUNNING,
+                              libvirt.VIR_DOMAIN_RUNNING_RESTORED),
+                             self.state(plan))
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_same(before, self.definitions(plan))
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_holds(disk, AFTER)
+
+    def test_a_qcow2_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.qcow2())
+
+    def test_a_backing_chain_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.chained_qcow2())
+
+    def test_a_raw_file_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.raw())
+
+    def test_a_block_device_keeps_its_instant_and_the_guest_its_writes(self):
+        self.frozen_while_the_guest_writes(self.block())
+
+    def test_a_paused_guest_stays_paused(self):
+        plan = self.guest(self.qcow2())
+        plan.guest.pause()
+        with self.strategy.freeze(plan):
+            self.assertEqual(libvirt.VIR_DOMAIN_PAUSED, self.state(plan)[0])
+        self.assertEqual(libvirt.VIR_DOMAIN_PAUSED, self.state(plan)[0])
+        self.assert_nothing_left(plan)
+
+    def test_its_cpus_are_powered_up_and_its_clock_is_set(self):
+        plan = self.guest(self.qcow2())
+        with mock.patch.object(
+                self.driver.cpu_api, 'power_up_for_instance') as power_up, \
+                mock.patch.object(plan.guest, 'sync_guest_time') as sync, \
+                self.strategy.freeze(plan):
+            power_up.assert_called_once_with(plan.instance)
+            sync.assert_called_once_with()
+
+    def test_a_guest_that_can_not_be_put_on_an_overlay_is_not_suspended(self):
+        plan = self.guest(self.qcow2())
+        overlay = self.images / plan.instance.uuid / 'disk.snapext'
+        overlay.write_text('an earlier one')
+        number = plan.guest.id
+        text = self.freeze_fails(plan, exception.FreezeFailed)
+        self.assertIn(str(overlay), text)
+        self.assertEqual(number, self.host.get_guest(plan.instance).id)
+        overlay.unlink()
+        self.assert_nothing_left(plan)
+
+    def test_where_it_can_not_be_resumed_on_the_overlay_it_is_on_its_disk(
+            self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        before = self.definitions(plan)
+        with mock.patch.object(
+                self.driver, '_create_guest', side_effect=[
+                    libvirt.libvirtError('no memory'), mock.DEFAULT],
+                wraps=self.driver._create_guest):
+            text = self.freeze_fails(plan, exception.FreezeFailed)
+        self.assertIn('no memory', text)
+        self.assertEqual((libvirt.VIR_DOMAIN_RUNNING,
+                          libvirt.VIR_DOMAIN_RUNNING_RESTORED),
+                         self.state(plan))
+        self.assert_same(before, self.definitions(plan))
+        self.assert_nothing_left(plan)
+
+    def test_where_the_overlay_fails_half_way_it_is_on_its_disk(self):
+        plan = self.guest(self.qcow2())
+        before = self.definitions(plan)
+        # When its definition is on the overlay, and its memory is not.
+        with mock.patch.object(
+                libvirt.virDomain, 'managedSaveDefineXML',
+                side_effect=libvirt.libvirtError('disk full')):
+            text = self.freeze_fails(plan, exception.FreezeFailed)
+        self.assertIn('disk full', text)
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, self.state(plan)[0])
+        self.assert_same(before, self.definitions(plan))
+        self.assert_nothing_left(plan)
+
+    def test_one_that_can_not_be_resumed_at_all_keeps_its_memory(self):
+        plan = self.guest(self.qcow2())
+        with mock.patch.object(
+                self.driver, '_create_guest',
+                side_effect=libvirt.libvirtError('no memory')):
+            text = self.freeze_fails(plan, exception.ReleaseFailed)
+        self.assertIn(f'virsh start {plan.instance.name}', text)
+        self.assertIn('no memory', text)
+        self.assertTrue(plan.guest._domain.hasManagedSaveImage())
+        plan.guest.launch()
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING_RESTORED,
+                         self.state(plan)[1])
+        self.assert_nothing_left(plan)
+
+    def test_a_guest_that_is_powered_off_meanwhile_has_its_writes(self):
+        disk = self.raw()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan):
+            self.write_as_guest(plan, AFTER)
+            plan.guest.poweroff()
+        self.assert_nothing_left(plan)
+        self.assert_holds(disk, AFTER)
+        plan.guest._domain.create()
+
+    def test_one_that_is_suspended_meanwhile_has_memory_and_writes(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        with self.strategy.freeze(plan):
+            self.write_as_guest(plan, AFTER)
+            # As libvirt-guests does at the host's shutdown.
+            plan.guest.save_memory_state()
+        self.assertEqual([], os.listdir(self.images / plan.instance.uuid))
+        self.assert_holds(disk, AFTER)
+        plan.guest.launch()
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING_RESTORED,
+                         self.state(plan)[1])
+        self.assert_nothing_left(plan)
+
+    def test_an_error_meanwhile_brings_it_back_to_its_disk(self):
+        plan = self.guest(self.qcow2())
+        before = self.definitions(plan)
+
+        def fail():
+            with self.strategy.freeze(plan):
+                raise ZeroDivisionError()
+
+        self.assertRaises(ZeroDivisionError, fail)
+        self.assert_same(before, self.definitions(plan))
         self.assert_nothing_left(plan)
