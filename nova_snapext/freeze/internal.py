@@ -125,11 +125,13 @@ def _writable_disks(
 def _reason_against_disks(definition: etree._Element) -> str | None:
     for disk in _writable_disks(definition):
         what = f'its disk {disk.target_dev}'
-        if disk.driver_format != 'qcow2':
-            return (f'{what} has the format {disk.driver_format}, and a '
-                    f'snapshot has to be in all disks')
         if disk.source_type != 'file':
             return f'{what} is on {disk.source_type} storage'
+        if disk.driver_format != 'qcow2':
+            return (f'{what} has the format {disk.driver_format}, and a '
+                    f'snapshot has to be inside all disks')
+        if disk.ephemeral_encryption or disk.volume_encryption:
+            return f'{what} is encrypted'
     return None
 
 

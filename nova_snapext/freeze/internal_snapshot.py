@@ -33,6 +33,11 @@ LOG = logging.getLogger(__name__)
 # libvirtd may restart.
 ATTEMPTS = 3
 
+# What libvirt, qemu-img, and Nova's way to ask the latter, answer with.
+DELETE_ERRORS = (libvirt.libvirtError,
+                 processutils.ProcessExecutionError,
+                 nova_exception.InvalidDiskInfo)
+
 # What asking for a guest can end in while libvirtd restarts.
 UNREACHABLE = (libvirt.libvirtError,
                nova_exception.HypervisorUnavailable,
@@ -149,8 +154,7 @@ class InternalSnapshot:
             try:
                 if self._delete_once():
                     return
-            except (libvirt.libvirtError,
-                    processutils.ProcessExecutionError) as error:
+            except DELETE_ERRORS as error:
                 LOG.warning('Deleting the snapshot %(snapshot)s failed: '
                             '%(error)s',
                             {'snapshot': self.name, 'error': error},
@@ -195,7 +199,14 @@ class InternalSnapshot:
                         'was saved, or there was no more room for what it '
                         'writes into %s', ' and '.join(self._paths),
                         instance=self._instance)
-            guest.resume()
+            try:
+                guest.resume()
+            except libvirt.libvirtError as error:
+                raise exception.ReleaseFailed(
+                    instance=self._instance.uuid,
+                    reason=f'it has left the guest halted, and resuming it '
+                           f'failed: {error}. Resume it with "virsh resume '
+                           f'{self._instance.name}"') from error
 
     def _delete_from_guest(self, guest: libvirt_guest.Guest) -> None:
         """Delete it through libvirt, which has to know of it for that long.

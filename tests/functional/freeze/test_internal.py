@@ -10,6 +10,7 @@ import uuid
 
 import fixtures
 import libvirt
+from nova.privsep import utils as privsep_utils
 from oslo_config import fixture as config_fixture
 from oslo_utils import units
 
@@ -34,7 +35,7 @@ DOMAIN = """
 
 DISK = """
 <disk type='file' device='disk'>
-  <driver name='qemu' type='{format}'/>
+  <driver name='qemu' type='{format}' cache='{cache}'/>
   <source file='{path}'/>
   <target dev='{target}' bus='virtio'/>
 </disk>
@@ -76,10 +77,14 @@ class InternalTest(base.GuestTestCase):
         instance = base.FakeInstance(f'guest-{uuid.uuid4()}')
         disks = [dataclasses.replace(each, target=f'vd{letter}')
                  for each, letter in zip((disk, *others), 'abc', strict=False)]
+        # As Nova does. qemu-nbd reads through the host's page cache.
+        cache = ('none' if privsep_utils.supports_direct_io(str(self.images))
+                 else 'writeback')
         domain = self.host.get_connection().defineXML(DOMAIN.format(
             virt_type=base.conf.CONF.libvirt.virt_type, name=instance.name,
             uuid=instance.uuid, devices=devices + ''.join(
-                DISK.format(**dataclasses.asdict(each)) for each in disks)))
+                DISK.format(cache=cache, **dataclasses.asdict(each))
+                for each in disks)))
         self.addCleanup(self.remove, instance)
         if running:
             domain.create()
