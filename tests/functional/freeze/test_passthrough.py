@@ -9,6 +9,7 @@ real functions, and guests with a kernel.
 """
 
 import contextlib
+import os
 import threading
 from unittest import mock
 
@@ -20,6 +21,7 @@ from oslo_config import fixture as config_fixture
 
 from nova_snapext import conf
 from nova_snapext.freeze import backup
+from nova_snapext.freeze import external
 from nova_snapext.freeze import passthrough
 from tests.functional import base
 
@@ -188,16 +190,23 @@ class PassthroughTest(base.GuestTestCase):
         self.domain().reset()  # it would let go now of what it was asked for
         self.assert_has_what_it_had()
 
-    def test_a_backup_touches_none(self):
-        touched = mock.Mock()
-        connection = self.host.get_connection()
-        for event in (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
-                      libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED):
-            self.addCleanup(
-                connection.domainEventDeregisterAny,
-                connection.domainEventRegisterAny(
-                    self.domain(), event, touched, None))
-        with backup.BackupStrategy(self.driver).freeze(self.plan_of_guest):
+    def freeze_by(self, strategy):
+        instance = self.plan_of_guest.instance
+        conf.CONF.set_override('instances_path', str(self.images))
+        self.addCleanup(conf.CONF.clear_override, 'instances_path')
+        os.mkdir(self.images / instance.uuid)
+        with contextlib.ExitStack() as stack:
+            calls = [stack.enter_context(mock.patch.object(
+                libvirt.virDomain, name, autospec=True,
+                side_effect=getattr(libvirt.virDomain, name)))
+                for name in ('detachDeviceFlags', 'attachDeviceFlags')]
+            with strategy(self.driver).freeze(self.plan_of_guest):
+                self.assert_has_what_it_had()
             self.assert_has_what_it_had()
-        self.assert_has_what_it_had()
-        touched.assert_not_called()
+        return [call.call_count for call in calls]
+
+    def test_a_backup_touches_none(self):
+        self.assertEqual([0, 0], self.freeze_by(backup.BackupStrategy))
+
+    def test_an_external_snapshot_touches_none(self):
+        self.assertEqual([0, 0], self.freeze_by(external.ExternalStrategy))
