@@ -20,6 +20,7 @@ from oslo_log import log as logging
 from oslo_utils import fileutils
 from oslo_utils import timeutils
 from oslo_utils import units
+import psutil
 
 from nova_snapext import conf
 from nova_snapext.encode import base
@@ -139,7 +140,7 @@ class StagedEncoder(base.Encoder):
                 said or f'qemu-img ended with {process.returncode}')
 
     def _await(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for qemu-img, for as long as the disk can be read."""
+        """Wait for qemu-img, for as long as it does anything."""
         # Popen's own timeout can't be caught under eventlet, which has two
         # classes of the name TimeoutExpired.
         with contextlib.ExitStack() as stack:
@@ -147,9 +148,16 @@ class StagedEncoder(base.Encoder):
             stack.callback(os.close, pidfd)
             selector = stack.enter_context(selectors.DefaultSelector())
             selector.register(pidfd, selectors.EVENT_READ)
+            worked = None
             while not selector.select(CONF.snapext.read_timeout):
-                # By itself qemu-img waits for a silent server for ever.
-                self.disk.probe()
+                # For a silent server it would wait for ever, as it would for
+                # one that has no place for a second client.
+                before, worked = worked, psutil.Process(
+                    process.pid).cpu_times()
+                if worked == before:
+                    raise self._error(
+                        f'qemu-img has done nothing for '
+                        f'{CONF.snapext.read_timeout} seconds')
         process.wait()
 
     def _pieces(self) -> Iterator[base.Piece]:

@@ -32,26 +32,36 @@ SOON = 60
 ENCODERS = (encode.CompressedQcow2Encoder, encode.VdiEncoder,
             encode.VmdkEncoder)
 
-# What nbdkit answers a read with. The smallest are our own: signs of life.
+# What nbdkit answers a read with.
 ZEROS = 'dd if=/dev/zero bs=$3 count=1 status=none'
 FAIL_BEHIND = 'if [ $4 -ge 4194304 ]; then echo EIO >&2; exit 1; fi; ' + ZEROS
 HANG = 'echo > {fifo}; exec sleep infinity'
-HANG_UNTIL_ASKED = ('if [ $3 -gt 4096 ]; then read _ < {fifo}; '
-                    'else touch {asked}; echo > {fifo}; fi; ' + ZEROS)
+HANG_UNTIL_TOLD = 'read _ < {fifo}; ' + ZEROS
 
 STAGE = """
 import sys
+from unittest import mock
+
 from nova import monkey_patch
 monkey_patch.patch(backend={backend!r})
 from nova import utils
+import psutil
+
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import read
 
-uri, directory = sys.argv[1:]
+uri, directory, fifo, read_timeout = sys.argv[1:]
 conf.CONF([], default_config_files=[])
 conf.CONF.set_override('snapshots_directory', directory, 'libvirt')
-conf.CONF.set_override('read_timeout', 1, 'snapext')
+conf.CONF.set_override('read_timeout', read_timeout, 'snapext')
+
+
+def looks():
+    yield 1
+    # So late, the server is told to answer.
+    open(fifo, 'w').close()
+    yield from range(2, 1000)
 
 
 def stage():
@@ -59,7 +69,9 @@ def stage():
         return sum(map(len, encoder.stream())) == encoder.size
 
 
-print(utils.tpool_wrap(stage)())
+with mock.patch.object(psutil, 'Process') as process:
+    process.return_value.cpu_times.side_effect = looks()
+    print(utils.tpool_wrap(stage)())
 """
 
 
@@ -168,11 +180,6 @@ class SmallRoomTestCase(StagedTestCase):
             f'pread={pread.format(**names)}'))
         self.uri = read.unix_uri(server.socket, '')
 
-    def fifo(self):
-        path = self.path('fifo')
-        os.mkfifo(path)
-        return path
-
     def connect_to_served(self, timeout=SOON):
         disk = read.Disk(self.uri, timeout)
         disk.__enter__()
@@ -214,7 +221,9 @@ class RoomTest(SmallRoomTestCase):
     def test_what_may_not_fit_is_refused_before_anything_is_written(self):
         disk = self.disk('write -P 1 0 4M')
         for encoder in ENCODERS:
-            with mock.patch.object(subprocess, 'Popen') as qemu_img:
+            with mock.patch.object(
+                    subprocess, 'Popen', side_effect=AssertionError
+            ) as qemu_img:
                 error = self.assertRaises(
                     encode.NoRoom, self.stage, disk, encoder)
             qemu_img.assert_not_called()
@@ -288,13 +297,15 @@ class BrokenDiskTest(SmallRoomTestCase):
         self.assertIn('silent', str(error))
         self.assert_nothing_left()
 
-    def test_a_slow_disk_is_waited_for(self):
+    def test_a_server_without_a_place_for_qemu_img_is_given_up(self):
         self.config(read_timeout=1, group='snapext')
-        asked = pathlib.Path(self.path('asked'))
-        self.served(HANG_UNTIL_ASKED, fifo=self.fifo(), asked=asked)
+        self.create(MIB, 'write -P 1 0 1M')
+        server = self.useFixture(servers.Server(
+            'qemu-nbd', '--read-only', '--shared=1', self.disk_path))
+        self.uri = read.unix_uri(server.socket, '')
         disk = self.connect_to_served()
-        self.stage(disk)
-        self.assertTrue(asked.exists())
+        error = self.assertRaises(encode.EncodeError, self.stage, disk)
+        self.assertIn('nothing for 1 seconds', str(error))
         self.assert_nothing_left()
 
     def test_a_host_without_qemu_img_says_so(self):
@@ -309,17 +320,25 @@ class BrokenDiskTest(SmallRoomTestCase):
 class ProcessTest(SmallRoomTestCase):
     """Staging in a process of its own."""
 
-    def start(self, backend='threading'):
+    def setUp(self):
+        super().setUp()
+        self.fifo = self.path('fifo')
+        os.mkfifo(self.fifo)
+
+    def start(self, backend='threading', read_timeout=SOON):
         return self.enterContext(subprocess.Popen(
-            [sys.executable, '-c', STAGE.format(backend=backend),
-             self.uri, str(self.snapshots)],
+            [sys.executable, '-c', STAGE.format(backend=backend), self.uri,
+             str(self.snapshots), self.fifo, str(read_timeout)],
             stdout=subprocess.PIPE, text=True))
 
+    def await_readable(self, descriptor):
+        self.assertEqual([descriptor],
+                         select.select([descriptor], [], [], SOON)[0])
+
     def test_a_nova_compute_that_is_killed_takes_all_with_it(self):
-        fifo = self.fifo()
-        told = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        told = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, told)
-        self.served(HANG, fifo=fifo)
+        self.served(HANG, fifo=self.fifo)
         process = self.start()
         self.await_readable(told)
         [qemu_img] = self.qemu_imgs()
@@ -331,16 +350,12 @@ class ProcessTest(SmallRoomTestCase):
         process.wait()
         self.assert_nothing_left()
 
-    def await_readable(self, descriptor):
-        self.assertEqual([descriptor],
-                         select.select([descriptor], [], [], SOON)[0])
-
-    def test_it_works_under_eventlet_too_also_when_it_takes_long(self):
-        self.served(HANG_UNTIL_ASKED, fifo=self.fifo(),
-                    asked=self.path('asked'))
-        process = self.start('eventlet')
-        self.assertEqual('True\n', process.communicate(timeout=SOON)[0])
-        self.assert_nothing_left()
+    def test_what_takes_long_is_waited_for_in_both_of_nova_s_modes(self):
+        self.served(HANG_UNTIL_TOLD, fifo=self.fifo)
+        for backend in ('threading', 'eventlet'):
+            process = self.start(backend, read_timeout=1)
+            self.assertEqual('True\n', process.communicate(timeout=SOON)[0])
+            self.assert_nothing_left()
 
 
 class FrozenGuestTest(base.GuestTestCase):
