@@ -34,15 +34,13 @@ from nova_snapext import plan as planning
 from nova_snapext import progress
 from nova_snapext import properties
 from nova_snapext import read
+from nova_snapext import report
 from nova_snapext import upload
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
-
-# What a snapshot is called among the events of the instance's actions.
-EVENT = 'compute_snapext_snapshot'
 
 # What Nova's manager takes for the end of the instance, or of the wish for
 # its image, and not for an error.
@@ -93,12 +91,7 @@ class SnapextDriver(driver.LibvirtDriver):
             touched
         """
         with contextlib.ExitStack() as stack:
-            # So that the user sees why a snapshot failed: Nova's own event is
-            # over as soon as the snapshot's task has begun.
-            with contextlib.suppress(nova_exception.InstanceActionNotFound):
-                stack.enter_context(compute_utils.EventReporter(
-                    context, EVENT, CONF.host, instance.uuid,
-                    graceful_exit=True))
+            stack.enter_context(report.reported(context, instance))
             stack.enter_context(self._failure_logged(instance, image_id))
             stack.enter_context(self._gone_guest_translated(instance))
             plan, asked = self._plan(context, instance, image_id)

@@ -182,14 +182,15 @@ class CloudTestCase(base.BaseTestCase):
 
     @classmethod
     def failure(cls, server):
-        """Give what the user is told of a server's last snapshot."""
+        """Give what the user is told of a server's last, refused snapshot."""
         path = f'/servers/{server}/os-instance-actions'
         action = max(cls.client.get('nova-api', path)['instanceActions'],
                      key=lambda action: action['start_time'])
         shown = cls.client.get('nova-api', f'{path}/{action["request_id"]}')
-        [event] = [event for event in shown['instanceAction']['events']
-                   if event['event'] == 'compute_snapext_snapshot']
-        return event['details']
+        failed = [event['event'] for event in shown['instanceAction']['events']
+                  if event['result'] == 'Error']
+        [told] = set(failed) - {'compute_snapext_snapshot'}
+        return told
 
     @classmethod
     def image(cls, image):

@@ -20,6 +20,7 @@ from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import freeze
 from nova_snapext import properties
+from nova_snapext import report
 from tests.unit import base
 
 DOMAIN = """
@@ -168,8 +169,11 @@ class SnapshotTest(SnapshotTestCase):
         self.native.assert_not_called()
         self.glance.assert_not_called()
         self.driver._image_api.update.assert_not_called()
-        finish = self.event.event_finish_with_failure
-        self.assertEqual(error, finish.mock_calls[0].kwargs['exc_val'])
+        for call, name in zip(
+                self.event.event_finish_with_failure.mock_calls,
+                (str(error)[:255], report.EVENT), strict=True):
+            self.assertEqual(name, call.args[2])
+            self.assertEqual(error, call.kwargs['exc_val'])
         self.assertIn(str(error), self.stdlog.logger.output)
 
     def test_a_flavor_s_wish_is_followed(self):
@@ -180,7 +184,7 @@ class SnapshotTest(SnapshotTestCase):
         self.snapshot()
         instance = mock.ANY
         self.event.event_start.assert_called_once_with(
-            None, instance, driver.EVENT, want_result=False,
+            None, instance, report.EVENT, want_result=False,
             host=self.CONF.host)
         finish = self.event.event_finish_with_failure
         self.assertIsNone(finish.mock_calls[0].kwargs['exc_val'])
