@@ -40,13 +40,16 @@ class ColdStrategy(base.FreezingStrategy):
     name = 'cold'
 
     def _reason_against(self, plan: planning.Plan) -> str | None:
-        if plan.running and plan.instance.image_meta.properties.get(
+        if not plan.running:
+            return None
+        if plan.instance.image_meta.properties.get(
                 'os_require_quiesce', False):
             # Frozen in the saved memory, filesystems are frozen still when
             # it is restored, and there may be no agent then to thaw them.
             return ('its image has os_require_quiesce, and a guest is not '
                     'quiesced while it is suspended')
-        return None
+        return passthrough.PassthroughDevices(
+            self._driver, plan).reason_to_stay()
 
     def reason_against_unasked(self, plan: planning.Plan) -> str | None:
         if native.would_be_live(plan):

@@ -21,6 +21,7 @@ from oslo_config import fixture as config_fixture
 
 from nova_snapext import conf
 from nova_snapext.freeze import backup
+from nova_snapext.freeze import cold
 from nova_snapext.freeze import external
 from nova_snapext.freeze import passthrough
 from tests.functional import base
@@ -210,3 +211,7 @@ class PassthroughTest(base.GuestTestCase):
 
     def test_an_external_snapshot_touches_none(self):
         self.assertEqual([0, 0], self.freeze_by(external.ExternalStrategy))
+
+    def test_a_cold_snapshot_takes_them_out_and_puts_them_back(self):
+        self.let_go_when_asked()
+        self.assertEqual([2, 2], self.freeze_by(cold.ColdStrategy))

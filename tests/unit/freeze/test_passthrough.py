@@ -18,6 +18,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext.freeze import backup
+from nova_snapext.freeze import cold
 from nova_snapext.freeze import internal
 from nova_snapext.freeze import passthrough
 from tests.unit import base
@@ -293,12 +294,13 @@ class DetachedTest(base.TestCase):
             self.assertIn(name, devices.reason_to_stay())
         self.assertEqual([], self.domain.calls)
 
-    def test_an_internal_snapshot_of_a_paused_guest_is_refused_before(self):
+    def test_strategies_that_save_memory_refuse_a_paused_guest_before(self):
         self.guest(GPU)
         self.domain.suspend()
         self.patch(internal, '_reason_against_memory', lambda _plan: None)
-        self.assertIn(NAMES[0], internal.InternalStrategy(
-            self.driver).reason_against(self.domain_plan))
+        for strategy in (internal.InternalStrategy, cold.ColdStrategy):
+            self.assertIn(NAMES[0], strategy(self.driver).reason_against(
+                self.domain_plan))
 
     def test_nothing_speaks_against_a_guest_that_runs_or_has_none(self):
         self.assertIsNone(self.guest(GPU).reason_to_stay())
