@@ -1,17 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
+from unittest import mock
+
+from devcloud import wait
+import libvirt
+from oslo_config import fixture as config_fixture
+
+from nova_snapext import conf
+from nova_snapext import exception
 from nova_snapext.freeze import backup
+from nova_snapext.freeze import cold
+from nova_snapext.freeze import external
+from nova_snapext.freeze import internal
 from tests.pci import base
 
 
-class PassthroughTest(base.PassthroughTestCase):
+@contextlib.contextmanager
+def first_attach_refused():
+    """Have libvirt refuse the first device that it is to attach."""
+    attach = libvirt.virDomain.attachDeviceFlags
+    refusals = [libvirt.libvirtError('the device is in use')]
 
-    def test_a_backup_does_not_touch_devices(self):
-        plan = self.boot(self.qcow2())
-        self.assertEqual(sorted(base.MACS), self.working_functions())
-        before = plan.guest.get_xml_desc()
-        with backup.BackupStrategy(self.driver).freeze(plan):
-            self.assertEqual(before, plan.guest.get_xml_desc())
-            self.assertEqual(sorted(base.MACS), self.working_functions())
-        self.assertEqual(before, plan.guest.get_xml_desc())
+    def attach_or_refuse(*args, **kwargs):
+        if refusals:
+            raise refusals.pop()
+        return attach(*args, **kwargs)
+
+    with mock.patch.object(libvirt.virDomain, 'attachDeviceFlags',
+                           attach_or_refuse):
+        yield refusals
+
+
+class WillingGuestTest(base.PassthroughTestCase):
+    """A guest that lets go of a device when it is asked to."""
+
+    def assert_no_device_is_touched(self, strategy):
+        with strategy.freeze(self.plan):
+            self.assert_whole()
+        self.assert_whole()
         self.assertEqual([], self.removed)
+
+    def assert_all_devices_come_back(self, strategy):
+        with strategy.freeze(self.plan):
+            self.assertEqual(2, len(self.removed))
+        self.assert_whole()
+        self.assert_nothing_left(self.plan)
+
+    def test_a_backup_touches_no_device(self):
+        self.assert_no_device_is_touched(backup.BackupStrategy(self.driver))
+
+    def test_an_external_snapshot_touches_no_device(self):
+        self.assert_no_device_is_touched(
+            external.ExternalStrategy(self.driver))
+
+    def test_all_devices_come_back_after_an_internal_snapshot(self):
+        self.assert_all_devices_come_back(
+            internal.InternalStrategy(self.driver))
+
+    def test_all_devices_come_back_after_a_cold_snapshot(self):
+        self.assert_all_devices_come_back(cold.ColdStrategy(self.driver))
+
+    def test_a_device_that_is_refused_at_first_comes_back(self):
+        with first_attach_refused() as refusals:
+            self.assert_all_devices_come_back(
+                internal.InternalStrategy(self.driver))
+        self.assertEqual([], refusals)
+
+
+class UnwillingGuestTest(base.PassthroughTestCase):
+    """A guest that has no kernel which could let go of a device."""
+
+    BOOT = ''
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(config_fixture.Config(conf.CONF)).config(
+            device_detach_attempts=2, device_detach_timeout=2,
+            group='libvirt')
+
+    def assert_refused(self, strategy):
+        before = self.domain.XMLDesc()
+        with self.assertRaisesRegex(
+                exception.FreezeFailed,
+                'PCI device 0000:01:10.[02].* still attached'), \
+                strategy.freeze(self.plan):
+            self.fail('a guest that has devices can not be frozen')
+        self.assertEqual(before, self.domain.XMLDesc())
+        self.assertEqual([], self.removed)
+        self.assertEqual([], self.domain.listAllSnapshots())
+        self.assert_whole()
+        self.assert_nothing_left(self.plan)
+
+    def test_no_internal_snapshot_is_taken_while_a_device_stays(self):
+        self.assert_refused(internal.InternalStrategy(self.driver))
+
+    def test_no_cold_snapshot_is_taken_while_a_device_stays(self):
+        self.assert_refused(cold.ColdStrategy(self.driver))
+
+
+class BootingGuestTest(base.PassthroughTestCase):
+    """A guest that will let go of a device once its kernel has come up."""
+
+    # Its firmware first waits for a key, for so many milliseconds.
+    BOOT = f"<bootmenu enable='yes' timeout='20000'/>{base.KERNEL}"
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(config_fixture.Config(conf.CONF)).config(
+            device_detach_attempts=1, device_detach_timeout=2,
+            group='libvirt')
+
+    def await_boot(self):
+        pass
+
+    def test_a_device_that_goes_after_the_snapshot_failed_comes_back(self):
+        with self.assertRaisesRegex(
+                exception.FreezeFailed, 'still attached'), \
+                internal.InternalStrategy(self.driver).freeze(self.plan):
+            self.fail('the guest has no kernel yet to let go of a device')
+        self.assertEqual([], self.removed)
+        super().await_boot()
+        wait.until('the guest has let go of a device',
+                   lambda: self.removed, base.ANSWER_TIMEOUT)
+        wait.until('the guest has the device again', lambda:
+                   self.before == self.devices(), base.ANSWER_TIMEOUT)
+        self.assert_whole()

@@ -105,7 +105,7 @@ class Rig:
         failed = _sum(r'(?:failures|errors|unexpected successes)=(\d+)',
                       output)
         skipped = _sum(r'skipped=(\d+)', output)
-        self.say(f'{ran - failed - skipped} passed, {failed} failed')
+        print(f'{ran - failed - skipped} passed, {failed} failed')
         return code
 
     def open_shell(self, timeout: float) -> int:
