@@ -91,8 +91,9 @@ class ColdStrategy(base.FreezingStrategy):
         # whether a device has gone, and wait for ever for a guest that was
         # paused to run.
         with devices.detached():
-            guest.save_memory_state()
+            # From here on its CPUs stand.
             instant = timeutils.utcnow()
+            guest.save_memory_state()
             try:
                 overlay.take_suspended(guest)
                 self._resume(plan)
@@ -128,7 +129,8 @@ class ColdStrategy(base.FreezingStrategy):
             overlay.merge()
             if not plan.guest.is_active():
                 self._resume(plan)
-        except (*base.FREEZE_ERRORS, exception.ReleaseFailed) as error:
+        except (*base.FREEZE_ERRORS, *disk_overlay.UNREACHABLE,
+                exception.ReleaseFailed) as error:
             name = plan.instance.name
             raise exception.ReleaseFailed(
                 instance=plan.instance.uuid,

@@ -95,10 +95,12 @@ class InternalStrategy(base.FreezingStrategy):
             with devices.detached(), \
                     filesystems.quiesced() as consistency, \
                     timeutils.StopWatch() as watch:
+                instant = timeutils.utcnow()
                 snapshot.create_with_memory(
                     plan.guest, [disk.target_dev for disk in disks])
         else:
             consistency = base.consistency_of_shut_off(plan)
+            instant = timeutils.utcnow()
             with timeutils.StopWatch() as watch:
                 snapshot.create()
         server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid,
@@ -106,7 +108,8 @@ class InternalStrategy(base.FreezingStrategy):
         stack.callback(server.end)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
-            consistency=consistency, freeze_seconds=watch.elapsed())
+            consistency=consistency, freeze_seconds=watch.elapsed(),
+            instant=instant)
 
 
 def _writable_disks(
