@@ -26,6 +26,7 @@ import time
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
+import nova.privsep.path
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
@@ -227,7 +228,7 @@ class Overlay:
             return True
         if not paths <= {self.path, self._disk.path}:
             raise ValueError(f'the guest is defined on {paths}')
-        qemu_img.commit(self.path, self._disk)
+        self._commit_without_guest()
         self._move_definition(guest, self._overlay, self._disk)
         self._move_saved_state(guest, self._overlay, self._disk)
         # From now on it starts from the disk. If it was started before, it is
@@ -244,13 +245,24 @@ class Overlay:
         When Nova deletes an instance, its files go before its definition: an
         overlay that is there is one that is needed, as in a hard reboot.
         """
-        if os.path.exists(self.path):
-            try:
-                qemu_img.commit(self.path, self._disk)
-            except processutils.ProcessExecutionError:
-                if os.path.exists(self.path):
-                    raise
-            self._remove()
+        if not os.path.exists(self.path):
+            return
+        try:
+            self._commit_without_guest()
+        except (processutils.ProcessExecutionError, FileNotFoundError):
+            if os.path.exists(self.path):
+                raise
+        self._remove()
+
+    def _commit_without_guest(self) -> None:
+        # libvirt remembers whose a guest's disk was. The snapshot takes this
+        # from the disk to the overlay, which is therefore given back when the
+        # guest ends, and not the disk.
+        owned, left = os.stat(self.path), os.stat(self._disk.path)
+        if (left.st_uid, left.st_gid) != (owned.st_uid, owned.st_gid):
+            nova.privsep.path.chown(
+                self._disk.path, uid=owned.st_uid, gid=owned.st_gid)
+        qemu_img.commit(self.path, self._disk)
 
     def _startable(self, guest: libvirt_guest.Guest) -> list[etree._Element]:
         """List the root disks that a guest may get at its next start."""

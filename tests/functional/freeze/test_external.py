@@ -8,8 +8,10 @@ import subprocess
 import sys
 from unittest import mock
 
+import fixtures
 import libvirt
 from lxml import etree
+import nova.privsep.path
 from oslo_concurrency import processutils
 
 from nova_snapext import conf
@@ -18,6 +20,7 @@ from nova_snapext.freeze import active_commit
 from nova_snapext.freeze import base as freeze_base
 from nova_snapext.freeze import external
 from nova_snapext.freeze import overlay
+from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import qemu_nbd
 from nova_snapext import read
 from tests.functional import base
@@ -25,7 +28,7 @@ from tests.functional import base
 BEFORE, AFTER = 0x22, 0x33
 
 
-class ExternalTest(base.GuestTestCase):
+class ExternalTestCase(base.GuestTestCase):
 
     def setUp(self):
         super().setUp()
@@ -52,6 +55,29 @@ class ExternalTest(base.GuestTestCase):
     def assert_nothing_left(self, plan):
         super().assert_nothing_left(plan)
         self.assertEqual([], os.listdir(self.images / plan.instance.uuid))
+
+    @contextlib.contextmanager
+    def at_the_commit_s_begin(self, act):
+        """Have the next commit take long, and something done when it begins.
+
+        :yields: how often it was begun, all in all, as a list's length
+        """
+        begun = []
+        commit = libvirt.virDomain.blockCommit
+
+        def slowly(domain, disk, base, top, _bandwidth, flags):
+            commit(domain, disk, base, top, 1, flags |
+                   libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES)
+            begun.append(domain)
+            self.assertLess(domain.blockJobInfo(disk)['cur'],
+                            domain.blockJobInfo(disk)['end'])
+            act()
+
+        with mock.patch.object(libvirt.virDomain, 'blockCommit', slowly):
+            yield begun
+
+
+class ExternalTest(ExternalTestCase):
 
     def overlay_of(self, plan):
         return self.images / plan.instance.uuid / 'disk.snapext'
@@ -398,26 +424,6 @@ class ExternalTest(base.GuestTestCase):
 
     # What gets in the way of a commit.
 
-    @contextlib.contextmanager
-    def at_the_commit_s_begin(self, act):
-        """Have the next commit take long, and something done when it begins.
-
-        :yields: how often it was begun, all in all, as a list's length
-        """
-        begun = []
-        commit = libvirt.virDomain.blockCommit
-
-        def slowly(domain, disk, base, top, _bandwidth, flags):
-            commit(domain, disk, base, top, 1, flags |
-                   libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES)
-            begun.append(domain)
-            self.assertLess(domain.blockJobInfo(disk)['cur'],
-                            domain.blockJobInfo(disk)['end'])
-            act()
-
-        with mock.patch.object(libvirt.virDomain, 'blockCommit', slowly):
-            yield begun
-
     def speed_up(self, plan):
         self.domain(plan).blockJobSetSpeed('vda', 0)
 
@@ -624,3 +630,85 @@ class ExternalTest(base.GuestTestCase):
     def test_a_guest_that_is_shut_off_is_refused(self):
         self.assertIn('shut off', self.strategy.reason_against(
             self.guest(self.qcow2(), running=False)))
+
+
+class NovaUserTest(ExternalTestCase):
+    """Nova's user is neither root nor QEMU's.
+
+    The tests' threads take its place, and root's where privsep does.
+    """
+
+    UID = 64742
+
+    def setUp(self):
+        super().setUp()
+        self.freezes.mkdir(exist_ok=True)
+        self.privileged = []
+        for module, name in ((qemu_nbd, '_serve_block_device'),
+                             (qemu_img, '_privileged_commit'),
+                             (nova.privsep.path, 'chown')):
+            self.useFixture(fixtures.MockPatchObject(
+                module, name, self.as_root(name, getattr(module, name))))
+        self.addCleanup(os.setresuid, 0, 0, 0)
+
+    def as_root(self, name, function):
+        def call(*args, **kwargs):
+            os.setresuid(0, 0, 0)
+            self.privileged.append(name)
+            try:
+                function(*args, **kwargs)
+            finally:
+                os.setresuid(self.UID, self.UID, 0)
+        return call
+
+    def freeze_as_nova(self, disk, act, mode=0o644, owner=UID):
+        self.fill(disk, BEFORE)
+        os.chown(disk.path, owner, owner)
+        os.chmod(disk.path, mode)
+        plan = self.guest(disk)
+        for directory in (self.freezes, self.images / plan.instance.uuid):
+            os.chown(directory, self.UID, self.UID)
+        os.setresuid(self.UID, self.UID, 0)
+        with self.strategy.freeze(plan) as frozen:
+            self.write_as_guest(plan, AFTER)
+            self.assertEqual({BEFORE}, self.content(frozen))
+            act(plan)
+        os.setresuid(0, 0, 0)
+        self.assert_nothing_left(plan)
+        if plan.guest.is_active():
+            plan.guest.poweroff()
+        self.assertEqual((owner, owner), (os.stat(disk.path).st_uid,
+                                          os.stat(disk.path).st_gid))
+        self.assert_holds(disk, AFTER)
+
+    def test_files_need_no_privilege(self):
+        for disk in (self.qcow2(), self.raw()):
+            self.freeze_as_nova(disk, lambda plan: None)
+        self.assertEqual([], self.privileged)
+
+    def test_a_file_is_given_back_when_its_guest_powers_off(self):
+        for disk in (self.qcow2(), self.raw()):
+            self.freeze_as_nova(disk, lambda plan: plan.guest.poweroff())
+        self.assertEqual(['chown', 'chown'], self.privileged)
+
+    def test_a_file_is_given_back_when_its_guest_ends_in_the_commit(self):
+        disk = self.qcow2()
+        plan = None
+
+        def keep(of_guest):
+            nonlocal plan
+            plan = of_guest
+
+        with self.at_the_commit_s_begin(lambda: plan.guest.poweroff()):
+            self.freeze_as_nova(disk, keep)
+
+    def test_a_device_that_only_its_group_can_read_is_served(self):
+        self.freeze_as_nova(self.block(), lambda plan: None, mode=0o660)
+        self.assertEqual(['_serve_block_device'], self.privileged)
+
+    def test_a_device_is_committed_to_and_given_back(self):
+        self.freeze_as_nova(self.block(), lambda plan: plan.guest.poweroff(),
+                            mode=0o660, owner=0)
+        self.assertEqual(
+            ['_serve_block_device', 'chown', '_privileged_commit'],
+            self.privileged)
