@@ -35,7 +35,9 @@ ENCODERS = (encode.CompressedQcow2Encoder, encode.VdiEncoder,
 # What nbdkit answers a read with.
 ZEROS = 'dd if=/dev/zero bs=$3 count=1 status=none'
 FAIL_BEHIND = 'if [ $4 -ge 4194304 ]; then echo EIO >&2; exit 1; fi; ' + ZEROS
-HANG = 'echo > {fifo}; exec sleep infinity'
+# Nobody waits for a script when nbdkit is killed: it has to die with it.
+HANG = 'exec setpriv --pdeathsig KILL sleep infinity'
+TELL_AND_HANG = 'echo > {fifo}; ' + HANG
 HANG_UNTIL_TOLD = 'read _ < {fifo}; ' + ZEROS
 
 STAGE = """
@@ -291,7 +293,7 @@ class BrokenDiskTest(SmallRoomTestCase):
 
     def test_a_silent_disk_is_given_up(self):
         self.config(read_timeout=1, group='snapext')
-        self.served('exec sleep infinity')
+        self.served(HANG)
         disk = self.connect_to_served(timeout=0.5)
         error = self.assertRaises(exception.DiskReadError, self.stage, disk)
         self.assertIn('silent', str(error))
@@ -338,7 +340,7 @@ class ProcessTest(SmallRoomTestCase):
     def test_a_nova_compute_that_is_killed_takes_all_with_it(self):
         told = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, told)
-        self.served(HANG, fifo=self.fifo)
+        self.served(TELL_AND_HANG, fifo=self.fifo)
         process = self.start()
         self.await_readable(told)
         [qemu_img] = self.qemu_imgs()
