@@ -114,12 +114,9 @@ class PassthroughTestCase(base.GuestTestCase):
         if self.domain.isActive():
             self.domain.destroy()
         self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
-        self.await_boot()
-        type(self).spoilt = False
-
-    def await_boot(self):
         if self.BOOT:
             self.await_line('READY', BOOT_TIMEOUT)
+        type(self).spoilt = False
 
     def spoil(self, _exc_info):
         """A test that fails may leave the guest as no other expects it."""

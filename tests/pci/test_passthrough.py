@@ -67,6 +67,31 @@ class WillingGuestTest(base.PassthroughTestCase):
                 internal.InternalStrategy(self.driver))
         self.assertEqual([], refusals)
 
+    def test_a_device_that_goes_after_the_snapshot_failed_comes_back(self):
+        self.useFixture(config_fixture.Config(conf.CONF)).config(
+            device_detach_attempts=1, device_detach_timeout=2,
+            group='libvirt')
+        detach = self.driver._detach_from_live_with_retry
+
+        def detach_while_it_stalls(*args):
+            self.domain.suspend()
+            detach(*args)
+
+        with mock.patch.object(
+                self.driver, '_detach_from_live_with_retry',
+                detach_while_it_stalls), \
+                self.assertRaisesRegex(
+                    exception.FreezeFailed, 'still attached'), \
+                internal.InternalStrategy(self.driver).freeze(self.plan):
+            self.fail('a guest that has devices can not be frozen')
+        self.assertEqual([], self.removed)
+        self.domain.resume()
+        wait.until('the guest has let go of a device',
+                   lambda: self.removed, base.ANSWER_TIMEOUT)
+        wait.until('the guest has the device again', lambda:
+                   self.before == self.devices(), base.ANSWER_TIMEOUT)
+        self.assert_whole()
+
 
 class UnwillingGuestTest(base.PassthroughTestCase):
     """A guest that has no kernel which could let go of a device."""
@@ -97,32 +122,3 @@ class UnwillingGuestTest(base.PassthroughTestCase):
 
     def test_no_cold_snapshot_is_taken_while_a_device_stays(self):
         self.assert_refused(cold.ColdStrategy(self.driver))
-
-
-class BootingGuestTest(base.PassthroughTestCase):
-    """A guest that will let go of a device once its kernel has come up."""
-
-    # Its firmware first waits for a key, for so many milliseconds.
-    BOOT = f"<bootmenu enable='yes' timeout='20000'/>{base.KERNEL}"
-
-    def setUp(self):
-        super().setUp()
-        self.useFixture(config_fixture.Config(conf.CONF)).config(
-            device_detach_attempts=1, device_detach_timeout=2,
-            group='libvirt')
-
-    def await_boot(self):
-        pass
-
-    def test_a_device_that_goes_after_the_snapshot_failed_comes_back(self):
-        with self.assertRaisesRegex(
-                exception.FreezeFailed, 'still attached'), \
-                internal.InternalStrategy(self.driver).freeze(self.plan):
-            self.fail('the guest has no kernel yet to let go of a device')
-        self.assertEqual([], self.removed)
-        super().await_boot()
-        wait.until('the guest has let go of a device',
-                   lambda: self.removed, base.ANSWER_TIMEOUT)
-        wait.until('the guest has the device again', lambda:
-                   self.before == self.devices(), base.ANSWER_TIMEOUT)
-        self.assert_whole()

@@ -103,7 +103,7 @@ class Tree:
     def make(self) -> None:
         """Make the tree anew, with its packages and its kernel."""
         shutil.rmtree(self.root, ignore_errors=True)
-        packages.install(('debootstrap',))
+        packages.install(('cpio', 'debootstrap', 'e2fsprogs'))
         shell.run([*CONTAINED, '--mount-proc', 'debootstrap',
                    '--variant=minbase', SUITE, self.root, _mirror()])
         self._adopt_machine()
