@@ -36,9 +36,10 @@ ENCODERS = (encode.CompressedQcow2Encoder, encode.VdiEncoder,
 ZEROS = 'dd if=/dev/zero bs=$3 count=1 status=none'
 FAIL_BEHIND = 'if [ $4 -ge 4194304 ]; then echo EIO >&2; exit 1; fi; ' + ZEROS
 # Nobody waits for a script when nbdkit is killed: it has to die with it.
-HANG = 'exec setpriv --pdeathsig KILL sleep infinity'
+MORTAL = 'exec setpriv --pdeathsig KILL '
+HANG = MORTAL + 'sleep infinity'
 TELL_AND_HANG = 'echo > {fifo}; ' + HANG
-HANG_UNTIL_TOLD = 'read _ < {fifo}; ' + ZEROS
+HANG_UNTIL_TOLD = (MORTAL + 'sh -c "read _ < {fifo}; ' + ZEROS + '"')
 
 STAGE = """
 import sys
