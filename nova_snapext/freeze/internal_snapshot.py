@@ -7,13 +7,9 @@ libvirt knows of can't be undefined, and so the instance not be deleted.
 
 from __future__ import annotations
 
-import os
-
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
-import nova.privsep
-from nova.virt import images
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
@@ -24,6 +20,7 @@ import tenacity
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.freeze import qemu_img
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -121,7 +118,7 @@ class InternalSnapshot:
 
         :raises ProcessExecutionError: the disk is in use, or full
         """
-        _qemu_img_snapshot('-c', self.name, self._root)
+        qemu_img.create_snapshot(self.name, self._root)
 
     def create_with_memory(self, guest: libvirt_guest.Guest,
                            targets: list[str]) -> None:
@@ -166,7 +163,9 @@ class InternalSnapshot:
                    f'{" or ".join(self._paths)}, where it costs space, and '
                    f'can\'t be deleted: {reason}. Shut the guest off, then '
                    f'run "qemu-img snapshot -d {self.name} FILE" for each '
-                   f'that has it')
+                   f'that has it, and, if libvirt lists it, "virsh '
+                   f'snapshot-delete {self._instance.name} {self.name} '
+                   f'--metadata"')
 
     def _delete_once(self) -> bool:
         """Try it.
@@ -183,7 +182,7 @@ class InternalSnapshot:
             self._delete_from_guest(guest)
         elif holders:
             for path in holders:
-                _qemu_img_snapshot('-d', self.name, path)
+                qemu_img.delete_snapshot(self.name, path)
         return not self._holders()
 
     def _resume_if_halted(self) -> None:
@@ -256,40 +255,5 @@ class InternalSnapshot:
 
     def _holders(self) -> list[str]:
         """List the files that it is in."""
-        return [path for path in self._paths if self._is_in(path)]
-
-    def _is_in(self, path: str) -> bool:
-        look = (images.qemu_img_info if os.access(path, os.R_OK)
-                else images.privileged_qemu_img_info)
-        try:
-            info = look(path, 'qcow2')
-        except nova_exception.DiskNotFound:
-            return False  # deleted with the instance
-        return any(snapshot['name'] == self.name
-                   for snapshot in info.snapshots)
-
-
-def _qemu_img_snapshot(action: str, name: str, path: str) -> None:
-    """Make or delete a snapshot in a file that no guest uses.
-
-    :param action: ``-c`` or ``-d``
-    """
-    if os.access(path, os.W_OK):
-        _unprivileged_qemu_img_snapshot(action, name, path)
-    else:
-        _privileged_qemu_img_snapshot(action, name, path)
-
-
-@nova.privsep.sys_admin_pctxt.entrypoint
-def _privileged_qemu_img_snapshot(action: str, name: str, path: str) -> None:
-    _unprivileged_qemu_img_snapshot(action, name, path)
-
-
-def _unprivileged_qemu_img_snapshot(action: str, name: str,
-                                    path: str) -> None:
-    # Given as options, a path is never taken for a protocol's URL, nor what
-    # the guest has written at its beginning for another format.
-    escaped = path.replace(',', ',,')
-    processutils.execute(
-        'qemu-img', 'snapshot', action, name, '--image-opts',
-        f'driver=qcow2,file.driver=file,file.filename={escaped}')
+        return [path for path in self._paths
+                if qemu_img.holds_snapshot(self.name, path)]

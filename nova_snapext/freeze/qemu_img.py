@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qemu-img, on overlays and the disks below them."""
+"""qemu-img, on overlays, the disks below them, and snapshots inside them."""
 
 from __future__ import annotations
 
 import json
 import os
 
+from nova import exception as nova_exception
 import nova.privsep
+from nova.virt import images
 from oslo_concurrency import processutils
 
 from nova_snapext import conf
@@ -83,6 +85,57 @@ def _commit(overlay: str, disk: str, storage: str, disk_format: str) -> None:
               f'backing.file.driver={PROTOCOL_DRIVERS[storage]},'
               f'backing.file.filename={_option(disk)}')
     processutils.execute('qemu-img', 'commit', '-q', '--image-opts', source)
+
+
+def create_snapshot(name: str, path: str) -> None:
+    """Make a snapshot inside a qcow2 that no guest uses.
+
+    :raises ProcessExecutionError: it is in use, or there is no room
+    """
+    _change_snapshots('-c', name, path)
+
+
+def delete_snapshot(name: str, path: str) -> None:
+    """Delete a snapshot from a qcow2 that no guest uses.
+
+    :raises ProcessExecutionError: it is in use, or has no such snapshot
+    """
+    _change_snapshots('-d', name, path)
+
+
+def holds_snapshot(name: str, path: str) -> bool:
+    """Tell whether a snapshot is inside a qcow2, which a guest may be using.
+
+    One that does not exist, any more, holds none.
+
+    :raises InvalidDiskInfo: it can't be read
+    """
+    look = (images.qemu_img_info if os.access(path, os.R_OK)
+            else images.privileged_qemu_img_info)
+    try:
+        info = look(path, 'qcow2')
+    except nova_exception.DiskNotFound:
+        return False
+    return any(snapshot['name'] == name for snapshot in info.snapshots)
+
+
+def _change_snapshots(action: str, name: str, path: str) -> None:
+    # It takes as long as the disk is big: no timeout.
+    if os.access(path, os.W_OK):
+        _snapshot(action, name, path)
+    else:
+        _privileged_snapshot(action, name, path)
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def _privileged_snapshot(action: str, name: str, path: str) -> None:
+    _snapshot(action, name, path)
+
+
+def _snapshot(action: str, name: str, path: str) -> None:
+    processutils.execute(
+        'qemu-img', 'snapshot', action, name, '--image-opts',
+        f'driver=qcow2,file.driver=file,file.filename={_option(path)}')
 
 
 def _option(path: str) -> str:

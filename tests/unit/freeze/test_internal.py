@@ -250,8 +250,7 @@ class FreezeTest(InternalTestCase):
     def test_a_disk_that_nova_can_not_write_to_is_written_to_as_root(self):
         self.access.side_effect = lambda _path, mode: mode == os.R_OK
         privileged = self.patched(
-            'nova_snapext.freeze.internal_snapshot.'
-            '_privileged_qemu_img_snapshot')
+            'nova_snapext.freeze.qemu_img._privileged_snapshot')
         self.frozen(running=False)
         privileged.assert_called_once_with('-c', NAME, '/i/disk')
         self.execute.assert_not_called()
