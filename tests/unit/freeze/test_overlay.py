@@ -22,11 +22,16 @@ AWAY = nova_exception.HypervisorUnavailable()
 GONE = nova_exception.InstanceNotFound(instance_id='gone')
 
 
-def connection_lost():
-    error = libvirt.libvirtError('error')
-    error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC,
-                 'client socket is closed', 0, None, None, None, 0, 0)
+def libvirt_error(code, domain):
+    error = libvirt.libvirtError('libvirt says no')
+    error.err = (code, domain, '', 0, None, None, None, 0, 0)
     return error
+
+
+CONNECTION_LOST = libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR,
+                                libvirt.VIR_FROM_RPC)
+NOT_RUNNING = libvirt_error(libvirt.VIR_ERR_OPERATION_INVALID,
+                            libvirt.VIR_FROM_QEMU)
 
 
 class MergeTest(base.TestCase):
@@ -106,13 +111,31 @@ class MergeTest(base.TestCase):
         self.assertIn(f'Do not start it from {self.disk}', error)
         self.assertTrue(os.path.exists(self.overlay.path))
 
-    def test_a_connection_that_is_lost_meanwhile_is_made_again(self):
+    def running(self, *outcomes):
+        """Have the guest run, and its commit end in these, one by one."""
         self.host.get_guest.side_effect = None
         self.host.get_guest.return_value = self.guest
         self.guest.is_active.return_value = True
         run = self.patch(active_commit.ActiveCommit, 'run')
-        run.side_effect = [connection_lost(),
-                           active_commit.State.NOT_THERE]
+        run.side_effect = outcomes
+        return run
+
+    def test_a_connection_that_is_lost_meanwhile_is_made_again(self):
+        run = self.running(CONNECTION_LOST, active_commit.State.NOT_THERE)
         self.overlay.merge()
         self.assertEqual(2, run.call_count)
         self.assertEqual(2, self.host.get_connection.call_count)
+
+    def test_an_error_of_a_guest_that_has_ended_is_no_error(self):
+        def end(_guest):
+            self.host.get_guest.side_effect = GONE
+            raise NOT_RUNNING
+
+        self.make()
+        self.running().side_effect = end
+        self.overlay.merge()
+        self.commit.assert_called_once()
+
+    def test_an_error_of_a_guest_that_runs_on_is_told(self):
+        self.running(NOT_RUNNING)
+        self.assertIn('libvirt says no', self.fails())
