@@ -42,7 +42,7 @@ QEMU = (
     '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '3G',
     '-device', 'intel-iommu,intremap=on,caching-mode=on',
     '-device', 'pcie-root-port,id=card-port,chassis=1,slot=1',
-    '-netdev', 'hubport,id=wire,hubid=0',
+    '-netdev', 'user,id=wire,restrict=on',
     '-device', 'igb,bus=card-port,netdev=wire',
     '-kernel', '/rig/vmlinux', '-initrd', '/rig/outer-initramfs',
     '-append', 'console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on '

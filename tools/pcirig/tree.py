@@ -165,7 +165,9 @@ class Tree:
             env: dict[str, str] | None = None) -> None:
         self.run(VENV / 'bin/python', '-m', 'pip', '-q',
                  '--disable-pip-version-check', '--no-cache-dir', *words,
-                 env={'PIP_ROOT_USER_ACTION': 'ignore', **(env or {})})
+                 # Not those of tools/test, for this machine's own libvirt.
+                 env={'PIP_CONSTRAINT': '', 'PIP_ROOT_USER_ACTION': 'ignore',
+                      **(env or {})})
 
 
 def _mirror() -> str:
