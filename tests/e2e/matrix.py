@@ -10,6 +10,7 @@ a line of JSON. As a program this module renders such a file for the docs::
 import itertools
 import json
 import os
+import re
 import sys
 
 from devcloud import errors
@@ -31,10 +32,20 @@ STATES = {
 #: Root disks, by the configuration that makes them.
 DISKS = {
     'qcow2 on a backing file': (),
+    # Nova copies the image as it is, with no backing file.
     'flat qcow2': ('libvirt.images_type=flat',
                    'DEFAULT.force_raw_images=False'),
     'raw file': ('libvirt.images_type=raw',),
     'block device': ('libvirt.images_type=lvm',),
+}
+
+#: What their definition has to hold, as a regular expression.
+DEFINITIONS = {
+    'qcow2 on a backing file': r"type='file'(.|\n)*type='qcow2'"
+                               r"(.|\n)*<backingStore type='file'",
+    'flat qcow2': r"type='file'(.|\n)*type='qcow2'(.|\n)*<backingStore/>",
+    'raw file': r"type='file'(.|\n)*type='raw'",
+    'block device': r"type='block'(.|\n)*type='raw'",
 }
 
 #: Image formats, by the configuration that asks for them.
@@ -92,6 +103,11 @@ class MatrixTestCase(base.CloudTestCase):
         # Its own image: Nova has not cached it yet, as it does in another
         # format for other kinds of disk.
         cls.server = cls.boot(cls.copy_image('snap-guest'))
+        definition = cls.host.virsh('dumpxml', cls.server)
+        disk = definition[definition.index('<disk'):]
+        if not re.search(DEFINITIONS[cls.DISK],
+                         disk[:disk.index('</disk>')]):
+            raise AssertionError(f'{disk} is not a {cls.DISK}')
 
     def setUp(self):
         # Past CloudTestCase, which would go back to the class's own

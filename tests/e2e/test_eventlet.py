@@ -11,6 +11,3 @@ class EventletTest(matrix.MatrixTestCase):
 
     def test_every_strategy_streams_an_image_of_a_running_guest(self):
         self.row('running', 'qcow2')
-
-    def test_every_strategy_stages_an_image_of_a_stopped_guest(self):
-        self.row('stopped', 'vmdk')

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A part of the matrix; `tools/test matrix` runs all of it."""
+"""A part of the matrix, in which each of its values comes at least once.
+
+`tools/test matrix` runs all of it.
+"""
 
 from tests.e2e import matrix
 
@@ -14,11 +17,21 @@ class BackingFileTest(matrix.MatrixTestCase):
     def test_paused(self):
         self.row('paused', 'qcow2')
 
-    def test_suspended(self):
-        self.row('suspended', 'qcow2')
 
-    def test_stopped(self):
-        self.row('stopped', 'qcow2')
+class FlatQcow2Test(matrix.MatrixTestCase):
+
+    DISK = 'flat qcow2'
+
+    def test_suspended(self):
+        self.row('suspended', 'vdi')
+
+
+class RawFileTest(matrix.MatrixTestCase):
+
+    DISK = 'raw file'
+
+    def test_running(self):
+        self.row('running', 'compressed qcow2')
 
 
 class BlockDeviceTest(matrix.MatrixTestCase):
@@ -28,5 +41,5 @@ class BlockDeviceTest(matrix.MatrixTestCase):
     def test_running(self):
         self.row('running', 'qcow2')
 
-    def test_paused(self):
-        self.row('paused', 'qcow2')
+    def test_stopped(self):
+        self.row('stopped', 'raw')
