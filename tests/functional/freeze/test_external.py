@@ -651,7 +651,6 @@ class NovaUserTest(ExternalTestCase):
                              (nova.privsep.path, 'chown')):
             self.useFixture(fixtures.MockPatchObject(
                 module, name, self.as_root(name, getattr(module, name))))
-        self.addCleanup(os.setresuid, 0, 0, 0)
 
     def as_root(self, name, function):
         def call(*args, **kwargs):
@@ -670,12 +669,13 @@ class NovaUserTest(ExternalTestCase):
         plan = self.guest(disk)
         for directory in (self.freezes, self.images / plan.instance.uuid):
             os.chown(directory, self.UID, self.UID)
-        os.setresuid(self.UID, self.UID, 0)
-        with self.strategy.freeze(plan) as frozen:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.setresuid, 0, 0, 0)
+            os.setresuid(self.UID, self.UID, 0)
+            frozen = stack.enter_context(self.strategy.freeze(plan))
             self.write_as_guest(plan, AFTER)
             self.assertEqual({BEFORE}, self.content(frozen))
             act(plan)
-        os.setresuid(0, 0, 0)
         self.assert_nothing_left(plan)
         if plan.guest.is_active():
             plan.guest.poweroff()
