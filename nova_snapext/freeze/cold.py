@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strategy ``cold``: the root disk of a guest that does not run.
 
-A guest that is shut off already is read as it is. QEMU's image locks see to
-it that it does not come up meanwhile
+A guest that is shut off already is read as it is. Nova's task state keeps its
+users from starting it meanwhile, and QEMU's image locks anybody
 (https://www.qemu.org/docs/master/system/qemu-block-drivers.html, "Disk image
-file locking").
+file locking"): but for a block device, which a guest has another node of, in
+its own /dev, and which can be locked by each.
 
 A guest that runs is suspended as Nova suspends, and for the freeze alone:
 while it is, its disk is put below an overlay, on which it is resumed. What
