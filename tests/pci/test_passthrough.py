@@ -36,9 +36,11 @@ class WillingGuestTest(base.PassthroughTestCase):
     """A guest that lets go of a device when it is asked to."""
 
     def assert_no_device_is_touched(self, strategy):
+        before = self.domain.XMLDesc()
         with strategy.freeze(self.plan):
             self.assert_whole()
         self.assert_whole()
+        self.assertEqual(before, self.domain.XMLDesc())
         self.assertEqual([], self.removed)
 
     def assert_all_devices_come_back(self, strategy):
