@@ -105,7 +105,7 @@ class Tree:
         shutil.rmtree(self.root, ignore_errors=True)
         packages.install(('cpio', 'debootstrap', 'e2fsprogs'))
         shell.run([*CONTAINED, '--mount-proc', 'debootstrap',
-                   '--variant=minbase', SUITE, self.root, _mirror()])
+                   '--variant=minbase', SUITE, self.root, *_mirror()])
         self._adopt_machine()
         shell.write(self.root / 'etc/dpkg/dpkg.cfg.d/pci-rig',
                     DPKG_CONFIGURATION)
@@ -170,8 +170,7 @@ class Tree:
                       **(env or {})})
 
 
-def _mirror() -> str:
-    """Where this machine has its own Debian packages from."""
-    known = shell.run(['apt-get', 'indextargets', '--format', '$(REPO_URI)',
-                       'Label: Debian', 'Identifier: Packages']).split()
-    return known[0] if known else 'http://deb.debian.org/debian/'
+def _mirror() -> list[str]:
+    """Where this machine has its packages from; debootstrap knows another."""
+    return shell.run(['apt-get', 'indextargets', '--format', '$(REPO_URI)',
+                      'Label: Debian', 'Identifier: Packages']).split()[:1]
