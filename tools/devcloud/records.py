@@ -74,7 +74,7 @@ def verify(image: pathlib.Path, image_format: str | None = None,
     """Read the records and the filesystem of a guest's disk.
 
     :param image: disk image, or block device
-    :param image_format: `raw` or `qcow2`; None: as its content says
+    :param image_format: of QEMU's; None: as its content says
     :param scratch: directory for the partitions, up to 400 MiB
     :raises: CloudError if it cannot be read as a guest's disk
     """
