@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image formats that are staged on the host, of a running guest."""
 
+import os
 import re
+import shutil
 import subprocess
+import tempfile
 
 from oslo_serialization import jsonutils
 from oslo_utils import units
 
 from tests.e2e import base
+
+# Bytes of a file system that no image has room in.
+ROOM = units.Mi
 
 STAGED = re.compile(r'Staged the (\w+) image of \S+ in [\d.]+ s: (\d+) bytes '
                     r'on the host, of (\d+) at the most')
@@ -50,6 +56,10 @@ class FormatsTest(base.CloudTestCase):
         self.assertEqual('monolithicSparse',
                          info['format-specific']['data']['create-type'])
 
+    def test_vdi(self):
+        self.configure('libvirt.snapshot_image_format=vdi')
+        self.assertEqual('vdi', self.info(self.staged('vdi'))['format'])
+
     def test_a_compressed_qcow2(self):
         plain = self.image(self.snapshot(self.server).image)['size']
         self.configure('libvirt.snapshot_compression=True')
@@ -57,11 +67,22 @@ class FormatsTest(base.CloudTestCase):
         self.assertLess(self.image(image)['size'], plain)
 
     def test_without_room_for_it_there_is_no_image_and_it_says_why(self):
+        small = self.small_file_system()
         self.configure('libvirt.snapshot_image_format=vdi',
-                       f'DEFAULT.reserved_host_disk_mb={units.Mi}')
+                       f'libvirt.snapshots_directory={small}',
+                       f'snapext.freeze_directory={self.state.snapshots}')
         shot = self.snapshot(self.server)
         self.assertFalse(self.image_exists(shot.image))
-        self.assertIn(f'but in {self.state.snapshots} there are 0 bytes free '
-                      f'for it', shot.log)
+        self.assertIn(f'but in {small} there are {ROOM} bytes free for it',
+                      shot.log)
         self.assertIsNone(STAGED.search(shot.log))
         self.assert_untouched()
+
+    def small_file_system(self):
+        small = tempfile.mkdtemp()
+        self.addCleanup(os.rmdir, small)
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={ROOM}', 'tmpfs',
+                        small], check=True)
+        self.addCleanup(subprocess.run, ['umount', small], check=True)
+        shutil.chown(small, 'nova', 'nova')
+        return small
