@@ -106,6 +106,7 @@ class GuestTestCase(base.BaseTestCase):
         self.images = pathlib.Path(self.useFixture(
             fixtures.TempDir(rootdir=str(self.directory))).path)
         os.chmod(self.images, 0o755)
+        config.config(instances_path=str(self.images))
 
     def qcow2(self, backing=None):
         path = self.images / f'disk-{uuid.uuid4()}.qcow2'
@@ -141,6 +142,7 @@ class GuestTestCase(base.BaseTestCase):
         :returns: the plan of a snapshot of it
         """
         instance = FakeInstance(f'guest-{uuid.uuid4()}')
+        (self.images / instance.uuid).mkdir()
         other = self.images / f'{instance.uuid}.other'
         run('qemu-img', 'create', '-q', '-f', 'raw', str(other), '1M')
         domain = self.host.get_connection().defineXML(DOMAIN.format(
@@ -186,6 +188,8 @@ class GuestTestCase(base.BaseTestCase):
 
     def assert_nothing_left(self, plan):
         self.assertEqual([], list(self.freezes.iterdir()))
+        self.assertEqual(
+            [], list((self.images / plan.instance.uuid).glob('*')))
         self.assertTrue(plan.guest._domain.isPersistent())
         if plan.guest.is_active():
             self.assertEqual(libvirt.VIR_DOMAIN_JOB_NONE,

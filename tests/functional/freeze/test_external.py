@@ -22,39 +22,22 @@ from nova_snapext.freeze import external
 from nova_snapext.freeze import overlay
 from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import qemu_nbd
-from nova_snapext import read
 from tests.functional import base
+from tests.functional.freeze import contract
 
-BEFORE, AFTER = 0x22, 0x33
+BEFORE, AFTER = contract.BEFORE, contract.AFTER
 
 
-class ExternalTestCase(base.GuestTestCase):
+class ExternalTestCase(contract.FreezeAssertions, base.GuestTestCase):
 
     def setUp(self):
         super().setUp()
-        conf.CONF.set_override('instances_path', str(self.images))
-        self.addCleanup(conf.CONF.clear_override, 'instances_path')
         self.strategy = external.ExternalStrategy(self.driver)
 
-    def guest(self, *args, **kwargs):
-        plan = super().guest(*args, **kwargs)
-        os.mkdir(self.images / plan.instance.uuid)
-        return plan
-
-    def content(self, frozen):
-        """The set of bytes that a frozen disk consists of."""
-        with read.Disk(frozen.uri) as disk:
-            self.assertEqual(base.DISK_SIZE, disk.size)
-            return {byte for _, piece in disk.read([(0, disk.size)])
-                    for byte in set(bytes(piece))}
-
     def definitions(self, plan):
+        # To the letter: it is the same QEMU all the time.
         guest = self.host.get_guest(plan.instance)
         return guest.get_xml_desc(), guest.get_xml_desc(dump_inactive=True)
-
-    def assert_nothing_left(self, plan):
-        super().assert_nothing_left(plan)
-        self.assertEqual([], os.listdir(self.images / plan.instance.uuid))
 
     @contextlib.contextmanager
     def at_the_commit_s_begin(self, act):
@@ -77,7 +60,8 @@ class ExternalTestCase(base.GuestTestCase):
             yield begun
 
 
-class ExternalTest(ExternalTestCase):
+class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
+                   ExternalTestCase):
 
     def overlay_of(self, plan):
         return self.images / plan.instance.uuid / 'disk.snapext'
@@ -92,72 +76,10 @@ class ExternalTest(ExternalTestCase):
         """The guest's domain, by a connection that libvirtd has not lost."""
         return self.host.get_guest(plan.instance)._domain
 
-    def assert_fails(self, error, plan, strategy=None):
-        """Check that freezing fails; give the error's text."""
-        with contextlib.ExitStack() as stack:
-            return str(self.assertRaises(
-                error, stack.enter_context,
-                (strategy or self.strategy).freeze(plan)))
-
-    def frozen_while_the_guest_writes(self, disk):
-        self.fill(disk, BEFORE)
-        plan = self.guest(disk)
-        before = self.definitions(plan)
-        with self.strategy.freeze(plan) as frozen:
-            self.write_as_guest(plan, AFTER)
-            self.assertEqual({BEFORE}, self.content(frozen))
-        self.assertEqual(before, self.definitions(plan))
-        self.assert_nothing_left(plan)
-        plan.guest.poweroff()
-        self.assert_holds(disk, AFTER)
-
-    def test_a_qcow2_keeps_its_instant_and_the_guest_its_writes(self):
-        self.frozen_while_the_guest_writes(self.qcow2())
-
-    def test_a_backing_chain_keeps_its_instant_and_the_guest_its_writes(self):
-        self.frozen_while_the_guest_writes(self.chained_qcow2())
-
-    def test_a_raw_file_keeps_its_instant_and_the_guest_its_writes(self):
-        self.frozen_while_the_guest_writes(self.raw())
-
-    def test_a_block_device_keeps_its_instant_and_the_guest_its_writes(self):
-        self.frozen_while_the_guest_writes(self.block())
-
     def test_without_an_agent_it_is_crash_consistent(self):
         with self.strategy.freeze(self.guest(self.qcow2())) as frozen:
             self.assertEqual(freeze_base.Consistency.CRASH,
                              frozen.consistency)
-
-    def test_a_paused_guest_is_frozen_and_stays_paused(self):
-        plan = self.guest(self.qcow2())
-        plan.guest.pause()
-        before = self.definitions(plan)
-        with self.strategy.freeze(plan) as frozen:
-            self.assertEqual({0}, self.content(frozen))
-        self.assertEqual(
-            [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER],
-            plan.guest._domain.state())
-        self.assertEqual(before, self.definitions(plan))
-        self.assert_nothing_left(plan)
-
-    def test_it_can_be_frozen_again_at_once(self):
-        plan = self.guest(self.chained_qcow2())
-        before = self.definitions(plan)
-        for _ in range(3):
-            with self.strategy.freeze(plan):
-                pass
-        self.assertEqual(before, self.definitions(plan))
-        self.assert_nothing_left(plan)
-
-    def test_an_error_meanwhile_releases_it(self):
-        plan = self.guest(self.qcow2())
-
-        def fail():
-            with self.strategy.freeze(plan):
-                raise ZeroDivisionError()
-
-        self.assertRaises(ZeroDivisionError, fail)
-        self.assert_nothing_left(plan)
 
     def test_only_the_root_disk_is_put_on_an_overlay(self):
         # libvirt takes a snapshot of every disk that it is not told to leave.
@@ -352,8 +274,8 @@ class ExternalTest(ExternalTestCase):
         self.assertIn(f'{plan.disk.path} <- {other}', str(error))
         self.assertIn(plan.instance.uuid, str(error))
         self.assertEqual(before, self.definitions(plan))
-        self.assertIn(str(other), self.assert_fails(
-            exception.FreezeFailed, plan))
+        self.assertIn(str(other), self.freeze_fails(
+            plan, exception.FreezeFailed))
 
     def test_a_guest_can_not_start_from_the_frozen_disk_alone(self):
         # As Nova's hard reboot would have it.
@@ -392,7 +314,7 @@ class ExternalTest(ExternalTestCase):
     def test_an_overlay_that_is_there_is_never_overwritten(self):
         plan = self.guest(self.qcow2())
         self.overlay_of(plan).write_text('of an earlier snapshot')
-        error = self.assert_fails(exception.FreezeFailed, plan)
+        error = self.freeze_fails(plan, exception.FreezeFailed)
         self.assertIn(str(self.overlay_of(plan)), error)
         self.assertEqual('of an earlier snapshot',
                          self.overlay_of(plan).read_text())
@@ -402,8 +324,8 @@ class ExternalTest(ExternalTestCase):
     def test_a_guest_on_an_overlay_is_put_on_no_other(self):
         plan = self.guest(self.qcow2())
         with self.strategy.freeze(plan):
-            self.assertIn('disk.snapext', self.assert_fails(
-                exception.FreezeFailed, plan))
+            self.assertIn('disk.snapext', self.freeze_fails(
+                plan, exception.FreezeFailed))
         self.assert_nothing_left(plan)
 
     def test_the_guest_is_never_defined_on_the_disk_before_it_is_whole(self):
@@ -579,8 +501,8 @@ class ExternalTest(ExternalTestCase):
             f'socket="{self.images}/s"/><disks><disk name="vdb" type="file">'
             f'<scratch file="{self.images}/scratch"/></disk></disks>'
             f'</domainbackup>', None, 0)
-        self.assertIn("'backup'", self.assert_fails(
-            exception.GuestBusy, plan))
+        self.assertIn("'backup'", self.freeze_fails(
+            plan, exception.GuestBusy))
         plan.guest.abort_job()
 
     def test_a_disk_with_a_job_is_refused_and_its_job_goes_on(self):
@@ -590,7 +512,7 @@ class ExternalTest(ExternalTestCase):
             'vda', f'<disk><source file="{copy}"/><driver type="qcow2"/>'
                    f'</disk>', {},
             libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
-        error = self.assert_fails(exception.DiskBusy, plan)
+        error = self.freeze_fails(plan, exception.DiskBusy)
         self.assertIn("'copy'", error)
         self.assertIn('virsh blockjob', error)
         self.assertTrue(plan.guest._domain.blockJobInfo('vda'))
@@ -601,8 +523,8 @@ class ExternalTest(ExternalTestCase):
         plan = self.guest(self.qcow2())
         before = self.definitions(plan)
         os.chmod(self.images / plan.instance.uuid, 0o700)
-        self.assertIn('ermission denied', self.assert_fails(
-            exception.FreezeFailed, plan))
+        self.assertIn('ermission denied', self.freeze_fails(
+            plan, exception.FreezeFailed))
         self.assertEqual(before, self.definitions(plan))
         self.assert_nothing_left(plan)
 
@@ -613,8 +535,8 @@ class ExternalTest(ExternalTestCase):
             qemu_nbd, 'serve', side_effect=processutils.ProcessExecutionError(
                 stderr='no qemu-nbd'))
         with serve:
-            self.assertIn('no qemu-nbd', self.assert_fails(
-                exception.FreezeFailed, plan))
+            self.assertIn('no qemu-nbd', self.freeze_fails(
+                plan, exception.FreezeFailed))
         self.assertEqual(before, self.definitions(plan))
         self.assert_nothing_left(plan)
 
