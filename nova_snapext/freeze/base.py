@@ -13,6 +13,7 @@ import subprocess
 
 import libvirt
 from nova import exception as nova_exception
+from nova import utils
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_concurrency import processutils
 from oslo_utils import timeutils
@@ -20,6 +21,11 @@ from oslo_utils import timeutils
 from nova_snapext import exception
 from nova_snapext import plan as planning
 
+# What a program that is run in time raises when it is not: of green programs,
+# under eventlet, it is another class.
+TIMEOUTS: tuple[type[Exception], ...] = (subprocess.TimeoutExpired,)
+if eventlet := utils.get_eventlet():
+    TIMEOUTS += (eventlet.patcher.original('subprocess').TimeoutExpired,)
 
 # What libvirt, Nova's way to devices, a program that is run, the host's file
 # system and what they are told can answer with.
@@ -27,7 +33,7 @@ FREEZE_ERRORS = (libvirt.libvirtError,
                  nova_exception.DeviceDetachFailed,
                  nova_exception.DeviceNotFound,
                  processutils.ProcessExecutionError,
-                 subprocess.TimeoutExpired,
+                 *TIMEOUTS,
                  OSError,
                  ValueError)
 
