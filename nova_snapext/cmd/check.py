@@ -19,6 +19,8 @@ DISTRIBUTION = 'nova-snapext'
 DRIVER = 'snapext.SnapextDriver'
 MODULE = 'nova.virt.snapext'
 MIN_NOVA = 34
+NAMESPACE = 'nova_snapext.strategies'
+OURS = {'backup', 'cold', 'external', 'internal', 'native'}
 # Reads into buffers of ours, which it lets go of again.
 MIN_LIBNBD = (1, 14)
 
@@ -85,9 +87,20 @@ def nbd_binding() -> str:
     return f'libnbd {version}'
 
 
+def strategies() -> str:
+    names = sorted(importlib.metadata.entry_points(group=NAMESPACE).names)
+    missing = sorted(OURS - set(names))
+    if missing:
+        raise Problem(
+            f'The strategies {", ".join(missing)} are not known to Python: '
+            f'{DISTRIBUTION} is on its path, but not installed. Install the '
+            f'built wheel with pip.')
+    return f'strategies {", ".join(names)}'
+
+
 def programs() -> str:
-    packages = {'qemu-nbd': 'qemu-utils (Debian) or qemu-img (Red Hat)',
-                'setpriv': 'util-linux'}
+    qemu = 'qemu-utils (Debian) or qemu-img (Red Hat)'
+    packages = {'qemu-nbd': qemu, 'qemu-img': qemu, 'setpriv': 'util-linux'}
     missing = [f'{program}, of the package {package}'
                for program, package in packages.items()
                if shutil.which(program) is None]
@@ -97,7 +110,7 @@ def programs() -> str:
 
 
 CHECKS: tuple[Callable[[], str], ...] = (
-    nova_installed, nbd_binding, programs, driver_loads)
+    nova_installed, nbd_binding, programs, strategies, driver_loads)
 
 
 def results() -> Iterator[tuple[bool, str]]:

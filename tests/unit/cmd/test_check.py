@@ -74,6 +74,17 @@ class CheckTest(base.TestCase):
         self.patch(check.shutil, 'which', lambda _program: None)
         self.assertIn('qemu-utils', self.problem(check.programs))
 
+    def test_the_strategies_that_are_installed_are_listed(self):
+        self.assertIn('backup, cold, external, internal, native',
+                      check.strategies())
+
+    def test_strategies_that_are_not_installed_are_named(self):
+        self.patch(importlib.metadata, 'entry_points').return_value.names = {
+            'backup', 'theirs'}
+        problem = self.problem(check.strategies)
+        self.assertIn('cold, external, internal, native', problem)
+        self.assertIn('Install the built wheel', problem)
+
     def test_the_exit_code_tells(self):
         for results, code in (([(True, 'a')], 0),
                               ([(False, 'a'), (True, 'b')], 1)):
