@@ -266,7 +266,7 @@ class CloudTestCase(base.BaseTestCase):
                                        shot.acknowledged)
 
     def assert_nothing_left(self, server):
-        self.assertEqual([], list(self.state.snapshots.iterdir()))
+        self.assertEqual([], list(self.state.snapshots.glob('*')))
         domain = self.host.virsh('domname', server).strip()
         self.assertRegex(self.host.virsh('dominfo', domain),
                          r'Persistent:\s+yes')
