@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image formats that are staged on the host, of a running guest."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 
-from oslo_serialization import jsonutils
+
 from oslo_utils import units
 
 from tests.e2e import base
@@ -45,7 +46,7 @@ class FormatsTest(base.CloudTestCase):
 
     def info(self, image):
         with self.downloaded(image) as file:
-            return jsonutils.loads(subprocess.run(
+            return json.loads(subprocess.run(
                 ['qemu-img', 'info', '--output=json', file], check=True,
                 capture_output=True).stdout)
 
