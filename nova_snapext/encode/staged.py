@@ -84,7 +84,8 @@ class StagedEncoder(base.Encoder):
         self._stack.close()
 
     def _stage(self, directory: str) -> None:
-        most = self.largest_size()
+        block = os.fstatvfs(self._file).f_frsize
+        most = _ceil(self.largest_size(), block) * block
         with room.claimed(self._file, most, directory, self.image_format), \
                 timeutils.StopWatch() as watch:
             try:

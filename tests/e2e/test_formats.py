@@ -80,7 +80,8 @@ class FormatsTest(base.CloudTestCase):
         self.assert_untouched()
 
     def small_file_system(self):
-        small = tempfile.mkdtemp()
+        # Where Nova's user finds its way, too.
+        small = tempfile.mkdtemp(dir=self.state.nova)
         self.addCleanup(os.rmdir, small)
         subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={ROOM}', 'tmpfs',
                         small], check=True)
