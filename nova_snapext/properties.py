@@ -19,7 +19,7 @@ from nova_snapext import freeze
 STRATEGY = 'snapshot_strategy'
 CONSISTENCY = 'snapshot_consistency'
 INSTANT = 'snapshot_instant'
-# Nova's own; it says so for all but the snapshots of older versions.
+# Nova's own name for it: its API sets it, too.
 INSTANCE = 'instance_uuid'
 
 

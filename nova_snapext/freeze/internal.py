@@ -141,7 +141,10 @@ def _reason_against_disks(definition: etree._Element) -> str | None:
 def _reason_against_memory(plan: planning.Plan) -> str | None:
     """Compare the guest's memory with the room that is left for it."""
     needed = plan.guest._domain.info()[1] * units.Ki
-    file_system = os.statvfs(plan.disk.path)
+    try:
+        file_system = os.statvfs(plan.disk.path)
+    except OSError as error:
+        return f'its root disk can\'t be looked at: {error}'
     free = (file_system.f_bavail * file_system.f_frsize -
             CONF.reserved_host_disk_mb * units.Mi)
     if needed <= free:

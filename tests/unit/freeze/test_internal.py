@@ -148,6 +148,10 @@ class ReasonTest(InternalTestCase):
         self.assertIn('9 MiB are left', reason)
         self.statvfs.assert_called_with('/i/disk')
 
+    def test_a_disk_that_can_not_be_looked_at_is_a_reason(self):
+        self.statvfs.side_effect = OSError('no such file')
+        self.assertIn('no such file', self.reason(running=True))
+
     def test_a_guest_that_is_shut_off_has_no_memory_to_save(self):
         self.assertIsNone(self.reason(memory=units.Gi, running=False))
 
