@@ -4,7 +4,8 @@
 What a cell does is written to the file that SNAPEXT_MATRIX_RESULTS names, as
 a line of JSON. As a program this module renders such a file for the docs::
 
-    python -m tests.e2e.matrix RESULTS > doc/source/admin/matrix.rst
+    PYTHONPATH=tools python -m tests.e2e.matrix RESULTS \
+        > doc/source/admin/matrix.rst
 """
 
 import itertools
