@@ -4,8 +4,7 @@
 What a cell does is written to the file that SNAPEXT_MATRIX_RESULTS names, as
 a line of JSON. As a program this module renders such a file for the docs::
 
-    PYTHONPATH=tools python -m tests.e2e.matrix RESULTS \
-        > doc/source/admin/matrix.rst
+    python -m tests.e2e.matrix RESULTS > doc/source/admin/matrix.rst
 """
 
 import itertools
