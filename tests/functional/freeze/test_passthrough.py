@@ -9,7 +9,6 @@ real functions, and guests with a kernel.
 """
 
 import contextlib
-import os
 import threading
 from unittest import mock
 
@@ -192,10 +191,6 @@ class PassthroughTest(base.GuestTestCase):
         self.assert_has_what_it_had()
 
     def freeze_by(self, strategy):
-        instance = self.plan_of_guest.instance
-        conf.CONF.set_override('instances_path', str(self.images))
-        self.addCleanup(conf.CONF.clear_override, 'instances_path')
-        os.mkdir(self.images / instance.uuid)
         with contextlib.ExitStack() as stack:
             calls = [stack.enter_context(mock.patch.object(
                 libvirt.virDomain, name, autospec=True,
