@@ -25,6 +25,7 @@ from oslo_utils import timeutils
 from nova_snapext import exception
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import native
 from nova_snapext.freeze import overlay as disk_overlay
 from nova_snapext.freeze import passthrough
@@ -130,7 +131,7 @@ class ColdStrategy(base.FreezingStrategy):
             overlay.merge()
             if not plan.guest.is_active():
                 self._resume(plan)
-        except (*base.FREEZE_ERRORS, *disk_overlay.UNREACHABLE,
+        except (*base.FREEZE_ERRORS, *libvirtd.UNREACHABLE,
                 exception.ReleaseFailed) as error:
             name = plan.instance.name
             raise exception.ReleaseFailed(

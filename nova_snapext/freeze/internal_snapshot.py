@@ -16,14 +16,12 @@ from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
-import tenacity
 
-from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import qemu_img
 from nova_snapext import plan as planning
 
-CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # A guest may come up, or go, between the look at it and the deletion, and
@@ -34,14 +32,6 @@ ATTEMPTS = 3
 DELETE_ERRORS = (libvirt.libvirtError,
                  processutils.ProcessExecutionError,
                  nova_exception.InvalidDiskInfo)
-
-# What asking for a guest can end in while libvirtd restarts.
-UNREACHABLE = (libvirt.libvirtError,
-               nova_exception.HypervisorUnavailable,
-               nova_exception.InternalError)
-
-# Between looks for libvirtd, in seconds: nothing tells when it is back.
-LIBVIRTD_PAUSE = 1
 
 # Why libvirt stops a guest for a snapshot, and QEMU one that can't write. A
 # libvirtd that has died meanwhile does not resume it when it is back (seen
@@ -228,17 +218,13 @@ class InternalSnapshot:
         :returns: None where there is none, or it is shut off
         :raises ReleaseFailed: libvirtd does not
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(UNREACHABLE),
-            wait=tenacity.wait_fixed(LIBVIRTD_PAUSE),
-            stop=tenacity.stop_after_delay(CONF.snapext.job_timeout))
         try:
-            return retrying(self._active_guest)
-        except tenacity.RetryError as error:
+            return libvirtd.answer_to(self._active_guest)
+        except libvirtd.UNREACHABLE as error:
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
                 reason=f'libvirt does not answer '
-                       f'({error.last_attempt.exception()}), so that the '
+                       f'({error}), so that the '
                        f'snapshot {self.name} stays inside '
                        f'{" and ".join(self._paths)}, and the guest may be '
                        f'halted. When it does, resume the guest with "virsh '

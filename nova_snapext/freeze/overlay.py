@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
 
 import libvirt
 from lxml import etree
@@ -33,19 +32,17 @@ from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_log import log as logging
-from oslo_utils import timeutils
 
-from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import active_commit
 from nova_snapext.freeze import base
 from nova_snapext.freeze import chain
 from nova_snapext.freeze import jobs
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import starved
 from nova_snapext import plan as planning
 
-CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # https://libvirt.org/html/libvirt-libvirt-domain-snapshot.html: without
@@ -56,18 +53,10 @@ SNAPSHOT = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT)
 
-# Between attempts to reach a libvirtd that is away, in seconds.
-RECONNECT_PAUSE = 1
-
-# What asking Nova's Host for a connection or a guest can end in, and libvirt's
-# own, as nova.virt.libvirt.host.Host._test_connection tells it.
-UNREACHABLE = (libvirt.libvirtError,
-               nova_exception.HypervisorUnavailable,
-               nova_exception.InternalError)
 CONNECTION_LOST = (libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_RPC)
 
 MERGE_ERRORS = (*base.FREEZE_ERRORS,
-                *UNREACHABLE,
+                *libvirtd.UNREACHABLE,
                 exception.CommitFailed,
                 nova_exception.InstanceNotFound)
 
@@ -172,7 +161,7 @@ class Overlay:
 
         :returns: whether it is done; or else they have changed meanwhile
         """
-        self._await_libvirtd()
+        libvirtd.answer_to(self._host.get_connection)
         running = self._is_running()
         if running is None:
             self._merge_of_undefined()
@@ -193,20 +182,6 @@ class Overlay:
             return bool(self._host.get_guest(self._instance).is_active())
         except nova_exception.InstanceNotFound:
             return None
-
-    def _await_libvirtd(self) -> None:
-        """Wait for a libvirtd that is away, as while it is restarted."""
-        with timeutils.StopWatch(CONF.snapext.job_timeout) as watch:
-            while True:
-                try:
-                    self._host.get_connection()
-                    return
-                except UNREACHABLE as error:
-                    if watch.expired():
-                        raise
-                    LOG.warning('libvirtd can\'t be reached to merge the '
-                                'overlay: %s', error, instance=self._instance)
-                time.sleep(RECONNECT_PAUSE)
 
     def _merge_of_running(self, guest: libvirt_guest.Guest) -> bool:
         state = self._commit.run(guest)

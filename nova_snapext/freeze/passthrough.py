@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import threading
-import time
 import typing as ty
 
 import libvirt
@@ -31,9 +30,11 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import event as libvirtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
+import tenacity
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.freeze import libvirtd
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -49,11 +50,6 @@ PASSTHROUGH = etree.XPath(
 # Between attempts to attach, in seconds: libvirt has no event for a host
 # device that somebody else lets go of.
 ATTACH_PAUSE = 2
-
-# What asking for a guest can end in while libvirtd restarts.
-UNREACHABLE = (libvirt.libvirtError,
-               nova_exception.HypervisorUnavailable,
-               nova_exception.InternalError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,36 +231,44 @@ class PassthroughDevices:
         :param lasting: names of those that its persistent definition had
         :raises ReleaseFailed: it still lacks some
         """
-        missing = devices
-        reasons: dict[str, str] = {}
-        for attempt in range(CONF.libvirt.device_detach_attempts):
-            if attempt:
-                time.sleep(ATTACH_PAUSE)
-            try:
-                # That of the time before may be another domain, and its
-                # connection closed by a restart of libvirtd.
-                guest = self._host.get_guest(self._instance)
-                if not guest.is_active():
-                    self._check_next_start(guest, devices)
-                    return
-                reasons = self._attach(
-                    guest, _missing(guest, devices, lasting))
-                missing = _missing(guest, devices, lasting)
-            except nova_exception.InstanceNotFound:
-                LOG.info('The guest is gone: no devices are attached to it',
-                         instance=self._instance)
-                return
-            except UNREACHABLE as error:
-                LOG.warning('The guest\'s devices could not be looked at: %s',
-                            error, instance=self._instance)
-                reasons = {device.name: str(error) for device in missing}
-            if not missing:
-                return
-        what = '; '.join(
-            f'{device.name}: {reasons.get(device.name, "libvirt gave none")}'
-            for device in missing)
+        reasons = tenacity.Retrying(
+            retry=tenacity.retry_if_result(bool),
+            stop=tenacity.stop_after_attempt(
+                CONF.libvirt.device_detach_attempts),
+            wait=tenacity.wait_fixed(ATTACH_PAUSE),
+            retry_error_callback=_last_result,
+        )(self._put_back_once, devices, lasting)
+        if not reasons:
+            return
+        what = '; '.join(f'{name}: {reason}'
+                         for name, reason in reasons.items())
         self._fail(f'the guest has not got back all of its devices: {what}. '
                    f'Attach each')
+
+    def _put_back_once(self, devices: list[PassthroughDevice],
+                       lasting: frozenset[str]) -> dict[str, str]:
+        """Attach what the guest lacks.
+
+        :returns: why it still lacks some, by their names
+        """
+        try:
+            # That of the time before may be another domain, and its
+            # connection closed by a restart of libvirtd.
+            guest = self._host.get_guest(self._instance)
+            if not guest.is_active():
+                self._check_next_start(guest, devices)
+                return {}
+            reasons = self._attach(guest, _missing(guest, devices, lasting))
+            return {device.name: reasons.get(device.name, 'libvirt gave none')
+                    for device in _missing(guest, devices, lasting)}
+        except nova_exception.InstanceNotFound:
+            LOG.info('The guest is gone: no devices are attached to it',
+                     instance=self._instance)
+            return {}
+        except libvirtd.UNREACHABLE as error:
+            LOG.warning('The guest\'s devices could not be looked at: %s',
+                        error, instance=self._instance)
+            return {device.name: str(error) for device in devices}
 
     def _check_next_start(self, guest: libvirt_guest.Guest,
                           devices: Iterable[PassthroughDevice]) -> None:
@@ -307,6 +311,10 @@ class PassthroughDevices:
                 LOG.info('%s is attached again', device.name,
                          instance=self._instance)
         return reasons
+
+
+def _last_result(state: tenacity.RetryCallState) -> dict[str, str]:
+    return state.outcome.result() if state.outcome else {}
 
 
 def _devices(definition: str) -> list[PassthroughDevice]:

@@ -17,6 +17,7 @@ from lxml import etree
 from nova import exception as nova_exception
 from nova.virt.libvirt import driver as nova_driver
 from oslo_config import fixture as config_fixture
+import tenacity
 
 from nova_snapext import conf
 from nova_snapext.freeze import backup
@@ -155,12 +156,12 @@ class PassthroughTest(base.GuestTestCase):
         other = ("<interface type='user'><mac address='52:54:00:00:00:03'/>"
                  "<model type='usb-net'/>"
                  "<address type='usb' bus='0' port='1'/></interface>")
-        with mock.patch.object(passthrough, 'time') as time, \
+        with mock.patch.object(tenacity.nap.time, 'sleep') as sleep, \
                 self.devices.detached():
             self.domain().attachDevice(other)
-            time.sleep.side_effect = (
+            sleep.side_effect = (
                 lambda _seconds: self.domain().detachDevice(other))
-        time.sleep.assert_called_once()
+        sleep.assert_called_once()
         self.assert_has_what_it_had()
 
     def test_a_guest_that_was_shut_off_meanwhile_starts_with_them(self):

@@ -14,6 +14,7 @@ from oslo_utils import units
 from nova_snapext import exception
 from nova_snapext.freeze import internal
 from nova_snapext.freeze import internal_snapshot
+from nova_snapext.freeze import libvirtd
 from nova_snapext import plan as planning
 from tests.unit import base
 
@@ -265,8 +266,7 @@ class ReleaseTest(InternalTestCase):
     def setUp(self):
         super().setUp()
         self.flags(job_timeout=1, group='snapext')
-        self.useFixture(fixtures.MockPatchObject(
-            internal_snapshot, 'LIBVIRTD_PAUSE', 0.1))
+        self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0.1))
         self.useFixture(fixtures.MockPatch(
             'os.access', return_value=True))
         self.useFixture(fixtures.MockPatch(

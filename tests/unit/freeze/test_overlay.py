@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import threading
 from unittest import mock
 
 import fixtures
@@ -9,7 +10,7 @@ import libvirt
 from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
-from oslo_utils import timeutils
+import tenacity
 
 from nova_snapext import exception
 from nova_snapext.freeze import active_commit
@@ -52,7 +53,7 @@ class MergeTest(base.TestCase):
         self.overlay = overlay.Overlay(self.host, plan)
         os.mkdir(os.path.dirname(self.overlay.path))
         self.commit = self.patch(qemu_img, 'commit')
-        self.sleep = self.patch(overlay.time, 'sleep')
+        self.sleep = self.patch(tenacity.nap.time, 'sleep')
 
     def patch(self, target, name):
         return self.useFixture(fixtures.MockPatchObject(
@@ -105,7 +106,9 @@ class MergeTest(base.TestCase):
         self.make()
         self.host.get_connection.side_effect = AWAY
         self.host.get_guest.side_effect = AWAY
-        self.patch(timeutils.StopWatch, 'expired').side_effect = [False, True]
+        self.flags(job_timeout=1, group='snapext')
+        self.sleep.side_effect = lambda _seconds: (
+            threading.Event().wait(0.3))
         error = self.fails()
         self.assertIn('can\'t be told', error)
         self.assertIn(f'Do not start it from {self.disk}', error)

@@ -14,6 +14,7 @@ from nova.virt import event
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import guest as libvirt_guest
+import tenacity
 
 from nova_snapext import driver
 from nova_snapext import exception
@@ -80,7 +81,7 @@ class DetachedTest(base.TestCase):
                    group='libvirt')
         self.driver = driver.SnapextDriver(fake.FakeVirtAPI())
         self.connection = self.driver._host.get_connection()
-        self.pauses = self.patch(passthrough, 'time').sleep
+        self.pauses = self.patch(tenacity.nap.time, 'sleep')
         # The guest answers when somebody waits for it to, and never before.
         self.patch(nova_driver.AsyncDeviceEventsHandler.Waiter, 'wait',
                    lambda _waiter, _timeout: self.domain.answer())
