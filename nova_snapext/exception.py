@@ -63,6 +63,13 @@ class NotRecovered(exception.NovaException):
         self.vital = vital
 
 
+class JournalFailed(exception.NovaException):
+    msg_fmt = _("The journal of snapshots in [snapext]journal_directory "
+                "(%(path)s) can't be used: %(reason)s. Without it no snapshot "
+                "is taken, since nothing would clean up after a crash. The "
+                "directory must belong to nova-compute's user and have room.")
+
+
 class JournalLocked(exception.NovaException):
     msg_fmt = _("Another process of this host uses the journal of snapshots "
                 "(%(path)s): nova-compute, which cleans up by itself when it "

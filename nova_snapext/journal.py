@@ -219,18 +219,20 @@ def opened(plan: planning.Plan, strategy: str) -> Iterator[Entry]:
     """Have an entry for a snapshot, for as long as it holds anything.
 
     :raises SnapshotOutstanding: the instance has one already
-    :raises OSError: the journal can't be written
+    :raises JournalFailed: it can't be written
     """
-    fileutils.ensure_tree(CONF.snapext.journal_directory, 0o700)
     entry = Entry(
         instance=plan.instance.uuid, name=plan.instance.name, disk=plan.disk,
         image=plan.image_id, strategy=strategy,
         began=timeutils.utcnow().isoformat())
     try:
+        fileutils.ensure_tree(CONF.snapext.journal_directory, 0o700)
         entry.write(exclusive=True)
     except FileExistsError as error:
         raise exception.SnapshotOutstanding(
             instance=plan.instance.uuid, path=entry.path) from error
+    except OSError as error:
+        raise _failed(error) from error
     try:
         yield entry
     finally:
@@ -261,10 +263,15 @@ def locked(wait: bool = False) -> Iterator[None]:
 
     :param wait: for the end of one that does
     :raises JournalLocked: one does
+    :raises JournalFailed: it can't be used at all
     """
-    fileutils.ensure_tree(CONF.snapext.journal_directory, 0o700)
     path = os.path.join(CONF.snapext.journal_directory, LOCK)
-    with open(path, 'a') as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            fileutils.ensure_tree(CONF.snapext.journal_directory, 0o700)
+            file = stack.enter_context(open(path, 'a'))
+        except OSError as error:
+            raise _failed(error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -276,6 +283,11 @@ def locked(wait: bool = False) -> Iterator[None]:
             LOG.warning('%s Its end is waited for', locked)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _failed(error: OSError) -> exception.JournalFailed:
+    return exception.JournalFailed(
+        path=CONF.snapext.journal_directory, reason=str(error))
 
 
 def _path(instance_uuid: str) -> str:

@@ -153,6 +153,17 @@ class JournalTest(base.TestCase):
             self.assertEqual(1, len(journal.entries()))
             os.unlink(f'{self.path}.new')
 
+    def test_one_that_can_not_be_used_is_told_and_nothing_begins(self):
+        def use(context):
+            with context:
+                self.fail('it began')
+
+        self.flags(journal_directory='/dev/null/x', group='snapext')
+        for context in (journal.opened(self.plan_, 'external'),
+                        journal.locked()):
+            error = self.assertRaises(exception.JournalFailed, use, context)
+            self.assertIn('/dev/null/x', str(error))
+
     def test_two_processes_do_not_use_it_at_once(self):
         def again():
             with journal.locked():
