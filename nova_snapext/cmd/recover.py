@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import typing as ty
 
@@ -47,12 +49,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _configure(options: argparse.Namespace) -> None:
+    # As nova.cmd.compute begins, but always with native threads.
+    os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
+    from nova import monkey_patch
+    monkey_patch.patch(backend='threading')
     from nova import config
     from nova import objects
+    from oslo_log import log as logging
     arguments = [word for name in ('file', 'dir')
                  for path in getattr(options, f'config_{name}')
                  for word in (f'--config-{name}', path)]
     config.parse_args(['nova-compute', *arguments])
+    logging.setup(config.CONF, 'nova')
     objects.register_all()
 
 
@@ -63,11 +71,14 @@ def _driver(options: argparse.Namespace) -> ty.Any:
     from nova import conf
     from nova.objects import base
     from nova import rpc
+    from nova import utils
     from nova.virt import virtapi
+    from oslo_privsep import priv_context
 
     from nova_snapext import driver
-    conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
+    priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
     rpc.init(conf.CONF)
+    conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
     base.NovaObject.indirection_api = rpcapi.ConductorAPI()
     made = driver.SnapextDriver(virtapi.VirtAPI())
     made._host.initialize()
