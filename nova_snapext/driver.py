@@ -169,25 +169,20 @@ class SnapextDriver(driver.LibvirtDriver):
 
     @contextlib.contextmanager
     def _only_one(self, instance: objects.Instance) -> Iterator[None]:
-        """Refuse a second snapshot of an instance beside the first.
+        """Refuse what comes to an instance beside its snapshot.
 
-        :raises SnapshotOutstanding: there is one
+        :raises SnapshotOutstanding: there is one, or one is cleaned up
         """
-        self._check_none_runs(instance, begin=True)
+        with self._running_lock:
+            if instance.uuid in self._running:
+                raise exception.SnapshotOutstanding(
+                    instance=instance.uuid, path='it runs in nova-compute')
+            self._running.add(instance.uuid)
         try:
             yield
         finally:
             with self._running_lock:
                 self._running.discard(instance.uuid)
-
-    def _check_none_runs(self, instance: objects.Instance,
-                         begin: bool = False) -> None:
-        with self._running_lock:
-            if instance.uuid in self._running:
-                raise exception.SnapshotOutstanding(
-                    instance=instance.uuid, path='it runs in nova-compute')
-            if begin:
-                self._running.add(instance.uuid)
 
     def _ensure_whole(self, context: nova_context.RequestContext | None,
                       instance: objects.Instance) -> None:
@@ -196,8 +191,8 @@ class SnapextDriver(driver.LibvirtDriver):
         :raises SnapshotOutstanding: its snapshot is being taken
         :raises NotRecovered: one was interrupted, and can't be cleaned up
         """
-        self._check_none_runs(instance)
-        recovery.ensure_whole(self, context, instance)
+        with self._only_one(instance):
+            recovery.ensure_whole(self, context, instance)
 
     def _take_native(self, plan: planning.Plan, strategy: freeze.Strategy,
                      set_task_state: UpdateTaskState) -> None:

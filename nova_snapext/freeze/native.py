@@ -6,6 +6,7 @@ What it leaves when nova-compute is killed is cleaned up as that of all others.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import typing as ty
@@ -121,7 +122,8 @@ class NativeSnapshot(journal.Resource):
             if process.info['name'] == 'qemu-img' and any(
                     word.startswith(f'{directory}{os.sep}')
                     for word in process.info['cmdline'] or ()):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         shutil.rmtree(directory, ignore_errors=False, onerror=_unless_gone)
 
 

@@ -541,7 +541,7 @@ def _qemu_of(guest: libvirt_guest.Guest) -> str:
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     # libvirt's own number begins anew where it has no guests. Where other
     # users' processes are hidden, it has to do.
-    began = [process.create_time()
-             for process in psutil.process_iter(['cmdline'])
+    began = [process.info['create_time'] for process
+             in psutil.process_iter(['cmdline', 'create_time'])
              if guest.uuid in (process.info['cmdline'] or ())]
     return f'{boot} {guest.id} {began}'
