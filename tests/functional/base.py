@@ -181,6 +181,11 @@ class GuestTestCase(base.BaseTestCase):
         recovery.recover(self.driver, journal.find(plan.instance.uuid),
                          instance=plan.instance)
 
+    @staticmethod
+    def forget_journal(plan):
+        """Have the journal not know of the guest's snapshot."""
+        os.unlink(journal.find(plan.instance.uuid).path)
+
     def give_journal_to(self, uid):
         os.chown(self.journal, uid, uid)
 

@@ -354,7 +354,7 @@ class FoundOverlayTest(RecoveryTestCase):
         self.leave(external.ExternalStrategy,
                    self.plan_of(plan.instance, plan.disk))
         self.write_as_guest(plan, AFTER)
-        os.unlink(journal.find(plan.instance.uuid).path)
+        self.forget_journal(plan)
         subprocess.run(('pkill', '-f', f'qemu-nbd.*{target}'), check=True)
         return plan
 

@@ -11,7 +11,6 @@ from oslo_utils import units
 from nova_snapext import exception
 from nova_snapext.freeze import backup
 from nova_snapext.freeze import base as freeze_base
-from nova_snapext import journal
 from tests.functional import base
 from tests.functional.freeze import contract
 
@@ -42,7 +41,7 @@ class BackupTest(contract.RunningGuestContract, contract.RawDiskContract,
         self.fill(disk, BEFORE)
         plan = self.guest(disk)
         with self.strategy.freeze(plan) as frozen:
-            os.unlink(journal.find(plan.instance.uuid).path)
+            self.forget_journal(plan)
             self.assertIn("'backup'",
                           self.freeze_fails(plan, exception.GuestBusy))
             self.assertEqual({BEFORE}, self.content(frozen))

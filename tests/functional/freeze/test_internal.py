@@ -463,6 +463,7 @@ class InternalTest(contract.RunningGuestContract, base.GuestTestCase):
     def test_a_guest_with_a_job_is_refused(self):
         plan = self.guest(self.qcow2())
         with backup.BackupStrategy(self.driver).freeze(plan):
+            self.forget_journal(plan)
             self.assertIn("'backup'", self.refused(plan, exception.GuestBusy))
         self.assert_nothing_left(plan)
 
