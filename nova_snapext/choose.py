@@ -28,6 +28,9 @@ AUTO = 'auto'
 EXTRA_SPEC = 'snapext:strategy'
 PROPERTY = 'snapext_strategy'
 
+# Characters of a wish that are shown.
+SHOWN_LENGTH = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
@@ -121,10 +124,20 @@ def wish(instance: objects.Instance,
     return Wish(CONF.snapext.strategy, '[snapext]strategy')
 
 
+def shown(text: str) -> str:
+    """Give what somebody asked for as it can be shown and logged.
+
+    In one line, and not longer than a name may be.
+    """
+    escaped = text.encode('unicode_escape').decode()
+    return (escaped if len(escaped) <= SHOWN_LENGTH
+            else f'{escaped[:SHOWN_LENGTH]}...')
+
+
 def _refuse(instance: objects.Instance, asked: Wish,
             reason: str) -> ty.NoReturn:
     raise exception.StrategyRefused(
-        instance=instance.uuid, strategy=asked.text, asker=asked.asker,
+        instance=instance.uuid, strategy=shown(asked.text), asker=asked.asker,
         reason=reason)
 
 
@@ -139,7 +152,7 @@ def choose(plan: planning.Plan, asked: Wish,
     for name in asked.names:
         strategy = strategies.get(name)
         if strategy is None:
-            reasons.append(f'{name}: there is none of this name, but '
+            reasons.append(f'{shown(name)}: there is none of this name, but '
                            f'{", ".join(sorted(strategies))}')
             continue
         reason = _reason_against(strategy, plan)
@@ -158,7 +171,7 @@ def choose(plan: planning.Plan, asked: Wish,
         LOG.info('The snapshot is taken by the strategy %(chosen)s, and not '
                  'by %(reasons)s (%(asker)s: %(text)s)',
                  {'chosen': strategy.name, 'reasons': '; '.join(reasons),
-                  'asker': asked.asker, 'text': asked.text},
+                  'asker': asked.asker, 'text': shown(asked.text)},
                  instance=plan.instance)
     return strategy
 

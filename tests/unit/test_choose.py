@@ -227,6 +227,22 @@ class ChooseTest(base.TestCase):
         self.assertIn('bakcup: there is none of this name', text)
         self.assertIn('backup, cold', text)
 
+    def test_no_wish_gets_into_the_log_but_as_one_short_line(self):
+        for text in ('x\n2026-11-24 CRITICAL root', '\x1b[2J\0', 'y' * 9999,
+                     '../../etc', '%(instance)s {0} %s', '\ud800', '', ',',
+                     'backup\n'):
+            wish = choose.Wish(text, 'somebody')
+            with self.assertLogs('nova_snapext.choose', 'INFO') as logs:
+                choose.LOG.info('%s', 'begin')
+                try:
+                    choose.choose(self.plan(running=False), wish,
+                                  self.strategies)
+                except exception.StrategyRefused as refused:
+                    choose.LOG.info('%s', refused)
+            for line in logs.output:
+                self.assertTrue(line.isprintable(), line)
+                self.assertLess(len(line), 1000)
+
     def test_a_list_is_tried_in_its_order(self):
         self.assertEqual(
             'cold', self.chosen(self.plan(running=False), 'backup,cold'))
