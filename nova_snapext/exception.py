@@ -17,6 +17,13 @@ class StrategyRefused(exception.NovaException):
                 "the snapshot of instance %(instance)s: %(reason)s")
 
 
+class RootDiskUnknown(exception.NovaException):
+    msg_fmt = _("The definition of guest %(guest)s does not tell its root "
+                "disk, so that no snapshot can be taken of it: %(reason)s. "
+                "See 'virsh dumpxml %(guest)s'; a hard reboot defines the "
+                "guest anew.")
+
+
 class DirectSnapshotRefused(exception.NovaException):
     """Nova's own would now suspend the guest."""
 

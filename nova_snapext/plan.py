@@ -14,6 +14,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 
 from nova_snapext import conf
+from nova_snapext import exception
 
 CONF = conf.CONF
 
@@ -73,8 +74,16 @@ class Plan:
 
 
 def root_disk(guest: libvirt_guest.Guest) -> RootDisk:
-    """Find the disk that Nova's own snapshot would take: the first."""
-    path, disk_format = libvirt_utils.find_disk(guest)
+    """Find the disk that Nova's own snapshot would take: the first.
+
+    :raises RootDiskUnknown: there is none, or not as it should be
+    """
+    try:
+        path, disk_format = libvirt_utils.find_disk(guest)
+    except (StopIteration, RuntimeError, etree.XMLSyntaxError) as error:
+        raise exception.RootDiskUnknown(
+            guest=guest.uuid, reason=str(error) or 'it has no disk',
+        ) from error
     if CONF.libvirt.virt_type not in ('kvm', 'qemu'):
         return RootDisk(
             target='', storage='', path=path, format=disk_format or '',

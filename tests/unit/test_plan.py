@@ -4,6 +4,7 @@ from unittest import mock
 
 from nova.virt.libvirt import guest as libvirt_guest
 
+from nova_snapext import exception
 from nova_snapext import plan as planning
 from tests.unit import base
 
@@ -24,6 +25,23 @@ DOMAIN = """
   </devices>
 </domain>
 """
+
+
+class StrangeDefinitionTest(base.TestCase):
+
+    def test_one_without_a_root_disk_is_an_error_that_says_what_to_do(self):
+        self.flags(virt_type='qemu', group='libvirt')
+        for definition in (
+                '<domain/>', '<domain><devices/></domain>', '', '<domain',
+                '<domain><devices><disk type="mount"/></devices></domain>',
+                '<domain><devices><disk/></devices></domain>'):
+            domain = mock.MagicMock()
+            domain.XMLDesc.return_value = definition
+            domain.UUIDString.return_value = 'uuid-of-guest'
+            error = self.assertRaises(
+                exception.RootDiskUnknown, planning.root_disk,
+                libvirt_guest.Guest(domain))
+            self.assertIn('virsh dumpxml uuid-of-guest', str(error))
 
 
 class RootDiskTest(base.TestCase):
