@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import pathlib
 import re
 import shutil
@@ -14,6 +15,7 @@ from devcloud import process
 from devcloud import servers
 from devcloud import services
 from devcloud import shell
+from devcloud import state as cloud_state
 from devcloud import wait
 
 from tests.e2e import base as e2e
@@ -55,20 +57,36 @@ class FaultTestCase(e2e.CloudTestCase):
     """One guest after another, each until a fault was too much for it.
 
     :cvar CASE: whose snapshots are taken
+    :cvar FAULT: what happens, in a few words
     """
 
-    CASE: points.Case
+    CASE: points.Case | None = None
+    FAULT = ''
     CONFIGURATION = (matrix.PASSED_OVER,)
+
+    def __init_subclass__(cls):
+        """Make a test of each point, named so that they are run in order."""
+        super().__init_subclass__()
+        for number, point in enumerate(cls.points(), start=1):
+            name = f'test_at_{number:02}_{point.identifier}'
+            setattr(cls, name, functools.partialmethod(cls.fault_at, point))
+
+    @classmethod
+    def points(cls):
+        """The points at which something happens, each a test."""
+        return ()
+
+    def fault_at(self, point):
+        """Have it happen at a point, and prove what has to be true then."""
+        raise NotImplementedError
 
     @classmethod
     def setUpClass(cls):
         cls.server = None
-        with contextlib.ExitStack() as stack:
-            super().setUpClass()
-            cls.faults = stack.enter_context(faults.Faults(cls.state))
-            # It begins with nova-compute stopped.
-            cls.configure()
-            cls.addClassCleanup(stack.pop_all().close)
+        # Before nova-compute is started with the class's configuration.
+        cls.faults = cls.enterClassContext(
+            faults.Faults(cloud_state.State.default()))
+        super().setUpClass()
         cls.journal = cls.state.nova / 'snapext'
         cls.addClassCleanup(cls.end_guest)
 
@@ -100,12 +118,12 @@ class FaultTestCase(e2e.CloudTestCase):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     @contextlib.contextmanager
-    def recorded(self, fault, point):
-        """Write what comes of a fault to the results.
+    def recorded(self, point):
+        """Write what comes of the fault to the results.
 
         A guest that it was too much for is not used again.
         """
-        result = {'fault': fault, 'point': point.name,
+        result = {'fault': self.FAULT, 'point': point.name,
                   'strategy': self.CASE.strategy, 'guest': self.CASE.guest}
         try:
             yield result
@@ -152,6 +170,15 @@ class FaultTestCase(e2e.CloudTestCase):
                 compute_process.is_alive()):
             self.fail('The snapshot is over, and has not come to the point')
         return False
+
+    def await_writes(self, point):
+        """Have the guest write on, if it can at a point.
+
+        :returns: the last record that it has acknowledged
+        """
+        if self.CASE.running and point.guest == points.WRITES:
+            self.await_records(self.server, 3)
+        return self.last_record(self.server)
 
     def compute_process(self):
         return services.nova_compute(self.state).daemon(self.state).identity()

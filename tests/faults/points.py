@@ -211,6 +211,109 @@ NATIVE = Case('native', True, (
 
 CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
 
+SERVING = Point('qemu-nbd is to serve', f'{FREEZE}qemu_nbd:serve', BEFORE)
+COMPARING = Point('the digest is to be compared', f'{UPLOAD}glance:_mismatch',
+                  BEFORE)
+SNAPSHOTTING = Point('the snapshot is to be made',
+                     'libvirt:virDomain.snapshotCreateXML', BEFORE)
+SNAPSHOTTED = Point('the snapshot is made',
+                    'libvirt:virDomain.snapshotCreateXML')
+READ = Point('the 50th piece is read', f'{UPLOAD}body:Body.read', nth=50)
+
+#: Where an error can come while the disk is frozen and sent, by case. After a
+#: function means that it says so of what it has done.
+ERRORS = {
+    BACKUP: (
+        Point('its directory is to be shared with QEMU',
+              f'{FREEZE}directory:Directory.share_with', BEFORE),
+        Point('the backup job is to begin', 'libvirt:virDomain.backupBegin',
+              BEFORE),
+        Point('the backup job has begun', 'libvirt:virDomain.backupBegin'),
+        READ,
+        COMPARING,
+    ),
+    EXTERNAL: (
+        Point('the overlay\'s file is to be made',
+              f'{FREEZE}qemu_img:create_overlay', BEFORE),
+        SNAPSHOTTING,
+        SNAPSHOTTED,
+        SERVING,
+        COMPARING,
+    ),
+    INTERNAL: (SNAPSHOTTING, SNAPSHOTTED, SERVING, COMPARING),
+    COLD: (
+        Point('the memory is to be saved', 'libvirt:virDomain.managedSave',
+              BEFORE),
+        Point('the memory is saved', 'libvirt:virDomain.managedSave'),
+        Point('the definition is to be on the overlay',
+              f'{FREEZE}overlay:Overlay._move_definition', BEFORE),
+        Point('the definition is on the overlay',
+              f'{FREEZE}overlay:Overlay._move_definition'),
+        Point('the saved memory is on the overlay',
+              f'{FREEZE}overlay:Overlay._move_saved_state'),
+        Point('the guest is to be resumed',
+              f'{FREEZE}cold:ColdStrategy._resume', BEFORE),
+        SERVING,
+        COMPARING,
+    ),
+}
+
+REMOVING = Point('its directory is to be removed',
+                 f'{FREEZE}directory:Directory.remove', BEFORE)
+COMMITTING = (
+    Point('the commit is to begin', 'libvirt:virDomain.blockCommit', BEFORE),
+    Point('the commit has begun', 'libvirt:virDomain.blockCommit'),
+    Point('the pivot is to be asked for', 'libvirt:virDomain.blockJobAbort',
+          BEFORE),
+    Point('the pivot is asked for', 'libvirt:virDomain.blockJobAbort'),
+    Point('the overlay is to be removed', f'{FREEZE}overlay:Overlay._remove',
+          BEFORE),
+)
+
+#: Where one can come when the disk is released.
+RELEASE_ERRORS = {
+    BACKUP: (
+        Point('the backup job is to be ended', 'libvirt:virDomain.abortJob',
+              BEFORE),
+        Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
+        REMOVING,
+    ),
+    EXTERNAL: (*COMMITTING, REMOVING),
+    INTERNAL: (
+        Point('libvirt is to be told of the snapshot',
+              'libvirt:virDomain.snapshotCreateXML', BEFORE, nth=2),
+        Point('the snapshot is to be deleted',
+              'libvirt:virDomainSnapshot.delete', BEFORE),
+        REMOVING,
+    ),
+    COLD: (*COMMITTING, REMOVING),
+}
+
+#: Points of the healing of what a first kill has left, by case and by the
+#: point of that.
+HEALING = {
+    (BACKUP, READ): BACKUP.since('the backup job is to be ended')[:-1],
+    (EXTERNAL, READ): EXTERNAL.since('the commit is to begin')[:-1],
+    (INTERNAL, READ): (
+        SNAPSHOTTED,
+        INTERNAL.point('the snapshot is deleted'),
+        INTERNAL.point('its directory is removed'),
+    ),
+    (COLD, COLD.point('the saved memory is on the overlay')): (
+        Point('the overlay is being committed', f'{FREEZE}qemu_img:commit',
+              DURING, guest=HALTED, delay=0.02),
+        Point('the overlay is committed', f'{FREEZE}qemu_img:commit',
+              guest=HALTED),
+        Point('the definition is on the disk again',
+              f'{FREEZE}overlay:Overlay._move_definition', guest=HALTED),
+        Point('the saved memory is on the disk again',
+              f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
+    ),
+}
+
 #: All functions that are to be wrapped.
-FUNCTIONS = tuple(dict.fromkeys(
-    point.function for case in CASES for point in case.points))
+FUNCTIONS = tuple(sorted({
+    point.function
+    for points in (*(case.points for case in CASES), *ERRORS.values(),
+                   *RELEASE_ERRORS.values(), *HEALING.values())
+    for point in points}))

@@ -35,6 +35,8 @@ PLACE = os.environ.get('SNAPEXT_FAULTS', '')
 ARMED, ACTED, REACHED = (os.path.join(PLACE, name)
                          for name in ('armed', 'acted', 'reached'))
 
+FAULT = 'A fault that a test has asked for'
+
 # Seconds between two looks of one who waits.
 LOOK = 0.05
 
@@ -63,35 +65,40 @@ class Faults:
                 return
             os.rename(ARMED, ACTED)
         if moment == 'during':
-            _thread.start_new_thread(_kill, (fault['delay'],))
+            _thread.start_new_thread(_kill, (function, fault['delay']))
         else:
-            ACTIONS[fault['action']]()
+            ACTIONS[fault['action']](function)
 
     def _note(self, function, moment):
         try:
             file = os.open(REACHED, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
             return
+        line = f'{function} {moment}\n'
         try:
-            mark = (os.fstat(file).st_ino, function, moment)
             with self._lock:
-                if mark not in self._reached:
-                    self._reached.add(mark)
-                    os.write(file, f'{function} {moment}\n'.encode())
+                if os.fstat(file).st_size == 0:  # a new one
+                    self._reached.clear()
+                if line not in self._reached:
+                    self._reached.add(line)
+                    os.write(file, line.encode())
         finally:
             os.close(file)
 
 
-def _kill(delay=0.0):
+def _kill(_function, delay=0.0):
     time.sleep(delay)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _raise():
-    raise OSError(errno.EIO, 'A fault that a test has asked for')
+def _raise(function):
+    module, _, _ = function.partition(':')
+    if module == 'libvirt':
+        raise sys.modules[module].libvirtError(FAULT)
+    raise OSError(errno.EIO, FAULT)
 
 
-def _wait():
+def _wait(_function):
     while os.path.exists(ACTED):
         time.sleep(LOOK)
 
