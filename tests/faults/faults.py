@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 
 from devcloud import config
 from devcloud import services
@@ -62,7 +63,7 @@ class Faults:
         """
         self.disarm()
         self._write('armed', {
-            'function': point.function, 'moment': point.moment,
+            'id': uuid.uuid4().hex, 'function': point.function, 'moment': point.moment,
             'nth': point.nth, 'delay': point.delay, 'action': action})
 
     def disarm(self):

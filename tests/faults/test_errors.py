@@ -25,7 +25,7 @@ class _Case(base.FaultTestCase):
 
 class ErrorTestCase(_Case):
 
-    FAULT = 'an error is raised'
+    FAULT = 'An error is raised'
 
     @classmethod
     def points(cls):
@@ -41,7 +41,7 @@ class ErrorTestCase(_Case):
 class ReleaseErrorTestCase(_Case):
     """What an error in the release leaves, the next snapshot heals."""
 
-    FAULT = 'an error is raised in the release'
+    FAULT = 'An error is raised in the release'
 
     @classmethod
     def points(cls):

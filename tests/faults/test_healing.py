@@ -9,7 +9,8 @@ from tests.faults import points
 
 
 class SecondKillTestCase(base.FaultTestCase):
-    """
+    """Kills that come after a first one.
+
     :cvar FIRST: the point of the first kill
     """
 

@@ -13,7 +13,7 @@ from tests.faults import points
 
 class PowerLossTestCase(base.FaultTestCase):
 
-    FAULT = 'the host loses power'
+    FAULT = 'The host loses power'
 
     def fault_at(self, point):
         with self.recorded(point):

@@ -50,8 +50,8 @@ class FaultHookTest(unittest.TestCase):
 
     def arm(self, function, moment, action='kill', nth=1):
         self.write('armed', {
-            'function': function, 'moment': moment, 'action': action,
-            'nth': nth, 'delay': 0})
+            'id': 'one', 'function': function, 'moment': moment,
+            'action': action, 'nth': nth, 'delay': 0})
 
     def begin(self):
         return subprocess.Popen(

@@ -10,10 +10,11 @@ SNAPEXT_FAULTS is the directory by which it is told what to do. There are
 functions
     the functions to wrap, a JSON list of 'module:qualified.name'
 armed
-    the fault to come, a JSON object: `function`, `moment` (before, during or
-    after it), `nth` (at which of its calls), `action` (kill, raise or wait)
-    and `delay`, the seconds from the beginning of a call to what happens
-    during it. Looked at each time that one of the functions is called.
+    the fault to come, a JSON object: its `id`, `function`, `moment` (before,
+    during or after it), `nth` (at which of the calls from now on), `action`
+    (kill, raise or wait) and `delay`, the seconds from the beginning of a
+    call to what happens during it. Looked at each time that one of the
+    functions is called.
 acted
     what `armed` is renamed to when the fault comes. One that waits does so
     until the file is gone.
@@ -22,6 +23,7 @@ reached
 """
 
 import _thread
+import collections
 import errno
 import functools
 import importlib.machinery
@@ -45,7 +47,7 @@ class Faults:
 
     def __init__(self):
         self._lock = _thread.allocate_lock()
-        self._counted = {}
+        self._calls = collections.Counter()
         self._reached = set()
 
     def reach(self, function, moment):
@@ -54,14 +56,13 @@ class Faults:
         try:
             with open(ARMED) as file:
                 fault = json.load(file)
-                armed = os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
             return
         if (fault['function'], fault['moment']) != (function, moment):
             return
         with self._lock:
-            count = self._counted[armed] = self._counted.get(armed, 0) + 1
-            if count != fault['nth']:
+            self._calls[fault['id']] += 1
+            if self._calls[fault['id']] != fault['nth']:
                 return
             os.rename(ARMED, ACTED)
         if moment == 'during':
