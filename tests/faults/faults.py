@@ -63,8 +63,9 @@ class Faults:
         """
         self.disarm()
         self._write('armed', {
-            'id': uuid.uuid4().hex, 'function': point.function, 'moment': point.moment,
-            'nth': point.nth, 'delay': point.delay, 'action': action})
+            'id': uuid.uuid4().hex, 'action': action,
+            'function': point.function, 'moment': point.moment,
+            'nth': point.nth, 'delay': point.delay})
 
     def disarm(self):
         """Let nothing happen, and whoever waits go on."""
