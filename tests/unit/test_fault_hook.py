@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import unittest
 
 HOOK = pathlib.Path(__file__).parents[1] / 'faults' / 'hook'
@@ -53,16 +52,16 @@ class FaultHookTest(unittest.TestCase):
             'id': 'one', 'function': function, 'moment': moment,
             'action': action, 'nth': nth, 'delay': 0})
 
-    def begin(self):
+    def begin(self, program=PROGRAM):
         return subprocess.Popen(
-            [sys.executable, '-u', '-c', textwrap.dedent(PROGRAM)],
+            [sys.executable, '-u', '-c', program],
             stdout=subprocess.PIPE, text=True, env={
                 **os.environ, 'PYTHONPATH': f'{HOOK}:{self.place}',
                 'SNAPEXT_FAULTS': str(self.place)})
 
-    def run_program(self):
+    def run_program(self, program=PROGRAM):
         """Give the words that it prints, and its exit code."""
-        program = self.begin()
+        program = self.begin(program)
         output, _ = program.communicate(timeout=60)
         return output.split(), program.returncode
 
@@ -79,6 +78,12 @@ class FaultHookTest(unittest.TestCase):
         self.arm('disk:Disk.read', 'after', nth=2)
         self.assertEqual((['made', 'read', 'read'], -signal.SIGKILL),
                          self.run_program())
+
+    def test_a_function_of_python_s_own_is_wrapped_too(self):
+        self.write('functions', ['os:getcwd'])
+        self.arm('os:getcwd', 'before')
+        self.assertEqual((['made'], -signal.SIGKILL), self.run_program(
+            'import os; print("made"); os.getcwd(); print("read")'))
 
     def test_a_fault_comes_once(self):
         self.arm('disk:Disk.make', 'before', 'raise')

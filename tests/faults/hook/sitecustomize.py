@@ -33,6 +33,9 @@ import signal
 import sys
 import time
 
+# As they are before anything is wrapped.
+from os import rename
+
 PLACE = os.environ.get('SNAPEXT_FAULTS', '')
 ARMED, ACTED, REACHED = (os.path.join(PLACE, name)
                          for name in ('armed', 'acted', 'reached'))
@@ -64,7 +67,7 @@ class Faults:
             self._calls[fault['id']] += 1
             if self._calls[fault['id']] != fault['nth']:
                 return
-            os.rename(ARMED, ACTED)
+            rename(ARMED, ACTED)
         if moment == 'during':
             _thread.start_new_thread(_kill, (function, fault['delay']))
         else:
@@ -141,6 +144,12 @@ class Finder:
         for function in functions:
             module, _, name = function.partition(':')
             self._modules.setdefault(module, []).append(name)
+        for module in self._modules.keys() & sys.modules.keys():
+            self._wrap(sys.modules[module])
+
+    def _wrap(self, module):
+        for function in self._modules[module.__name__]:
+            wrap(module, function, self._faults)
 
     def find_spec(self, name, path=None, target=None):
         if name not in self._modules:
@@ -151,8 +160,7 @@ class Finder:
 
             def exec_and_wrap(module):
                 exec_module(module)
-                for function in self._modules[name]:
-                    wrap(module, function, self._faults)
+                self._wrap(module)
 
             spec.loader.exec_module = exec_and_wrap
         return spec
