@@ -94,6 +94,18 @@ Related options:
 
 * ``[libvirt]snapshots_directory``
 """),
+    cfg.StrOpt(
+        'journal_directory',
+        default='$state_path/snapext',
+        help="""
+Directory in which each running snapshot has a small file that tells what it
+holds, so that whatever a crash leaves is cleaned up when nova-compute starts
+again.
+
+It must outlive a reboot, be on this host's own storage (not shared with other
+hosts), and belong to the user that nova-compute runs as. The file system must
+keep what was fsynced.
+"""),
     cfg.IntOpt(
         'agent_timeout',
         default=30,

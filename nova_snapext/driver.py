@@ -7,6 +7,9 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
+import os
+import threading
 import typing as ty
 
 import libvirt
@@ -19,6 +22,7 @@ from nova import objects
 from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
+from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 from oslo_utils import excutils
 from oslo_utils import timeutils
@@ -30,12 +34,16 @@ from nova_snapext import exception
 from nova_snapext import freeze
 from nova_snapext.freeze import native
 from nova_snapext.freeze import passthrough
+from nova_snapext.freeze import quiesce
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import progress
 from nova_snapext import properties
 from nova_snapext import read
+from nova_snapext import recovery
 from nova_snapext import report
 from nova_snapext import upload
+from nova_snapext.upload import image as unfinished
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -77,6 +85,17 @@ class SnapextDriver(driver.LibvirtDriver):
         choose.check_options(self._strategies)
         # Instances whose snapshot is not worth to suspend them.
         self._direct_only: set[str] = set()
+        self._native: dict[str, native.NativeSnapshot] = {}
+        self._running: set[str] = set()
+        self._running_lock = threading.Lock()
+        self._journal = contextlib.ExitStack()
+
+    def init_host(self, host: str) -> None:
+        """Clean up what a crash has left, before the service takes work."""
+        super().init_host(host)
+        # For as long as this process lives.
+        self._journal.enter_context(journal.locked(wait=True))
+        recovery.recover_all(self)
 
     def emit_event(self, event: virtevent.InstanceEvent) -> None:
         super().emit_event(event)
@@ -93,6 +112,8 @@ class SnapextDriver(driver.LibvirtDriver):
         with contextlib.ExitStack() as stack:
             stack.enter_context(report.reported(context, instance))
             stack.enter_context(self._failure_logged(instance, image_id))
+            stack.enter_context(self._only_one(instance))
+            recovery.ensure_whole(self, context, instance)
             stack.enter_context(self._gone_guest_translated(instance))
             plan, asked = self._plan(context, instance, image_id)
             set_task_state = _TaskStates(update_task_state)
@@ -146,14 +167,72 @@ class SnapextDriver(driver.LibvirtDriver):
             with self._suspend_forbidden(plan, asked):
                 self._take_native(plan, strategy, set_task_state)
 
+    @contextlib.contextmanager
+    def _only_one(self, instance: objects.Instance) -> Iterator[None]:
+        """Refuse a second snapshot of an instance beside the first.
+
+        :raises SnapshotOutstanding: there is one
+        """
+        self._check_none_runs(instance, begin=True)
+        try:
+            yield
+        finally:
+            with self._running_lock:
+                self._running.discard(instance.uuid)
+
+    def _check_none_runs(self, instance: objects.Instance,
+                         begin: bool = False) -> None:
+        with self._running_lock:
+            if instance.uuid in self._running:
+                raise exception.SnapshotOutstanding(
+                    instance=instance.uuid, path='it runs in nova-compute')
+            if begin:
+                self._running.add(instance.uuid)
+
+    def _ensure_whole(self, context: nova_context.RequestContext | None,
+                      instance: objects.Instance) -> None:
+        """See that an instance can be started or moved.
+
+        :raises SnapshotOutstanding: its snapshot is being taken
+        :raises NotRecovered: one was interrupted, and can't be cleaned up
+        """
+        self._check_none_runs(instance)
+        recovery.ensure_whole(self, context, instance)
+
     def _take_native(self, plan: planning.Plan, strategy: freeze.Strategy,
                      set_task_state: UpdateTaskState) -> None:
         self._image_api.update(
             plan.context, plan.image_id,
             {'properties': {properties.STRATEGY: strategy.name}},
             purge_props=False)
-        super().snapshot(plan.context, plan.instance, plan.image_id,
-                         set_task_state)
+        uuid = plan.instance.uuid
+        with journal.opened(plan, strategy.name) as entry, \
+                journal.ReleaseStack(entry) as stack:
+            finished = stack.enter_context(unfinished.unfinished(
+                entry, self._image_api, plan))
+            stack.hold(quiesce.Filesystems(plan))
+            self._native[uuid] = native.NativeSnapshot.of(self, plan)
+            stack.callback(self._native.pop, uuid)
+            stack.hold(self._native[uuid])
+            try:
+                super().snapshot(plan.context, plan.instance, plan.image_id,
+                                 set_task_state)
+            except exception.DirectSnapshotRefused:
+                finished()  # by another strategy: the image is still wanted
+                raise
+            finished()
+
+    def _live_snapshot(self, context: nova_context.RequestContext,
+                       instance: objects.Instance,
+                       guest: libvirt_guest.Guest, disk_path: str,
+                       out_path: str, *args: ty.Any) -> None:
+        # Nova has just made the directory.
+        snapshot = self._native.get(instance.uuid)
+        if snapshot is not None:
+            snapshot.directory = os.path.dirname(out_path)
+            snapshot.renew()
+        super()._live_snapshot(
+            context, instance, guest, disk_path, out_path, *args)
 
     @contextlib.contextmanager
     def _suspend_forbidden(self, plan: planning.Plan,
@@ -190,7 +269,10 @@ class SnapextDriver(driver.LibvirtDriver):
         # space and time of the guest's.
         with compute_utils.disk_ops_semaphore, \
                 timeutils.StopWatch() as watch, \
-                strategy.freeze(plan) as frozen:
+                journal.opened(plan, strategy.name) as entry, \
+                unfinished.unfinished(entry, self._image_api,
+                                      plan) as finished, \
+                strategy.freeze(plan, entry) as frozen:
             LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
                      'consistent', {'disk': plan.disk.target,
                                     'consistency': frozen.consistency},
@@ -202,6 +284,8 @@ class SnapextDriver(driver.LibvirtDriver):
                 # It blocks in libnbd: under eventlet, in a native thread.
                 read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
                     plan, strategy, frozen, told.on_sent)
+            # A release that fails leaves an image that is whole.
+            finished()
         LOG.info('Snapshot of root disk %(disk)s finished: '
                  'strategy=%(strategy)s consistency=%(consistency)s '
                  'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
@@ -266,3 +350,40 @@ class SnapextDriver(driver.LibvirtDriver):
                 raise
             raise nova_exception.InstanceNotFound(
                 instance_id=instance.uuid) from error
+
+
+def _guard(name: str) -> None:
+    """Have a method of Nova's see first that its instance is whole.
+
+    :param name: of a method whose first arguments are context and instance
+    """
+    original = getattr(driver.LibvirtDriver, name)
+
+    @functools.wraps(original)
+    def guarded(self: SnapextDriver,
+                context: nova_context.RequestContext,
+                instance: objects.Instance,
+                *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
+        self._ensure_whole(context, instance)
+        return original(self, context, instance, *args, **kwargs)
+
+    setattr(SnapextDriver, name, guarded)
+
+
+#: All by which Nova starts a guest, or takes its disk elsewhere. A definition
+#: that Nova writes has the disk without its overlay.
+GUARDED = (
+    'check_can_live_migrate_source',
+    'finish_revert_migration',
+    'migrate_disk_and_power_off',
+    'power_on',
+    'reboot',
+    'rescue',
+    'resume',
+    'resume_state_on_host_boot',
+    'spawn',
+    'unrescue',
+)
+
+for _name in GUARDED:
+    _guard(_name)

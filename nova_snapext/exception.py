@@ -38,6 +38,37 @@ class DiskBusy(GuestBusy):
                 "%(disk)s --abort), then take the snapshot again.")
 
 
+class SnapshotOutstanding(exception.NovaException):
+    msg_fmt = _("A snapshot of instance %(instance)s is being taken, or was "
+                "interrupted and could not be cleaned up yet (%(path)s). Wait "
+                "for its end, or delete its image to give it up; where there "
+                "is none under way, nova-compute's log says what is left of "
+                "it and how to go on.")
+
+
+class NotRecovered(exception.NovaException):
+    """Something of an interrupted snapshot is left.
+
+    :ivar vital: the instance must not be started or moved
+    """
+
+    msg_fmt = _("An interrupted snapshot of instance %(instance)s could not "
+                "be cleaned up: %(reason)s It is tried again when "
+                "nova-compute starts, when the instance is started or "
+                "snapshotted, and by 'nova-snapext recover' while "
+                "nova-compute is down.")
+
+    def __init__(self, vital: bool, **kwargs: str):
+        super().__init__(**kwargs)
+        self.vital = vital
+
+
+class JournalLocked(exception.NovaException):
+    msg_fmt = _("Another process of this host uses the journal of snapshots "
+                "(%(path)s): nova-compute, which cleans up by itself when it "
+                "starts, or nova-snapext recover. Stop it first.")
+
+
 class FreezeFailed(exception.NovaException):
     msg_fmt = _("The root disk %(disk)s of instance %(instance)s could not "
                 "be frozen by the strategy %(strategy)s: %(reason)s")

@@ -18,6 +18,18 @@ from nova_snapext import conf
 CONF = conf.CONF
 
 
+class UnknownInstance:
+    """As much of an instance as can be told when Nova does not answer."""
+
+    numa_topology = None
+
+    def __init__(self, uuid: str, name: str):
+        self.uuid = uuid
+        self.name = name
+        self.host = CONF.host
+        self.image_meta = objects.ImageMeta.from_dict({})
+
+
 @dataclasses.dataclass(frozen=True)
 class RootDisk:
     """The disk that goes into the image.

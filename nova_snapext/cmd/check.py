@@ -124,7 +124,7 @@ def results() -> Iterator[tuple[bool, str]]:
                 return
 
 
-def run() -> int:
+def run(_options: argparse.Namespace) -> int:
     failed = False
     for passed, text in results():
         print(f'{"ok  " if passed else "FAIL"}  {text}')

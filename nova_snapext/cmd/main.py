@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import sys
 
 from nova_snapext.cmd import check
+from nova_snapext.cmd import recover
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     'Glance.')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     check.add_to(commands)
+    recover.add_to(commands)
     options = parser.parse_args(arguments)
-    return options.run()
+    return options.run(options)
 
 
 if __name__ == '__main__':

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import enum
+import itertools
 import typing as ty
 
 import libvirt
 from lxml import etree
 from nova.virt.libvirt import guest as libvirt_guest
-from oslo_utils import timeutils
 
 from nova_snapext import conf
 from nova_snapext import exception
@@ -38,10 +39,17 @@ class ActiveCommit:
     whomever it was begun.
     """
 
-    def __init__(self, plan: planning.Plan, overlay: str):
+    def __init__(self, plan: planning.Plan, overlay: str,
+                 before_pivot: Callable[[], None] = lambda: None):
+        """Know it by the overlay that is committed.
+
+        :param before_pivot: called when the guest is about to leave the
+            overlay
+        """
         self._instance = plan.instance
         self._disk = plan.disk
         self._overlay = overlay
+        self._before_pivot = before_pivot
         self._qemu: str | None = None
         self._chain: list[str | None] = []
         self._begun = False
@@ -55,7 +63,7 @@ class ActiveCommit:
             has failed, or makes no progress. The guest runs on.
         :raises libvirtError: libvirt does not do it; or the guest has ended
         """
-        silence = _Silence(CONF.snapext.job_timeout)
+        silence = jobs.Silence(CONF.snapext.job_timeout)
         while True:
             with jobs.event_awaited(
                     guest, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
@@ -66,7 +74,7 @@ class ActiveCommit:
                 await_event(min(LOOK, CONF.snapext.job_timeout))
 
     def _advance(self, guest: libvirt_guest.Guest,
-                 silence: _Silence) -> State:
+                 silence: jobs.Silence) -> State:
         """Look where the commit is, and do what is next."""
         definition = guest.get_xml_desc()
         qemu = etree.fromstring(definition).get('id')
@@ -78,7 +86,9 @@ class ActiveCommit:
             return state
         self._qemu = qemu
         mirror = disk.find('mirror')
-        if mirror is None:
+        if self._chain[0] != self._overlay:
+            self._commit_below(guest, silence)
+        elif mirror is None:
             self._begin(guest)
         else:
             self._follow(guest, mirror, silence)
@@ -88,26 +98,28 @@ class ActiveCommit:
         if self._chain:
             # No other chain can come of a commit, nor this one of anything
             # else, while it is the same QEMU.
-            if paths == self._chain[1:]:
+            if paths == [path for path in self._chain
+                         if path != self._overlay]:
                 return State.MERGED
             if paths != self._chain:
                 self._fail(f'was on {chain.text(self._chain)}, and is now on '
                            f'{chain.text(paths)}')
         elif paths[0] == self._disk.path:
             return State.NOT_THERE
-        elif paths[:2] != [self._overlay, self._disk.path]:
+        elif not _follow_each_other(paths, self._overlay, self._disk.path):
             self._fail(f'is on {chain.text(paths)}')
         self._chain = paths
         return State.COMMITTING
 
     def _follow(self, guest: libvirt_guest.Guest, mirror: etree._Element,
-                silence: _Silence) -> None:
+                silence: jobs.Silence) -> None:
         job = mirror.get('job')
         if job != 'active-commit' or chain.path_of(mirror) != self._disk.path:
             self._fail(f'has the job \'{job}\', which is not the snapshot\'s')
         self._begun = True
         ready = mirror.get('ready')
         if ready == 'yes':
+            self._before_pivot()
             guest.get_block_device(self._disk.target).abort_job(
                 async_=True, pivot=True)
         info = guest._domain.blockJobInfo(self._disk.target)
@@ -117,7 +129,23 @@ class ActiveCommit:
                        f'{CONF.snapext.job_timeout} seconds, at '
                        f'{info.get("cur")} of {info.get("end")} bytes')
 
-    def _begin(self, guest: libvirt_guest.Guest) -> None:
+    def _commit_below(self, guest: libvirt_guest.Guest,
+                      silence: jobs.Silence) -> None:
+        """Commit it from below somebody else's overlay, which stays."""
+        info = guest._domain.blockJobInfo(self._disk.target)
+        if info:
+            if info.get('type') != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT:
+                self._fail('has a job that is not the snapshot\'s')
+            self._begun = True
+            silence.heard((info.get('cur'), info.get('end')))
+            if silence.too_long:
+                self._fail(f'has made no progress with its commit for '
+                           f'{CONF.snapext.job_timeout} seconds')
+        else:
+            self._begin(guest, flags=0)
+
+    def _begin(self, guest: libvirt_guest.Guest,
+               flags: int = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE) -> None:
         if self._begun:
             self._fail('is still on the overlay, though its commit has '
                        'ended; the guest\'s log in /var/log/libvirt/qemu may '
@@ -125,8 +153,7 @@ class ActiveCommit:
         # Without base and top libvirt takes what it finds: where no overlay
         # is on top, the instance's disk would go into the image below it.
         guest._domain.blockCommit(
-            self._disk.target, self._disk.path, self._overlay, 0,
-            libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+            self._disk.target, self._disk.path, self._overlay, 0, flags)
         self._begun = True
 
     def _fail(self, what: str) -> ty.NoReturn:
@@ -134,19 +161,6 @@ class ActiveCommit:
             disk=self._disk.target, guest=self._instance.name, reason=what)
 
 
-class _Silence:
-    """For how long nothing new was heard."""
-
-    def __init__(self, limit: float):
-        self._limit = limit
-        self._last: object = None
-        self._watch = timeutils.StopWatch(limit).start()
-
-    def heard(self, news: object) -> None:
-        if news != self._last:
-            self._last = news
-            self._watch.restart()
-
-    @property
-    def too_long(self) -> bool:
-        return self._watch.expired()
+def _follow_each_other(paths: list[str | None], overlay: str,
+                       disk: str) -> bool:
+    return any(pair == (overlay, disk) for pair in itertools.pairwise(paths))

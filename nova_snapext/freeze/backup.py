@@ -10,7 +10,6 @@ https://libvirt.org/formatbackup.html, and virDomainBackupBegin.
 
 from __future__ import annotations
 
-import contextlib
 import pwd
 
 from lxml import etree
@@ -23,6 +22,7 @@ from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import jobs
 from nova_snapext.freeze import native
 from nova_snapext.freeze import quiesce
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 
@@ -43,29 +43,25 @@ class BackupStrategy(base.FreezingStrategy):
         return None
 
     def _freeze(self, plan: planning.Plan,
-                stack: contextlib.ExitStack) -> base.FrozenDisk:
-        directory = snapshot_directory.Directory.make(plan.instance)
+                stack: journal.ReleaseStack) -> base.FrozenDisk:
+        jobs.check_none_runs(plan.guest, plan.instance)
+        directory = snapshot_directory.Directory.choose(plan.instance)
         job = backup_job.BackupJob(self._host, plan, directory)
+        job.note(plan.guest)
         filesystems = quiesce.Filesystems(plan)
         # Once more when the job is over: the agent of a guest that QEMU has
         # paused, for want of room for the scratch file, can't answer before.
-        stack.callback(filesystems.thaw)
-        stack.callback(_release, job, directory)
-        jobs.check_none_runs(plan.guest, plan.instance)
+        stack.hold(filesystems)
+        stack.hold(job)
+        directory.make()
         directory.share_with(_qemu_uid(plan.guest))
         with filesystems.quiesced() as consistency, \
                 timeutils.StopWatch() as watch:
             job.begin(plan.guest)
+        stack.settle(filesystems)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed())
-
-
-def _release(job: backup_job.BackupJob,
-             directory: snapshot_directory.Directory) -> None:
-    # The files go after the job that uses them, and only if it is over.
-    job.end()
-    directory.remove()
 
 
 def _qemu_uid(guest: libvirt_guest.Guest) -> int:

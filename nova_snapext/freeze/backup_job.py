@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import typing as ty
+
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 
@@ -15,6 +18,7 @@ from nova_snapext import exception
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import jobs
 from nova_snapext.freeze import starved
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -53,8 +57,13 @@ class LibvirtConfigBackup(vconfig.LibvirtConfigObject):
         return backup
 
 
-class BackupJob:
-    """The backup job of one snapshot, known by its socket."""
+class BackupJob(journal.Resource):
+    """The backup job of one snapshot, with its directory.
+
+    It is known by its socket.
+    """
+
+    kind = 'backup job'
 
     def __init__(self, host: libvirt_host.Host, plan: planning.Plan,
                  directory: snapshot_directory.Directory):
@@ -64,15 +73,38 @@ class BackupJob:
         self._directory = directory
         self._starvation = starved.Starvation(plan.instance)
 
+    def record(self) -> dict[str, ty.Any]:
+        return {'directory': self._directory.path,
+                'ran': self._starvation.ran}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any]) -> BackupJob:
+        job = cls(driver._host, plan, snapshot_directory.Directory(
+            plan.instance, record['directory']))
+        job._starvation.ran = record['ran']
+        return job
+
+    def __str__(self) -> str:
+        return f'the backup job on the socket {self._directory.socket}'
+
+    def note(self, guest: libvirt_guest.Guest) -> None:
+        """Note how the guest is before it begins."""
+        self._starvation.note(guest)
+
     def begin(self, guest: libvirt_guest.Guest) -> None:
         """Begin it: this is the instant of the snapshot.
 
         :raises libvirtError: it did not begin
         """
-        self._starvation.note(guest)
         config = LibvirtConfigBackup(
             self._disk, self._directory.socket, self._directory.scratch)
         guest._domain.backupBegin(config.to_xml(), None, 0)
+
+    def release(self) -> None:
+        # The files go after the job that uses them, and only if it is over.
+        self.end()
+        self._directory.release()
 
     def end(self) -> None:
         """End it, if it runs at all, and wait until libvirt has let go of it.

@@ -19,6 +19,7 @@ from oslo_concurrency import processutils
 from oslo_utils import timeutils
 
 from nova_snapext import exception
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 # What a program that is run in time raises when it is not: of green programs,
@@ -111,18 +112,24 @@ class FreezingStrategy(Strategy):
         """See :meth:`reason_against`; storage and format are served."""
 
     @contextlib.contextmanager
-    def freeze(self, plan: planning.Plan) -> Iterator[FrozenDisk]:
+    def freeze(self, plan: planning.Plan,
+               entry: journal.Entry | None = None) -> Iterator[FrozenDisk]:
         """Freeze the root disk; leaving the context releases it.
 
         Whatever way it is left by, the guest is as it was before, and nothing
-        of the snapshot remains on the host.
+        of the snapshot remains on the host. If it is not left at all, as when
+        nova-compute is killed, the journal has what remains.
 
+        :param entry: the snapshot's in the journal; None: one is made
         :raises FreezeFailed: the disk can't be frozen; nothing is left behind
         :raises libvirtError: the guest's domain is gone
         :raises ReleaseFailed: on leaving; it says what is left and how to
             remove it
         """
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as outer:
+            if entry is None:
+                entry = outer.enter_context(journal.opened(plan, self.name))
+            stack = outer.enter_context(journal.ReleaseStack(entry))
             try:
                 frozen = self._freeze(plan, stack)
             except FREEZE_ERRORS as error:
@@ -135,11 +142,11 @@ class FreezingStrategy(Strategy):
 
     @abc.abstractmethod
     def _freeze(self, plan: planning.Plan,
-                stack: contextlib.ExitStack) -> FrozenDisk:
+                stack: journal.ReleaseStack) -> FrozenDisk:
         """Freeze the root disk, and put its release on the stack.
 
-        Each part of the release goes on the stack as soon as there is
-        something to release. Any of FREEZE_ERRORS may be raised.
+        What a crash would leave behind goes on the stack before it is made,
+        by its hold(). Any of FREEZE_ERRORS may be raised.
         """
 
 

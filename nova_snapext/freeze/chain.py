@@ -6,6 +6,8 @@ https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lxml import etree
 
 from nova_snapext import plan as planning
@@ -53,7 +55,7 @@ def paths_of(disk: etree._Element) -> list[str | None]:
     return paths
 
 
-def text(paths: list[str | None]) -> str:
+def text(paths: Sequence[str | None]) -> str:
     """Give a backing chain as operators know it, the active one last."""
     return ' <- '.join(str(path) for path in reversed(paths))
 

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
+import typing as ty
 
 from nova import objects
 import nova.privsep.path
+from nova.virt.libvirt import driver as libvirt_driver
 from oslo_utils import fileutils
 
 from nova_snapext import conf
+from nova_snapext.freeze import qemu_nbd
+from nova_snapext import journal
+from nova_snapext import plan as planning
 
 CONF = conf.CONF
 
@@ -19,33 +24,62 @@ CONF = conf.CONF
 SOCKET_PATH_LIMIT = 107
 
 
-class Directory:
+class Directory(journal.Resource):
     """A directory that nobody but Nova, and QEMU where it must, can enter."""
 
-    def __init__(self, path: str):
+    kind = 'directory'
+
+    def __init__(self, instance: objects.Instance, path: str):
+        self._instance = instance
         self.path = path
         self.socket = os.path.join(path, 'nbd')
         self.scratch = os.path.join(path, 'scratch')
         self.pid_file = os.path.join(path, 'pid')
 
     @classmethod
-    def make(cls, instance: objects.Instance) -> Directory:
-        """Make the directory of a snapshot, mode 0700.
+    def choose(cls, instance: objects.Instance) -> Directory:
+        """Name a directory for a snapshot, which does not exist yet.
 
         :raises ValueError: the path is too long for a Unix socket
-        :raises OSError: the directory can't be made
         """
         parent = CONF.snapext.freeze_directory
-        fileutils.ensure_tree(parent)
-        directory = cls(tempfile.mkdtemp(
-            prefix=f'{instance.uuid[:8]}-', dir=parent))
+        directory = cls(instance, os.path.join(
+            parent, f'{instance.uuid[:8]}-{secrets.token_hex(4)}'))
         excess = len(os.fsencode(directory.socket)) - SOCKET_PATH_LIMIT
         if excess > 0:
-            directory.remove()
             raise ValueError(
                 f'[snapext]freeze_directory {parent} is {excess} bytes too '
                 f'long for a Unix socket in it')
         return directory
+
+    def make(self) -> None:
+        """Make it, mode 0700.
+
+        :raises OSError: it can't be made
+        """
+        fileutils.ensure_tree(os.path.dirname(self.path))
+        os.mkdir(self.path, 0o700)
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'path': self.path}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any]) -> Directory:
+        return cls(plan.instance, **record)
+
+    def release(self) -> None:
+        """End the qemu-nbd that serves from it, if any, and remove it.
+
+        :raises ReleaseFailed: qemu-nbd does not end
+        :raises OSError: something can't be removed
+        """
+        for server in qemu_nbd.serving(self.socket, self._instance.uuid):
+            server.end()
+        self.remove()
+
+    def __str__(self) -> str:
+        return f'the directory {self.path}'
 
     def share_with(self, uid: int) -> None:
         """Let another user make files here, which Nova can still remove.

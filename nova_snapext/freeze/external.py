@@ -11,8 +11,6 @@ https://libvirt.org/formatsnapshot.html, and virDomainBlockCommit.
 
 from __future__ import annotations
 
-import contextlib
-
 from oslo_utils import timeutils
 
 from nova_snapext.freeze import base
@@ -20,6 +18,7 @@ from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import overlay as disk_overlay
 from nova_snapext.freeze import qemu_nbd
 from nova_snapext.freeze import quiesce
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 
@@ -34,21 +33,24 @@ class ExternalStrategy(base.FreezingStrategy):
         return None
 
     def _freeze(self, plan: planning.Plan,
-                stack: contextlib.ExitStack) -> base.FrozenDisk:
-        directory = snapshot_directory.Directory.make(plan.instance)
-        stack.callback(directory.remove)
+                stack: journal.ReleaseStack) -> base.FrozenDisk:
+        directory = snapshot_directory.Directory.choose(plan.instance)
+        stack.hold(directory)
+        directory.make()
         filesystems = quiesce.Filesystems(plan)
         # Once more when the guest is back on its disk: the agent of one that
         # QEMU has paused, for want of room for the overlay, can't answer
         # before.
-        stack.callback(filesystems.thaw)
+        stack.hold(filesystems)
         overlay = disk_overlay.Overlay(self._host, plan)
+        overlay.prepare(plan.guest)
+        stack.hold(overlay)
         overlay.create(plan.guest)
-        stack.callback(overlay.merge)
         with filesystems.quiesced() as consistency, \
                 timeutils.StopWatch() as watch:
             overlay.take(plan.guest)
         instant = timeutils.utcnow()
+        stack.settle(filesystems)
         server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid)
         stack.callback(server.end)
         return base.FrozenDisk(

@@ -14,7 +14,6 @@ https://libvirt.org/formatsnapshot.html, and virDomainSnapshotCreateXML.
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from lxml import etree
@@ -30,6 +29,7 @@ from nova_snapext.freeze import jobs
 from nova_snapext.freeze import passthrough
 from nova_snapext.freeze import qemu_nbd
 from nova_snapext.freeze import quiesce
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 
@@ -76,9 +76,10 @@ class InternalStrategy(base.FreezingStrategy):
         return None
 
     def _freeze(self, plan: planning.Plan,
-                stack: contextlib.ExitStack) -> base.FrozenDisk:
-        directory = snapshot_directory.Directory.make(plan.instance)
-        stack.callback(directory.remove)
+                stack: journal.ReleaseStack) -> base.FrozenDisk:
+        directory = snapshot_directory.Directory.choose(plan.instance)
+        stack.hold(directory)
+        directory.make()
         definition = etree.fromstring(plan.guest.get_xml_desc())
         disks = _writable_disks(definition)
         snapshot = internal_snapshot.InternalSnapshot(
@@ -87,22 +88,27 @@ class InternalStrategy(base.FreezingStrategy):
         filesystems = quiesce.Filesystems(plan)
         # Once more at the end: the agent of a guest that QEMU has paused, for
         # want of room for what it writes, can't answer before.
-        stack.callback(filesystems.thaw)
-        stack.callback(snapshot.release)
+        stack.hold(filesystems)
         if plan.running:
-            devices = passthrough.PassthroughDevices(self._driver, plan)
             jobs.check_none_runs(plan.guest, plan.instance)
+            snapshot.note(plan.guest)
+            devices = passthrough.PassthroughDevices(self._driver, plan)
+            stack.hold(devices)
+            stack.hold(snapshot)
             with devices.detached(), \
                     filesystems.quiesced() as consistency, \
                     timeutils.StopWatch() as watch:
                 instant = timeutils.utcnow()
                 snapshot.create_with_memory(
                     plan.guest, [disk.target_dev for disk in disks])
+            stack.settle(devices)
         else:
+            stack.hold(snapshot)
             consistency = base.consistency_of_shut_off(plan)
             instant = timeutils.utcnow()
             with timeutils.StopWatch() as watch:
                 snapshot.create()
+        stack.settle(filesystems)
         server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid,
                                 snapshot.name)
         stack.callback(server.end)

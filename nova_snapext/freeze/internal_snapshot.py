@@ -7,10 +7,13 @@ libvirt knows of can't be undefined, and so the instance not be deleted.
 
 from __future__ import annotations
 
+import typing as ty
+
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
@@ -20,6 +23,7 @@ from oslo_utils import excutils
 from nova_snapext import exception
 from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import qemu_img
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 LOG = logging.getLogger(__name__)
@@ -83,11 +87,13 @@ class LibvirtConfigKnownSnapshot(vconfig.LibvirtConfigObject):
         return snapshot
 
 
-class InternalSnapshot:
+class InternalSnapshot(journal.Resource):
     """The snapshot of one guest.
 
     :ivar name: which tells an operator whose it is
     """
+
+    kind = 'internal snapshot'
 
     def __init__(self, host: libvirt_host.Host, plan: planning.Plan,
                  paths: list[str]):
@@ -103,6 +109,25 @@ class InternalSnapshot:
         self._paths = paths
         self._runs_free = False
 
+    def record(self) -> dict[str, ty.Any]:
+        return {'paths': self._paths, 'runs_free': self._runs_free}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any],
+                ) -> InternalSnapshot:
+        snapshot = cls(driver._host, plan, record['paths'])
+        snapshot._runs_free = record['runs_free']
+        return snapshot
+
+    def __str__(self) -> str:
+        return f'the snapshot {self.name} inside {" and ".join(self._paths)}'
+
+    def note(self, guest: libvirt_guest.Guest) -> None:
+        """Note how the guest is before its memory is saved."""
+        state, _reason = guest._domain.state()
+        self._runs_free = state == libvirt.VIR_DOMAIN_RUNNING
+
     def create(self) -> None:
         """Make it, inside the root disk of a guest that is shut off.
 
@@ -117,8 +142,6 @@ class InternalSnapshot:
         :param targets: the guest's names of these disks
         :raises libvirtError: it can't be made
         """
-        state, _reason = guest._domain.state()
-        self._runs_free = state == libvirt.VIR_DOMAIN_RUNNING
         guest.snapshot(LibvirtConfigSystemSnapshot(self.name, targets),
                        no_metadata=True)
 

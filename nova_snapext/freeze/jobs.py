@@ -13,8 +13,16 @@ import libvirt
 from nova import objects
 from nova import utils
 from nova.virt.libvirt import guest as libvirt_guest
+from oslo_utils import timeutils
+import tenacity
 
+from nova_snapext import conf
 from nova_snapext import exception
+
+CONF = conf.CONF
+
+# Between looks at a job that has no event for its end, in seconds.
+LOOK = 0.5
 
 
 def check_none_runs(guest: libvirt_guest.Guest,
@@ -43,6 +51,29 @@ def check_none_runs_on(disk: str, guest: libvirt_guest.Guest,
         raise exception.DiskBusy(
             guest=instance.name, instance=instance.uuid, disk=disk,
             job=_name('VIR_DOMAIN_BLOCK_JOB_TYPE_', job.job))
+
+
+def await_none(guest: libvirt_guest.Guest,
+               instance: objects.Instance) -> None:
+    """Wait until a guest has no job, for as long as there is progress.
+
+    libvirtd goes on with what it was told by a process that has died.
+
+    :raises GuestBusy: its job stands still
+    """
+    silence = Silence(CONF.snapext.job_timeout)
+
+    def busy() -> bool:
+        stats = guest._domain.jobStats()
+        if stats.get('type', libvirt.VIR_DOMAIN_JOB_NONE) == (
+                libvirt.VIR_DOMAIN_JOB_NONE):
+            return False
+        silence.heard(stats.get('data_processed'))
+        return not silence.too_long
+
+    tenacity.Retrying(retry=tenacity.retry_if_result(bool),
+                      wait=tenacity.wait_fixed(LOOK))(busy)
+    check_none_runs(guest, instance)
 
 
 def _name(prefix: str, value: int | None) -> str:
@@ -80,3 +111,21 @@ def event_awaited(guest: libvirt_guest.Guest,
         yield utils.tpool_wrap(happened.wait)
     finally:
         connection.domainEventDeregisterAny(callback)
+
+
+class Silence:
+    """For how long nothing new was heard."""
+
+    def __init__(self, limit: float):
+        self._limit = limit
+        self._last: object = None
+        self._watch = timeutils.StopWatch(limit).start()
+
+    def heard(self, news: object) -> None:
+        if news != self._last:
+            self._last = news
+            self._watch.restart()
+
+    @property
+    def too_long(self) -> bool:
+        return self._watch.expired()

@@ -21,17 +21,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
+import typing as ty
 
 import libvirt
 from lxml import etree
+from nova import context as nova_context
 from nova import exception as nova_exception
+from nova import objects
 import nova.privsep.path
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_log import log as logging
+import psutil
 
 from nova_snapext import exception
 from nova_snapext.freeze import active_commit
@@ -41,6 +47,7 @@ from nova_snapext.freeze import jobs
 from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import starved
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 LOG = logging.getLogger(__name__)
@@ -53,6 +60,9 @@ SNAPSHOT = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA |
             libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT)
 
+# In Nova's directory of the instance.
+NAME = 'disk.snapext'
+
 CONNECTION_LOST = (libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_RPC)
 
 MERGE_ERRORS = (*base.FREEZE_ERRORS,
@@ -61,11 +71,14 @@ MERGE_ERRORS = (*base.FREEZE_ERRORS,
                 nova_exception.InstanceNotFound)
 
 
-class Overlay:
+class Overlay(journal.Resource):
     """The overlay of one snapshot.
 
     :ivar path: of its file
     """
+
+    kind = 'overlay'
+    vital = True
 
     def __init__(self, host: libvirt_host.Host, plan: planning.Plan):
         self._host = host
@@ -73,31 +86,102 @@ class Overlay:
         self._instance = plan.instance
         self._disk = plan.disk
         self.path = os.path.join(
-            libvirt_utils.get_instance_path(plan.instance), 'disk.snapext')
+            libvirt_utils.get_instance_path(plan.instance), NAME)
         self._overlay = dataclasses.replace(
             plan.disk, storage='file', path=self.path, format='qcow2')
         self._below: list[str | None] = []
-        self._commit = active_commit.ActiveCommit(plan, self.path)
+        self._commit = active_commit.ActiveCommit(
+            plan, self.path, self._note_pivot)
         self._starvation = starved.Starvation(plan.instance)
+        self._qemu = ''
+        # A guest that has left the overlay looks like one that was started
+        # from the disk beside it, when nobody remembers.
+        self._is_another_s = False
+        self._pivoting = False
+        self._merged_by_qemu = False
 
-    def create(self, guest: libvirt_guest.Guest) -> None:
-        """Make the file, and see that the running guest can be put on it.
+    def record(self) -> dict[str, ty.Any]:
+        return {'path': self.path, 'below': self._below,
+                'ran': self._starvation.ran, 'qemu': self._qemu,
+                'pivoting': self._pivoting, 'merged': self._merged_by_qemu}
 
-        Apart from :meth:`take`, as that is the moment that counts.
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any]) -> Overlay:
+        overlay = cls(driver._host, plan)
+        if record['path'] != overlay.path:
+            raise ValueError(f'the overlay is {record["path"]}, and the '
+                             f'instance\'s would be {overlay.path}')
+        overlay._below = record['below']
+        overlay._starvation.ran = record['ran']
+        overlay._qemu = record['qemu']
+        overlay._pivoting = record['pivoting']
+        overlay._merged_by_qemu = record['merged']
+        return overlay
+
+    def __str__(self) -> str:
+        return f'the overlay {self.path} over {self._disk.path}'
+
+    @classmethod
+    def found(cls, driver: libvirt_driver.LibvirtDriver,
+              instance: objects.Instance) -> Overlay | None:
+        """Find the overlay of an instance, which no journal tells of.
+
+        :raises ValueError: it is there, and not over a disk of the instance
+        :raises ProcessExecutionError: it can't be read
+        """
+        directory = libvirt_utils.get_instance_path(instance)
+        path = os.path.join(directory, NAME)
+        if not os.path.exists(path):
+            return None
+        below, below_format = qemu_img.backing_file(path)
+        if (os.path.dirname(below) != directory and
+                instance.uuid not in os.path.basename(below)):
+            raise ValueError(f'{path} is over {below}, which is not of this '
+                             f'instance. It may hold what the guest wrote: '
+                             f'find out whose it is, and move it away')
+        disk = planning.RootDisk(
+            target='', path=below, format=below_format,
+            storage='block' if pathlib.Path(below).is_block_device()
+            else 'file')
+        try:
+            guest = driver._host.get_guest(instance)
+            disk = dataclasses.replace(
+                disk, target=planning.root_disk(guest).target)
+        except nova_exception.InstanceNotFound:
+            guest = ty.cast(libvirt_guest.Guest, None)
+        return cls(driver._host, planning.Plan(
+            context=nova_context.get_admin_context(), instance=instance,
+            guest=guest, running=False, disk=disk, image_id='',
+            image_format='', image_properties={}, metadata={}))
+
+    def prepare(self, guest: libvirt_guest.Guest) -> None:
+        """See that the running guest can be put on it, and note how it is.
 
         :raises GuestBusy: the guest, or its root disk, has a job
         :raises ValueError: it can't be put there
-        :raises ProcessExecutionError: the file can't be made
         """
         jobs.check_none_runs(guest, self._instance)
         jobs.check_none_runs_on(self._disk.target, guest, self._instance)
         self._below = self._live_chain(guest)
         self._check_stands_on(self._disk, guest)
+        self._starvation.note(guest)
+        self._qemu = _qemu_of(guest)
+
+    def create(self, guest: libvirt_guest.Guest) -> None:
+        """Make the file.
+
+        Apart from :meth:`take`, as that is the moment that counts.
+
+        :raises ValueError: there is one already
+        :raises ProcessExecutionError: it can't be made
+        """
         capacity, _allocation, _physical = guest._domain.blockInfo(
             self._disk.target)
         try:
             qemu_img.create_overlay(self.path, self._disk, capacity)
         except FileExistsError as error:
+            self._is_another_s = True
             raise ValueError(
                 f'{self.path} is there already. It is of an earlier snapshot, '
                 f'and the guest is not on it; yet it may hold what the guest '
@@ -110,7 +194,6 @@ class Overlay:
         :raises libvirtError: libvirt does not do it
         :raises ValueError: it has done something else
         """
-        self._starvation.note(guest)
         guest._domain.snapshotCreateXML(self._snapshot(guest).to_xml(),
                                         SNAPSHOT)
         self._check_stands_on(self._overlay, guest)
@@ -133,6 +216,10 @@ class Overlay:
         if paths != {self.path}:
             raise ValueError(f'the guest, suspended, is on {paths} and not '
                              f'on {self.path} alone')
+
+    def release(self) -> None:
+        if not self._is_another_s:
+            self.merge()
 
     def merge(self) -> None:
         """Bring all that was written to it into the disk, and remove it.
@@ -187,23 +274,34 @@ class Overlay:
         state = self._commit.run(guest)
         if state is active_commit.State.ENDED:
             return False
-        if state is active_commit.State.NOT_THERE:
+        if (state is active_commit.State.NOT_THERE and
+                not self._has_left(guest)):
             self._remove_unwritten()
             return True
+        self._merged_by_qemu = True
+        self._note()
         self._move_definition(guest, self._overlay, self._disk)
-        self._check_stands_on(self._disk, guest)
+        if self._live_chain(guest)[0] == self._disk.path:
+            self._check_stands_on(self._disk, guest)
         self._remove()
         self._starvation.end(guest, os.path.dirname(self.path))
         return True
 
     def _merge_of_shut_off(self, guest: libvirt_guest.Guest) -> bool:
-        paths = {chain.path_of(disk) for disk in self._startable(guest)}
-        if self.path not in paths:
-            self._remove_unwritten()
-            return True
+        disks = self._startable(guest)
+        paths = {chain.path_of(disk) for disk in disks}
         if not paths <= {self.path, self._disk.path}:
-            raise ValueError(f'the guest is defined on {paths}')
-        self._commit_without_guest()
+            return self._merge_below(disks)
+        if self.path not in paths:
+            # Only libvirt brings the definition back, when QEMU has left the
+            # overlay; Nova never writes one while there is an overlay.
+            if self._pivoting or self._merged_by_qemu:
+                self._remove()
+            else:
+                self._remove_unwritten()
+            return True
+        if not self._merged_by_qemu:
+            self._commit_without_guest()
         self._move_definition(guest, self._overlay, self._disk)
         self._move_saved_state(guest, self._overlay, self._disk)
         # From now on it starts from the disk. If it was started before, it is
@@ -214,6 +312,31 @@ class Overlay:
         self._remove()
         return True
 
+    def _merge_below(self, disks: list[etree._Element]) -> bool:
+        """Take it out from below overlays of somebody else's.
+
+        :returns: whether it is done
+        """
+        for disk in disks:
+            top = chain.path_of(disk)
+            if top in (None, self.path, self._disk.path):
+                raise ValueError(f'the guest is defined on {top} and others')
+            self._take_out(str(top), disk.find('driver').get('type'))
+        self._remove()
+        return True
+
+    def _take_out(self, top: str, top_format: str) -> None:
+        paths = qemu_img.backing_chain(top, top_format)
+        if self.path not in paths:
+            if self._disk.path in paths and not os.path.exists(self.path):
+                return
+            raise ValueError(f'the guest is defined on {chain.text(paths)}, '
+                             f'which the overlay is not part of')
+        self._commit_without_guest()
+        # Emptied by the commit, it reads as the disk does.
+        qemu_img.put_below(paths[paths.index(self.path) - 1], 'qcow2',
+                           self._disk)
+
     def _merge_of_undefined(self) -> None:
         """Merge it into a disk that is no guest's at the moment.
 
@@ -222,12 +345,49 @@ class Overlay:
         """
         if not os.path.exists(self.path):
             return
+        if self._merged_by_qemu:
+            self._remove()
+            return
+        if self._pivoting:
+            raise ValueError(
+                'the guest was leaving it when it vanished: whether it has '
+                'written to the disk alone since then can\'t be told')
         try:
             self._commit_without_guest()
         except (processutils.ProcessExecutionError, FileNotFoundError):
             if os.path.exists(self.path):
                 raise
         self._remove()
+
+    def _note_pivot(self) -> None:
+        if not self._pivoting:
+            self._pivoting = True
+            self._note()
+
+    def _note(self) -> None:
+        """Have the journal know how far the merge is."""
+        try:
+            self.renew()
+        except OSError as error:
+            # A guest that stays on the overlay, on a host without room, is
+            # worse than a crash in just this moment.
+            LOG.warning('How far the merge of the overlay %(path)s is could '
+                        'not be written down: %(error)s',
+                        {'path': self.path, 'error': error},
+                        instance=self._instance)
+
+    def _has_left(self, guest: libvirt_guest.Guest) -> bool:
+        """Tell whether a guest that runs on the disk was on the overlay."""
+        if self._merged_by_qemu:
+            return True
+        if not self._pivoting:
+            return False
+        # The QEMU that was on it can't be on the disk by any other way; and
+        # libvirt brings the definition back when QEMU has left the overlay.
+        return (_qemu_of(guest) == self._qemu or self._disk.path == (
+            chain.path_of(chain.find_disk(
+                guest.get_xml_desc(dump_inactive=True),
+                self._disk.target))))
 
     def _commit_without_guest(self) -> None:
         # libvirt remembers whose a guest's disk was. The snapshot takes this
@@ -362,3 +522,14 @@ class Overlay:
                 f'qcow2 {self.path}", replace the source of {target} by '
                 f'{disk} ("virsh edit {name}"; its format is '
                 f'{self._disk.format}), and remove {self.path}')
+
+
+def _qemu_of(guest: libvirt_guest.Guest) -> str:
+    """Tell a guest's QEMU from any other that it has had, or will have."""
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    # libvirt's own number begins anew where it has no guests. Where other
+    # users' processes are hidden, it has to do.
+    began = [process.create_time()
+             for process in psutil.process_iter(['cmdline'])
+             if guest.uuid in (process.info['cmdline'] or ())]
+    return f'{boot} {guest.id} {began}'

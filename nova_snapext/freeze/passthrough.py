@@ -35,6 +35,7 @@ import tenacity
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import libvirtd
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -131,8 +132,10 @@ class LateReleases:
             self.forget(event.uuid)
 
 
-class PassthroughDevices:
+class PassthroughDevices(journal.Resource):
     """The passthrough devices of a guest, for the time of one snapshot."""
+
+    kind = 'passthrough devices'
 
     def __init__(self, driver: libvirt_driver.LibvirtDriver,
                  plan: planning.Plan):
@@ -141,6 +144,30 @@ class PassthroughDevices:
         self._late_releases: LateReleases = driver.late_releases
         self._instance = plan.instance
         self._guest = plan.guest
+        self._detached: list[PassthroughDevice] = []
+        self._lasting: frozenset[str] = frozenset()
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'devices': [dataclasses.asdict(device)
+                            for device in _live_devices(self._guest)],
+                'lasting': sorted(_persistent_names(self._guest))}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any],
+                ) -> PassthroughDevices:
+        devices = cls(driver, plan)
+        devices._detached = [PassthroughDevice(**device)
+                             for device in record['devices']]
+        devices._lasting = frozenset(record['lasting'])
+        return devices
+
+    def release(self) -> None:
+        if self._detached:
+            self._put_back(self._detached, self._lasting)
+
+    def __str__(self) -> str:
+        return _names(self._detached) or 'no passthrough device'
 
     def reason_to_stay(self) -> str | None:
         """Say why the guest can't let go of them; None when it may."""
@@ -180,16 +207,17 @@ class PassthroughDevices:
             raise nova_exception.DeviceDetachFailed(
                 device=_names(devices), reason=reason)
         self._late_releases.forget(self._instance.uuid)
-        lasting = _persistent_names(self._guest)
+        self._lasting = _persistent_names(self._guest)
+        self._detached = devices
         try:
             for device in devices:
                 self._detach(device)
             yield
         except BaseException:
             with contextlib.suppress(exception.ReleaseFailed):
-                self._put_back(devices, lasting)
+                self._put_back(devices, self._lasting)
             raise
-        self._put_back(devices, lasting)
+        self._put_back(devices, self._lasting)
 
     def _detach(self, device: PassthroughDevice) -> None:
         LOG.info('Detaching %s, for the guest\'s memory to be saved',
@@ -239,6 +267,7 @@ class PassthroughDevices:
             retry_error_callback=_last_result,
         )(self._put_back_once, devices, lasting)
         if not reasons:
+            self._detached = []
             return
         what = '; '.join(f'{name}: {reason}'
                          for name, reason in reasons.items())

@@ -87,6 +87,71 @@ def _commit(overlay: str, disk: str, storage: str, disk_format: str) -> None:
     processutils.execute('qemu-img', 'commit', '-q', '--image-opts', source)
 
 
+def backing_file(overlay: str) -> tuple[str, str]:
+    """Give path and format of what an overlay says that it is over.
+
+    :raises ProcessExecutionError: it can't be read
+    :raises ValueError: it is over nothing
+    """
+    command = ('qemu-img', 'info', '--force-share', '--output=json',
+               '-f', 'qcow2', overlay)
+    info = json.loads(_info(overlay, command))
+    if not info.get('full-backing-filename'):
+        raise ValueError(f'{overlay} has no backing file')
+    return (info['full-backing-filename'],
+            info.get('backing-filename-format', 'raw'))
+
+
+def backing_chain(path: str, disk_format: str) -> list[str]:
+    """List the files of a backing chain, that on top first.
+
+    :raises ProcessExecutionError: it can't be read
+    """
+    command = ('qemu-img', 'info', '--force-share', '--backing-chain',
+               '--output=json', '-f', disk_format, path)
+    return [image['filename'] for image in json.loads(_info(path, command))]
+
+
+def _info(path: str, command: tuple[str, ...]) -> str:
+    if not os.access(path, os.R_OK):
+        return _privileged_info(command)
+    found, _ = processutils.execute(
+        *command, timeout=CONF.snapext.job_timeout)
+    return found
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def _privileged_info(command: tuple[str, ...]) -> str:
+    if tuple(command[:2]) != ('qemu-img', 'info'):
+        raise ValueError(f'{command[:2]} is not qemu-img info')
+    found, _ = processutils.execute(*command)
+    return found
+
+
+def put_below(path: str, disk_format: str, disk: planning.RootDisk) -> None:
+    """Name another backing file in an image, of the same content.
+
+    :param path: of the image, which no guest uses
+    :raises ProcessExecutionError: it is in use, or can't be written
+    """
+    if os.access(path, os.W_OK):
+        _put_below(path, disk_format, disk.path, disk.format)
+    else:
+        _privileged_put_below(path, disk_format, disk.path, disk.format)
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def _privileged_put_below(path: str, disk_format: str, backing: str,
+                          backing_format: str) -> None:
+    _put_below(path, disk_format, backing, backing_format)
+
+
+def _put_below(path: str, disk_format: str, backing: str,
+               backing_format: str) -> None:
+    processutils.execute('qemu-img', 'rebase', '-q', '-u', '-f', disk_format,
+                         '-b', backing, '-F', backing_format, path)
+
+
 def create_snapshot(name: str, path: str) -> None:
     """Make a snapshot inside a qcow2 that no guest uses.
 

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import os
 import select
 import signal
+import typing as ty
 
 import nova.privsep
 from oslo_concurrency import processutils
+import psutil
 
 from nova_snapext import conf
 from nova_snapext import exception
-from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext import plan as planning
+
+if ty.TYPE_CHECKING:
+    from nova_snapext.freeze import directory as snapshot_directory
 
 CONF = conf.CONF
 
@@ -55,6 +60,17 @@ class Server:
         ended, _, _ = select.select(
             [self._pidfd], [], [], CONF.snapext.job_timeout)
         return bool(ended)
+
+
+def serving(socket: str, instance_uuid: str) -> Iterator[Server]:
+    """Find the servers on a socket, whoever has started them."""
+    for process in psutil.process_iter(['name', 'cmdline']):
+        words = process.info['cmdline'] or ()
+        if process.info['name'] == 'qemu-nbd' and socket in words:
+            try:
+                yield Server(process.pid, instance_uuid)
+            except ProcessLookupError:
+                continue  # it has just ended
 
 
 def serve(disk: planning.RootDisk, directory: snapshot_directory.Directory,

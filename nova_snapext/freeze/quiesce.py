@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import typing as ty
 
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import base
+from nova_snapext import journal
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -30,12 +34,35 @@ NO_ANSWER = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
              libvirt.VIR_ERR_AGENT_UNSYNCED)
 
 
-class Filesystems:
+class Filesystems(journal.Resource):
     """The filesystems of a guest, which may be frozen."""
+
+    kind = 'filesystems'
 
     def __init__(self, plan: planning.Plan):
         self._plan = plan
         self._frozen = False
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'agent': _has_agent(self._plan)}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any]) -> Filesystems:
+        filesystems = cls(plan)
+        # None frozen are thawed without harm.
+        filesystems._frozen = (record['agent'] and plan.guest is not None and
+                               plan.guest.is_active())
+        if filesystems._frozen and not _agent_connected(plan):
+            LOG.warning('The guest\'s filesystems may be frozen since an '
+                        'interrupted snapshot, and its agent is not connected '
+                        'to thaw them. If the guest hangs, reboot it',
+                        instance=plan.instance)
+            filesystems._frozen = False
+        return filesystems
+
+    def release(self) -> None:
+        self.thaw()
 
     @contextlib.contextmanager
     def quiesced(self) -> Iterator[base.Consistency]:
@@ -70,7 +97,7 @@ class Filesystems:
             return
         guest = self._plan.guest
         try:
-            with bounded_agent(self._plan):
+            with bounded_agent(guest):
                 guest.thaw_filesystems()
         except libvirt.libvirtError as error:
             if guest.is_active():
@@ -84,13 +111,12 @@ class Filesystems:
     def _freeze(self) -> str | None:
         """Freeze them; or say why it can't be done."""
         plan = self._plan
-        if not plan.instance.image_meta.properties.get(
-                'hw_qemu_guest_agent', False):
+        if not _has_agent(plan):
             return 'its image does not have the property hw_qemu_guest_agent'
         if not _agent_connected(plan):
             return 'its guest agent is not connected'
         try:
-            with bounded_agent(plan):
+            with bounded_agent(plan.guest):
                 plan.guest.freeze_filesystems()
         except libvirt.libvirtError as error:
             self._undo_freeze(error)
@@ -118,6 +144,11 @@ class Filesystems:
                         instance=self._plan.instance)
 
 
+def _has_agent(plan: planning.Plan) -> bool:
+    return bool(plan.instance.image_meta.properties.get(
+        'hw_qemu_guest_agent', False))
+
+
 def _agent_connected(plan: planning.Plan) -> bool:
     channels = etree.fromstring(plan.guest.get_xml_desc()).xpath(
         './devices/channel/target[@name=$name]', name=AGENT_CHANNEL)
@@ -125,9 +156,9 @@ def _agent_connected(plan: planning.Plan) -> bool:
 
 
 @contextlib.contextmanager
-def bounded_agent(plan: planning.Plan) -> Iterator[None]:
+def bounded_agent(guest: libvirt_guest.Guest) -> Iterator[None]:
     """Bound the waiting for the agent, which libvirt by itself does not."""
-    domain = plan.guest._domain
+    domain = guest._domain
     domain.agentSetResponseTimeout(CONF.snapext.agent_timeout, 0)
     try:
         yield

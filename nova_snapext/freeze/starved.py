@@ -14,14 +14,14 @@ LOG = logging.getLogger(__name__)
 class Starvation:
     """Brings a guest back that was starved while a snapshot ran."""
 
-    def __init__(self, instance: objects.Instance):
+    def __init__(self, instance: objects.Instance, ran: bool = False):
         self._instance = instance
-        self._ran = False
+        self.ran = ran
 
     def note(self, guest: libvirt_guest.Guest) -> None:
         """Note that the snapshot begins, and whether the guest runs then."""
         state, _reason = guest._domain.state()
-        self._ran = state == libvirt.VIR_DOMAIN_RUNNING
+        self.ran = state == libvirt.VIR_DOMAIN_RUNNING
 
     def end(self, guest: libvirt_guest.Guest, directory: str) -> None:
         """Resume the guest, if QEMU has paused it since.
@@ -30,7 +30,7 @@ class Starvation:
 
         :param directory: that ran full
         """
-        if not self._ran:
+        if not self.ran:
             return
         state, reason = guest._domain.state()
         if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED,

@@ -23,7 +23,9 @@ from oslotest import base
 
 from nova_snapext import conf
 from nova_snapext import driver
+from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext import recovery
 
 DISK_SIZE = 8 * units.Mi
 
@@ -69,6 +71,7 @@ class FakeInstance:
 
     def __init__(self, name):
         self.uuid = str(uuid.uuid4())
+        self.host = None
         self.name = name
         self.image_meta = objects.ImageMeta.from_dict({'properties': {}})
         self.numa_topology = None
@@ -99,6 +102,9 @@ class GuestTestCase(base.BaseTestCase):
         self.freezes = self.directory / self.id().rpartition('.')[2][:20]
         config = self.useFixture(config_fixture.Config(conf.CONF))
         config.config(freeze_directory=str(self.freezes), group='snapext')
+        self.journal = self.useFixture(fixtures.TempDir(
+            rootdir=str(self.directory))).path
+        config.config(journal_directory=self.journal, group='snapext')
         config.config(
             connection_uri=self.libvirtd.uri,
             virt_type='kvm' if self.libvirtd.has_kvm else 'qemu',
@@ -170,6 +176,14 @@ class GuestTestCase(base.BaseTestCase):
             domain.destroy()
         domain.undefine()
 
+    def recover(self, plan):
+        """Clean up after a snapshot, as when nova-compute starts."""
+        recovery.recover(self.driver, journal.find(plan.instance.uuid),
+                         instance=plan.instance)
+
+    def give_journal_to(self, uid):
+        os.chown(self.journal, uid, uid)
+
     def write_as_guest(self, plan, pattern):
         """Have the guest's disk device overwrite the whole disk."""
         libvirt_qemu.qemuMonitorCommand(
@@ -187,7 +201,8 @@ class GuestTestCase(base.BaseTestCase):
         self.assertNotIn('verification failed', output)
 
     def assert_nothing_left(self, plan):
-        self.assertEqual([], list(self.freezes.iterdir()))
+        self.assertEqual([], os.listdir(self.journal))
+        self.assertEqual([], list(self.freezes.glob('*')))
         self.assertEqual(
             [], list((self.images / plan.instance.uuid).glob('*')))
         self.assertTrue(plan.guest._domain.isPersistent())

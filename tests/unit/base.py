@@ -3,6 +3,7 @@
 
 from unittest import mock
 
+import fixtures
 from nova import test
 from nova.tests.unit import fake_instance
 from nova.virt.libvirt import guest as libvirt_guest
@@ -19,6 +20,11 @@ QCOW2 = planning.RootDisk(target='vda', storage='file', path='/i/disk',
 class TestCase(test.NoDBTestCase):
 
     CONF = conf.CONF
+
+    def setUp(self):
+        super().setUp()
+        self.journal = self.useFixture(fixtures.TempDir()).path
+        self.flags(journal_directory=self.journal, group='snapext')
 
     def instance(self, **image_properties):
         return fake_instance.fake_instance_obj(

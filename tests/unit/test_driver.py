@@ -42,6 +42,10 @@ class SnapshotTestCase(base.TestCase):
         self.domain = mock.MagicMock()
         self.domain.XMLDesc.return_value = DOMAIN.format('qcow2')
         self.domain.isActive.return_value = 1
+        self.domain.info.return_value = [libvirt.VIR_DOMAIN_RUNNING] * 5
+        self.domain.jobStats.return_value = {
+            'type': libvirt.VIR_DOMAIN_JOB_NONE}
+        self.domain.blockJobInfo.return_value = {}
         self.steps = []
         self.update_task_state = mock.Mock(
             side_effect=lambda task_state, **_expected:
@@ -69,7 +73,7 @@ class SnapshotTestCase(base.TestCase):
         return result
 
     @contextlib.contextmanager
-    def freeze(self, plan):
+    def freeze(self, plan, entry):
         self.steps.append('freeze')
         try:
             yield freeze.FrozenDisk(

@@ -27,10 +27,13 @@ class ReflinkStrategy(freeze.FreezingStrategy):
         return None
 
     def _freeze(self, plan, stack):
-        directory = snapshot_directory.Directory.make(plan.instance)
-        stack.callback(directory.remove)
+        directory = snapshot_directory.Directory.choose(plan.instance)
+        stack.hold(directory)
+        directory.make()
         copy = pathlib.Path(directory.path, 'disk')
-        with quiesce.Filesystems(plan).quiesced() as consistency, \
+        filesystems = quiesce.Filesystems(plan)
+        stack.hold(filesystems)
+        with filesystems.quiesced() as consistency, \
                 stopped(plan.guest), timeutils.StopWatch() as watch:
             instant = timeutils.utcnow()
             processutils.execute(

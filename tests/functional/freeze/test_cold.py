@@ -213,7 +213,7 @@ class SuspendedTest(contract.RunningGuestContract, contract.RawDiskContract,
         self.assertIn(f'virsh start {plan.instance.name}', text)
         self.assertIn('no memory', text)
         self.assertTrue(plan.guest._domain.hasManagedSaveImage())
-        plan.guest.launch()
+        self.recover(plan)
         self.assertEqual(libvirt.VIR_DOMAIN_RUNNING_RESTORED,
                          self.state(plan)[1])
         self.assert_nothing_left(plan)

@@ -22,6 +22,7 @@ from nova_snapext.freeze import external
 from nova_snapext.freeze import overlay
 from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import qemu_nbd
+from nova_snapext import journal
 from tests.functional import base
 from tests.functional.freeze import contract
 
@@ -297,6 +298,7 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         plan = self.guest(disk)
         definition = plan.guest.get_xml_desc(dump_inactive=True)
         taken = overlay.Overlay(self.host, plan)
+        taken.prepare(plan.guest)
         taken.create(plan.guest)
         taken.take(plan.guest)
         self.write_as_guest(plan, BEFORE)
@@ -324,8 +326,9 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
     def test_a_guest_on_an_overlay_is_put_on_no_other(self):
         plan = self.guest(self.qcow2())
         with self.strategy.freeze(plan):
-            self.assertIn('disk.snapext', self.freeze_fails(
-                plan, exception.FreezeFailed))
+            self.assertIn('disk.snapext', str(self.assertRaises(
+                ValueError, overlay.Overlay(self.host, plan).prepare,
+                plan.guest)))
         self.assert_nothing_left(plan)
 
     def test_the_guest_is_never_defined_on_the_disk_before_it_is_whole(self):
@@ -431,7 +434,7 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         """Check that nothing was lost by a release that failed."""
         self.assertEqual([str(self.overlay_of(plan)), plan.disk.path],
                          self.live_chain(plan)[:2])
-        overlay.Overlay(self.host, plan).merge()
+        self.recover(plan)
         self.assertEqual([plan.disk.path], self.live_chain(plan))
         self.assert_nothing_left(plan)
         plan.guest.poweroff()
@@ -480,7 +483,11 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         disk = self.qcow2()
         plan = self.guest(disk)
         taken = overlay.Overlay(self.host, plan)
+        taken.prepare(plan.guest)
         taken.create(plan.guest)
+        with contextlib.ExitStack() as stack:
+            entry = stack.enter_context(journal.opened(plan, 'external'))
+            entry.add(taken)
         taken.take(plan.guest)
         self.write_as_guest(plan, AFTER)
         plan.guest._domain.blockCommit(
@@ -591,6 +598,7 @@ class NovaUserTest(ExternalTestCase):
         plan = self.guest(disk)
         for directory in (self.freezes, self.images / plan.instance.uuid):
             os.chown(directory, self.UID, self.UID)
+        self.give_journal_to(self.UID)
         with contextlib.ExitStack() as stack:
             stack.callback(os.setresuid, 0, 0, 0)
             os.setresuid(self.UID, self.UID, 0)

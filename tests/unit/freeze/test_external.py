@@ -10,11 +10,12 @@ from nova_snapext.freeze import external
 from nova_snapext.freeze import overlay
 from nova_snapext.freeze import qemu_nbd
 from nova_snapext.freeze import quiesce
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from tests.unit import base
 
-RELEASE = ('stream', 'serve.end', 'Overlay.merge', 'Filesystems.thaw',
-           'Directory.make.remove')
+RELEASE = ('stream', 'serve.end', 'Overlay.release',
+           'Directory.choose.release')
 
 
 class ExternalTest(base.TestCase):
@@ -22,13 +23,14 @@ class ExternalTest(base.TestCase):
     def setUp(self):
         super().setUp()
         self.calls = mock.Mock()
+        self.useFixture(fixtures.MockPatchObject(journal.Entry, 'write'))
         for module, name in ((directory, 'Directory'), (overlay, 'Overlay'),
                              (quiesce, 'Filesystems'), (qemu_nbd, 'serve')):
             self.useFixture(fixtures.MockPatchObject(
                 module, name, getattr(self.calls, name)))
         self.quiesced = self.calls.Filesystems.return_value.quiesced
         self.quiesced.return_value = mock.MagicMock()
-        self.calls.Directory.make.return_value.socket = '/s'
+        self.calls.Directory.choose.return_value.socket = '/s'
         self.strategy = external.ExternalStrategy(mock.MagicMock())
 
     def freeze(self):
@@ -61,19 +63,26 @@ class ExternalTest(base.TestCase):
         self.freeze()
         self.assertEqual(list(RELEASE), self.order(*RELEASE))
 
+    def test_filesystems_that_are_not_thawed_are_once_more_at_the_end(self):
+        self.quiesced.return_value.__exit__.side_effect = (
+            exception.ThawFailed(instance='i', guest='g', reason='r'))
+        self.assertRaises(exception.ThawFailed, self.freeze)
+        self.assertEqual(['Overlay.release', 'Filesystems.release'],
+                         self.order('Overlay.release', 'Filesystems.release'))
+
     def test_a_release_that_fails_in_part_goes_on(self):
         failed = exception.ReleaseFailed(instance='i', reason='r')
         for part in (self.calls.serve.return_value.end,
-                     self.calls.Overlay.return_value.merge):
+                     self.calls.Overlay.return_value.release):
             part.side_effect = failed
         self.assertRaises(exception.ReleaseFailed, self.freeze)
         self.assertEqual(list(RELEASE), self.order(*RELEASE))
 
     def test_an_overlay_that_is_not_ours_is_not_merged(self):
-        self.calls.Overlay.return_value.create.side_effect = ValueError('old')
+        self.calls.Overlay.return_value.prepare.side_effect = ValueError('old')
         self.assertRaises(exception.FreezeFailed, self.freeze)
-        self.assertEqual(['Directory.make.remove'],
-                         self.order(*RELEASE[:3], RELEASE[4]))
+        self.assertEqual(['Directory.choose.release'],
+                         self.order(*RELEASE))
 
     def test_files_and_devices_are_served(self):
         self.assertIsNone(self.strategy.reason_against(self.plan()))

@@ -15,6 +15,7 @@ from nova_snapext import exception
 from nova_snapext.freeze import internal
 from nova_snapext.freeze import internal_snapshot
 from nova_snapext.freeze import libvirtd
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from tests.unit import base
 
@@ -168,6 +169,7 @@ class FreezeTest(InternalTestCase):
         self.flags(freeze_directory=self.useFixture(
             fixtures.TempDir()).path, group='snapext')
         self.order = []
+        self.useFixture(fixtures.MockPatchObject(journal.Entry, 'write'))
         self.serve = self.patched(
             'nova_snapext.freeze.qemu_nbd.serve',
             side_effect=lambda *_args: self.note('serve'))
@@ -284,6 +286,7 @@ class ReleaseTest(InternalTestCase):
         self.known.delete.side_effect = self.delete
         self.snapshot = internal_snapshot.InternalSnapshot(
             self.host, self.plan_, ['/i/disk', '/i/disk.eph0'])
+        self.snapshot.note(self.guest)
         self.snapshot.create_with_memory(self.guest, ['vda', 'vdb'])
 
     def create(self, _config, no_metadata):
@@ -397,6 +400,7 @@ class ReleaseTest(InternalTestCase):
 
     def test_a_guest_that_was_paused_before_stays_paused(self):
         self.halt(libvirt.VIR_DOMAIN_PAUSED_SAVE)
+        self.snapshot.note(self.guest)
         self.snapshot.create_with_memory(self.guest, ['vda', 'vdb'])
         self.snapshot.release()
         self.guest.resume.assert_not_called()

@@ -22,6 +22,7 @@ from nova_snapext.freeze import backup
 from nova_snapext.freeze import cold
 from nova_snapext.freeze import internal
 from nova_snapext.freeze import passthrough
+from nova_snapext import journal
 from tests.unit import base
 from tests.unit.freeze import fake_guest
 
@@ -355,6 +356,7 @@ class DetachedTest(base.TestCase):
                    group='snapext')
         self.patch(backup, '_qemu_uid', lambda _guest: os.geteuid())
         self.patch(backup, 'backup_job')
+        self.patch(journal.Entry, 'write')
         with backup.BackupStrategy(self.driver).freeze(
                 self.domain_plan):
             self.assert_has_what_it_had()
