@@ -69,6 +69,13 @@ FREEZE = 'nova_snapext.freeze.'
 UPLOAD = 'nova_snapext.upload.'
 NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 
+ADD = 'nova_snapext.journal:Entry.add'
+
+BEGUN = (
+    Point('the journal is to be begun', 'os:link', BEFORE),
+    Point('the journal is begun', 'nova_snapext.journal:Entry.write'),
+    Point('the image is in the journal', ADD),
+)
 MADE = Point('its directory is made', f'{FREEZE}directory:Directory.make')
 QUIESCED = Point('the filesystems are frozen',
                  f'{FREEZE}quiesce:Filesystems._freeze', guest=FROZEN)
@@ -86,6 +93,9 @@ SENT = (
 SERVER_ENDED = Point('qemu-nbd has ended', f'{FREEZE}qemu_nbd:Server.end')
 DONE = (
     Point('its directory is removed', f'{FREEZE}directory:Directory.remove'),
+    Point('the journal is to be ended', 'nova_snapext.journal:Entry.close',
+          BEFORE),
+    Point('the journal is ended', 'nova_snapext.journal:Entry.close'),
     Point('it is done', 'nova_snapext.driver:SnapextDriver.snapshot'),
 )
 
@@ -104,6 +114,8 @@ MERGED = (
 )
 
 BACKUP = Case('backup', True, (
+    *BEGUN,
+    Point('the backup job is in the journal', ADD, nth=3),
     MADE,
     Point('its directory is shared with QEMU',
           f'{FREEZE}directory:Directory.share_with'),
@@ -120,7 +132,10 @@ BACKUP = Case('backup', True, (
 ))
 
 EXTERNAL = Case('external', True, (
+    *BEGUN,
+    Point('its directory is in the journal', ADD, nth=2),
     MADE,
+    Point('the overlay is in the journal', ADD, nth=4),
     OVERLAY_MADE,
     QUIESCED,
     Point('the guest is on the overlay', 'libvirt:virDomain.snapshotCreateXML',
@@ -134,7 +149,9 @@ EXTERNAL = Case('external', True, (
 ))
 
 INTERNAL = Case('internal', True, (
+    *BEGUN,
     MADE,
+    Point('the snapshot is in the journal', ADD, nth=5),
     QUIESCED,
     Point('the memory is being saved', 'libvirt:virDomain.snapshotCreateXML',
           DURING, guest=FROZEN, delay=0.3),
@@ -151,7 +168,9 @@ INTERNAL = Case('internal', True, (
 ))
 
 INTERNAL_OFF = Case('internal', False, (
+    *BEGUN,
     MADE,
+    Point('the snapshot is in the journal', ADD, nth=4),
     Point('the snapshot is made',
           f'{FREEZE}internal_snapshot:InternalSnapshot.create'),
     SERVED,
@@ -162,8 +181,11 @@ INTERNAL_OFF = Case('internal', False, (
 ))
 
 COLD = Case('cold', True, (
+    *BEGUN,
     MADE,
+    Point('the overlay is in the journal', ADD, nth=3),
     OVERLAY_MADE,
+    Point('the suspension is in the journal', ADD, nth=5),
     Point('the memory is to be saved', 'libvirt:virDomain.managedSave',
           BEFORE),
     Point('the memory is being saved', 'libvirt:virDomain.managedSave', DURING,
@@ -174,9 +196,9 @@ COLD = Case('cold', True, (
           f'{FREEZE}overlay:Overlay._move_definition', guest=HALTED),
     Point('the saved memory is on the overlay',
           f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
-    Point('the guest is being resumed', f'{FREEZE}cold:ColdStrategy._resume',
+    Point('the guest is being resumed', f'{FREEZE}cold:Suspension.resume',
           DURING, guest=HALTED, delay=0.5),
-    Point('the guest is resumed', f'{FREEZE}cold:ColdStrategy._resume'),
+    Point('the guest is resumed', f'{FREEZE}cold:Suspension.resume'),
     SERVED,
     *SENT,
     SERVER_ENDED,
@@ -185,6 +207,7 @@ COLD = Case('cold', True, (
 ))
 
 COLD_OFF = Case('cold', False, (
+    *BEGUN,
     MADE,
     SERVED,
     *SENT,
@@ -193,6 +216,7 @@ COLD_OFF = Case('cold', False, (
 ))
 
 NATIVE = Case('native', True, (
+    *BEGUN,
     Point('Nova\'s own snapshot is to begin', f'{NOVA}snapshot', BEFORE),
     Point('the domain is undefined', f'{NOVA}_delete_guest_configuration'),
     Point('the mirror has begun',
@@ -207,6 +231,7 @@ NATIVE = Case('native', True, (
     Point('the image is being sent',
           'glanceclient.v2.images:Controller.upload', DURING, delay=0.2),
     Point('Nova\'s own snapshot is over', f'{NOVA}snapshot'),
+    *DONE[1:],
 ))
 
 CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
@@ -252,7 +277,7 @@ ERRORS = {
         Point('the saved memory is on the overlay',
               f'{FREEZE}overlay:Overlay._move_saved_state'),
         Point('the guest is to be resumed',
-              f'{FREEZE}cold:ColdStrategy._resume', BEFORE),
+              f'{FREEZE}cold:Suspension.resume', BEFORE),
         SERVING,
         COMPARING,
     ),
@@ -289,15 +314,34 @@ RELEASE_ERRORS = {
     COLD: (*COMMITTING, REMOVING),
 }
 
+#: When the journal's last resource is released, and after that.
+HEALED = (
+    Point('the image is deleted',
+          'nova_snapext.upload.image:UnfinishedImage.release'),
+    Point('the journal is to be ended', 'nova_snapext.journal:Entry.close',
+          BEFORE),
+    Point('the journal is ended', 'nova_snapext.journal:Entry.close'),
+)
+
 #: Points of the healing of what a first kill has left, by case and by the
 #: point of that.
 HEALING = {
-    (BACKUP, READ): BACKUP.since('the backup job is to be ended')[:-1],
-    (EXTERNAL, READ): EXTERNAL.since('the commit is to begin')[:-1],
+    (BACKUP, READ): (
+        *BACKUP.since('the backup job is to be ended')[:4],
+        Point('the backup job is off the journal',
+              'nova_snapext.journal:Entry.forget'),
+        *HEALED,
+    ),
+    (EXTERNAL, READ): (
+        *MERGED,
+        EXTERNAL.point('its directory is removed'),
+        *HEALED,
+    ),
     (INTERNAL, READ): (
         SNAPSHOTTED,
         INTERNAL.point('the snapshot is deleted'),
         INTERNAL.point('its directory is removed'),
+        *HEALED,
     ),
     (COLD, COLD.point('the saved memory is on the overlay')): (
         Point('the overlay is being committed', f'{FREEZE}qemu_img:commit',
@@ -308,6 +352,9 @@ HEALING = {
               f'{FREEZE}overlay:Overlay._move_definition', guest=HALTED),
         Point('the saved memory is on the disk again',
               f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
+        COLD.point('the guest is being resumed'),
+        COLD.point('the guest is resumed'),
+        *HEALED,
     ),
 }
 
