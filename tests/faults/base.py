@@ -196,7 +196,7 @@ class FaultTestCase(e2e.CloudTestCase):
         status = servers.show(self.client, self.server)['status']
         return Standing(
             status=status,
-            domain=self.host.virsh('domstate', '--reason', self.server),
+            domain=self.host.virsh('domstate', self.server),
             definitions=tuple(
                 OF_ONE_START.sub('', self.host.virsh(*words, self.server))
                 for words in (('dumpxml',), ('dumpxml', '--inactive'))),
