@@ -28,6 +28,7 @@ from nova_snapext.freeze import internal_snapshot
 from nova_snapext.freeze import native
 from nova_snapext.freeze import overlay
 from nova_snapext.freeze import passthrough
+from nova_snapext.freeze import qemu_nbd
 from nova_snapext.freeze import quiesce
 from nova_snapext import journal
 from nova_snapext import plan as planning
@@ -46,6 +47,7 @@ RESOURCES: dict[str, type[journal.Resource]] = {
         native.NativeSnapshot,
         overlay.Overlay,
         passthrough.PassthroughDevices,
+        qemu_nbd.Export,
         quiesce.Filesystems,
     )}
 

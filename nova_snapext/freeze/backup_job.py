@@ -81,7 +81,7 @@ class BackupJob(journal.Resource):
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 plan: planning.Plan, record: dict[str, ty.Any]) -> BackupJob:
         job = cls(driver._host, plan, snapshot_directory.Directory(
-            plan.instance, record['directory']))
+            record['directory']))
         job._starvation.ran = record['ran']
         return job
 
@@ -104,7 +104,7 @@ class BackupJob(journal.Resource):
     def release(self) -> None:
         # The files go after the job that uses them, and only if it is over.
         self.end()
-        self._directory.release()
+        self._directory.remove()
 
     def end(self) -> None:
         """End it, if it runs at all, and wait until libvirt has let go of it.

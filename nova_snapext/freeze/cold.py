@@ -78,8 +78,9 @@ class ColdStrategy(base.FreezingStrategy):
             else:
                 instant = timeutils.utcnow()
                 consistency = base.consistency_of_shut_off(plan)
-            server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid)
-        stack.callback(server.end)
+            export = qemu_nbd.Export(plan.instance.uuid, directory.socket)
+            stack.hold(export)
+            export.serve(plan.disk, directory)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed(),

@@ -14,7 +14,6 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_utils import fileutils
 
 from nova_snapext import conf
-from nova_snapext.freeze import qemu_nbd
 from nova_snapext import journal
 from nova_snapext import plan as planning
 
@@ -29,8 +28,7 @@ class Directory(journal.Resource):
 
     kind = 'directory'
 
-    def __init__(self, instance: objects.Instance, path: str):
-        self._instance = instance
+    def __init__(self, path: str):
         self.path = path
         self.socket = os.path.join(path, 'nbd')
         self.scratch = os.path.join(path, 'scratch')
@@ -43,7 +41,7 @@ class Directory(journal.Resource):
         :raises ValueError: the path is too long for a Unix socket
         """
         parent = CONF.snapext.freeze_directory
-        directory = cls(instance, os.path.join(
+        directory = cls(os.path.join(
             parent, f'{instance.uuid[:8]}-{secrets.token_hex(4)}'))
         excess = len(os.fsencode(directory.socket)) - SOCKET_PATH_LIMIT
         if excess > 0:
@@ -66,16 +64,9 @@ class Directory(journal.Resource):
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 plan: planning.Plan, record: dict[str, ty.Any]) -> Directory:
-        return cls(plan.instance, **record)
+        return cls(**record)
 
     def release(self) -> None:
-        """End the qemu-nbd that serves from it, if any, and remove it.
-
-        :raises ReleaseFailed: qemu-nbd does not end
-        :raises OSError: something can't be removed
-        """
-        for server in qemu_nbd.serving(self.socket, self._instance.uuid):
-            server.end()
         self.remove()
 
     def __str__(self) -> str:

@@ -51,8 +51,9 @@ class ExternalStrategy(base.FreezingStrategy):
             overlay.take(plan.guest)
         instant = timeutils.utcnow()
         stack.settle(filesystems)
-        server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid)
-        stack.callback(server.end)
+        export = qemu_nbd.Export(plan.instance.uuid, directory.socket)
+        stack.hold(export)
+        export.serve(plan.disk, directory)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed(),

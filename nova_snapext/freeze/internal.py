@@ -109,9 +109,9 @@ class InternalStrategy(base.FreezingStrategy):
             with timeutils.StopWatch() as watch:
                 snapshot.create()
         stack.settle(filesystems)
-        server = qemu_nbd.serve(plan.disk, directory, plan.instance.uuid,
-                                snapshot.name)
-        stack.callback(server.end)
+        export = qemu_nbd.Export(plan.instance.uuid, directory.socket)
+        stack.hold(export)
+        export.serve(plan.disk, directory, snapshot.name)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed(),

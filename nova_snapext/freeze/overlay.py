@@ -283,6 +283,8 @@ class Overlay(journal.Resource):
         self._move_definition(guest, self._overlay, self._disk)
         if self._live_chain(guest)[0] == self._disk.path:
             self._check_stands_on(self._disk, guest)
+        else:
+            self._forget_chain(guest)
         self._remove()
         self._starvation.end(guest, os.path.dirname(self.path))
         return True
@@ -291,7 +293,8 @@ class Overlay(journal.Resource):
         disks = self._startable(guest)
         paths = {chain.path_of(disk) for disk in disks}
         if not paths <= {self.path, self._disk.path}:
-            return self._merge_below(disks)
+            self._merge_below(guest, disks)
+            return True
         if self.path not in paths:
             # Only libvirt brings the definition back, when QEMU has left the
             # overlay; Nova never writes one while there is an overlay.
@@ -312,18 +315,27 @@ class Overlay(journal.Resource):
         self._remove()
         return True
 
-    def _merge_below(self, disks: list[etree._Element]) -> bool:
-        """Take it out from below overlays of somebody else's.
-
-        :returns: whether it is done
-        """
+    def _merge_below(self, guest: libvirt_guest.Guest,
+                     disks: list[etree._Element]) -> None:
+        """Take it out from below overlays of somebody else's."""
         for disk in disks:
             top = chain.path_of(disk)
             if top in (None, self.path, self._disk.path):
                 raise ValueError(f'the guest is defined on {top} and others')
             self._take_out(str(top), disk.find('driver').get('type'))
+        self._forget_chain(guest)
         self._remove()
-        return True
+
+    def _forget_chain(self, guest: libvirt_guest.Guest) -> None:
+        """Have libvirt find the chain anew when the guest is started."""
+        disk = chain.find_disk(guest.get_xml_desc(dump_inactive=True),
+                               self._disk.target)
+        if self.path in chain.paths_of(disk):
+            for below in disk.findall('backingStore'):
+                disk.remove(below)
+            guest._domain.updateDeviceFlags(
+                etree.tostring(disk, encoding='unicode', with_tail=False),
+                libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
     def _take_out(self, top: str, top_format: str) -> None:
         paths = qemu_img.backing_chain(top, top_format)

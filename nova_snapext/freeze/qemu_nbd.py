@@ -10,15 +10,15 @@ import signal
 import typing as ty
 
 import nova.privsep
+from nova.virt.libvirt import driver as libvirt_driver
 from oslo_concurrency import processutils
 import psutil
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.freeze import directory as snapshot_directory
+from nova_snapext import journal
 from nova_snapext import plan as planning
-
-if ty.TYPE_CHECKING:
-    from nova_snapext.freeze import directory as snapshot_directory
 
 CONF = conf.CONF
 
@@ -62,8 +62,39 @@ class Server:
         return bool(ended)
 
 
-def serving(socket: str, instance_uuid: str) -> Iterator[Server]:
-    """Find the servers on a socket, whoever has started them."""
+class Export(journal.Resource):
+    """A disk that is served on a socket, for the time of one snapshot."""
+
+    kind = 'qemu-nbd'
+
+    def __init__(self, instance_uuid: str, socket: str):
+        self._instance = instance_uuid
+        self._socket = socket
+        self._server: Server | None = None
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'socket': self._socket}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                plan: planning.Plan, record: dict[str, ty.Any]) -> Export:
+        return cls(plan.instance.uuid, **record)
+
+    def serve(self, disk: planning.RootDisk,
+              directory: snapshot_directory.Directory,
+              snapshot: str | None = None) -> None:
+        """Begin, as :func:`serve` does."""
+        self._server = serve(disk, directory, self._instance, snapshot)
+
+    def release(self) -> None:
+        servers = ([self._server] if self._server is not None
+                   else _servers_on(self._socket, self._instance))
+        for server in servers:
+            server.end()
+
+
+def _servers_on(socket: str, instance_uuid: str) -> Iterator[Server]:
+    """Find servers, whoever has started them."""
     for process in psutil.process_iter(['name', 'cmdline']):
         words = process.info['cmdline'] or ()
         if process.info['name'] == 'qemu-nbd' and socket in words:

@@ -38,10 +38,10 @@ class ReflinkStrategy(freeze.FreezingStrategy):
             instant = timeutils.utcnow()
             processutils.execute(
                 'cp', '--reflink=always', plan.disk.path, copy)
-        server = qemu_nbd.serve(
-            dataclasses.replace(plan.disk, path=str(copy)), directory,
-            plan.instance.uuid)
-        stack.callback(server.end)
+        export = qemu_nbd.Export(plan.instance.uuid, directory.socket)
+        stack.hold(export)
+        export.serve(dataclasses.replace(plan.disk, path=str(copy)),
+                     directory)
         return freeze.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed(),
