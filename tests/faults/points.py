@@ -71,31 +71,26 @@ NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 
 ADD = 'nova_snapext.journal:Entry.add'
 
-BEGUN = (
-    Point('the journal is to be begun', 'os:link', BEFORE),
-    Point('the journal is begun', 'nova_snapext.journal:Entry.write'),
-    Point('the image is in the journal', ADD),
-)
+IMAGE_ADDED = Point('the image is in the journal', ADD)
 MADE = Point('its directory is made', f'{FREEZE}directory:Directory.make')
 QUIESCED = Point('the filesystems are frozen',
                  f'{FREEZE}quiesce:Filesystems._freeze', guest=FROZEN)
 THAWED = Point('the filesystems are thawed',
                f'{FREEZE}quiesce:Filesystems.thaw')
 SERVED = Point('qemu-nbd serves', f'{FREEZE}qemu_nbd:serve')
+READ = Point('the 50th piece is read', f'{UPLOAD}body:Body.read', nth=50)
 SENT = (
-    Point('the upload is to begin', f'{UPLOAD}glance:StreamingClient._attempt',
-          BEFORE),
-    Point('the first piece is read', f'{UPLOAD}body:Body.read'),
-    Point('the 50th piece is read', f'{UPLOAD}body:Body.read', nth=50),
+    READ,
     Point('the upload is over', f'{UPLOAD}glance:StreamingClient._attempt'),
-    Point('the digest is compared', f'{UPLOAD}glance:_mismatch'),
 )
 SERVER_ENDED = Point('qemu-nbd has ended', f'{FREEZE}qemu_nbd:Server.end')
-DONE = (
-    Point('its directory is removed', f'{FREEZE}directory:Directory.remove'),
+JOURNAL_ENDED = (
     Point('the journal is to be ended', 'nova_snapext.journal:Entry.close',
           BEFORE),
     Point('the journal is ended', 'nova_snapext.journal:Entry.close'),
+)
+DONE = (
+    Point('its directory is removed', f'{FREEZE}directory:Directory.remove'),
     Point('it is done', 'nova_snapext.driver:SnapextDriver.snapshot'),
 )
 
@@ -113,8 +108,11 @@ MERGED = (
     Point('the overlay is removed', f'{FREEZE}overlay:Overlay._remove'),
 )
 
+#: What all have in common is here in full, and elsewhere in short.
 BACKUP = Case('backup', True, (
-    *BEGUN,
+    Point('the journal is to be begun', 'os:link', BEFORE),
+    Point('the journal is begun', 'nova_snapext.journal:Entry.write'),
+    IMAGE_ADDED,
     Point('the backup job is in the journal', ADD, nth=3),
     MADE,
     Point('its directory is shared with QEMU',
@@ -123,16 +121,22 @@ BACKUP = Case('backup', True, (
     Point('the backup job has begun', 'libvirt:virDomain.backupBegin',
           guest=FROZEN),
     THAWED,
+    Point('the upload is to begin', f'{UPLOAD}glance:StreamingClient._attempt',
+          BEFORE),
+    Point('the first piece is read', f'{UPLOAD}body:Body.read'),
     *SENT,
+    Point('the digest is compared', f'{UPLOAD}glance:_mismatch'),
     Point('the backup job is to be ended', 'libvirt:virDomain.abortJob',
           BEFORE),
     Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
     Point('the backup job is over', f'{FREEZE}backup_job:BackupJob.end'),
-    *DONE,
+    DONE[0],
+    *JOURNAL_ENDED,
+    DONE[1],
 ))
 
 EXTERNAL = Case('external', True, (
-    *BEGUN,
+    IMAGE_ADDED,
     Point('its directory is in the journal', ADD, nth=2),
     MADE,
     Point('the overlay is in the journal', ADD, nth=4),
@@ -149,7 +153,7 @@ EXTERNAL = Case('external', True, (
 ))
 
 INTERNAL = Case('internal', True, (
-    *BEGUN,
+    IMAGE_ADDED,
     MADE,
     Point('the snapshot is in the journal', ADD, nth=5),
     QUIESCED,
@@ -168,7 +172,7 @@ INTERNAL = Case('internal', True, (
 ))
 
 INTERNAL_OFF = Case('internal', False, (
-    *BEGUN,
+    IMAGE_ADDED,
     MADE,
     Point('the snapshot is in the journal', ADD, nth=4),
     Point('the snapshot is made',
@@ -181,7 +185,7 @@ INTERNAL_OFF = Case('internal', False, (
 ))
 
 COLD = Case('cold', True, (
-    *BEGUN,
+    IMAGE_ADDED,
     MADE,
     Point('the overlay is in the journal', ADD, nth=3),
     OVERLAY_MADE,
@@ -207,7 +211,7 @@ COLD = Case('cold', True, (
 ))
 
 COLD_OFF = Case('cold', False, (
-    *BEGUN,
+    IMAGE_ADDED,
     MADE,
     SERVED,
     *SENT,
@@ -216,7 +220,7 @@ COLD_OFF = Case('cold', False, (
 ))
 
 NATIVE = Case('native', True, (
-    *BEGUN,
+    IMAGE_ADDED,
     Point('Nova\'s own snapshot is to begin', f'{NOVA}snapshot', BEFORE),
     Point('the domain is undefined', f'{NOVA}_delete_guest_configuration'),
     Point('the mirror has begun',
@@ -231,7 +235,7 @@ NATIVE = Case('native', True, (
     Point('the image is being sent',
           'glanceclient.v2.images:Controller.upload', DURING, delay=0.2),
     Point('Nova\'s own snapshot is over', f'{NOVA}snapshot'),
-    *DONE[1:],
+    DONE[-1],
 ))
 
 CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
@@ -243,8 +247,6 @@ SNAPSHOTTING = Point('the snapshot is to be made',
                      'libvirt:virDomain.snapshotCreateXML', BEFORE)
 SNAPSHOTTED = Point('the snapshot is made',
                     'libvirt:virDomain.snapshotCreateXML')
-READ = Point('the 50th piece is read', f'{UPLOAD}body:Body.read', nth=50)
-
 #: Where an error can come while the disk is frozen and sent, by case. After a
 #: function means that it says so of what it has done.
 ERRORS = {
@@ -314,15 +316,6 @@ RELEASE_ERRORS = {
     COLD: (*COMMITTING, REMOVING),
 }
 
-#: When the journal's last resource is released, and after that.
-HEALED = (
-    Point('the image is deleted',
-          'nova_snapext.upload.image:UnfinishedImage.release'),
-    Point('the journal is to be ended', 'nova_snapext.journal:Entry.close',
-          BEFORE),
-    Point('the journal is ended', 'nova_snapext.journal:Entry.close'),
-)
-
 #: Points of the healing of what a first kill has left, by case and by the
 #: point of that.
 HEALING = {
@@ -330,18 +323,18 @@ HEALING = {
         *BACKUP.since('the backup job is to be ended')[:4],
         Point('the backup job is off the journal',
               'nova_snapext.journal:Entry.forget'),
-        *HEALED,
+        Point('the image is deleted',
+              'nova_snapext.upload.image:UnfinishedImage.release'),
+        *JOURNAL_ENDED,
     ),
     (EXTERNAL, READ): (
         *MERGED,
         EXTERNAL.point('its directory is removed'),
-        *HEALED,
     ),
     (INTERNAL, READ): (
         SNAPSHOTTED,
         INTERNAL.point('the snapshot is deleted'),
         INTERNAL.point('its directory is removed'),
-        *HEALED,
     ),
     (COLD, COLD.point('the saved memory is on the overlay')): (
         Point('the overlay is being committed', f'{FREEZE}qemu_img:commit',
@@ -354,7 +347,6 @@ HEALING = {
               f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
         COLD.point('the guest is being resumed'),
         COLD.point('the guest is resumed'),
-        *HEALED,
     ),
 }
 

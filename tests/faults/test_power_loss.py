@@ -23,7 +23,7 @@ class PowerLossTestCase(base.FaultTestCase):
         since = cls.CASE.since('the overlay\'s file is made')
         passed_over = {*points.SENT, points.SERVER_ENDED, *points.DONE}
         return [point for point in since
-                if point == points.READ or point not in passed_over]
+                if point is points.READ or point not in passed_over]
 
     def fault_at(self, point):
         with self.recorded(point):
