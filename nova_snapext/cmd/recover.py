@@ -15,9 +15,9 @@ RPC_TIMEOUT = 10
 
 
 def run(options: argparse.Namespace) -> int:
-    driver = None if options.dry_run else _driver(options.config)
+    driver = None if options.dry_run else _driver(options)
     if driver is None:
-        _configure(options.config)
+        _configure(options)
     from nova_snapext import exception
     from nova_snapext import journal
     from nova_snapext import recovery
@@ -46,17 +46,19 @@ def run(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _configure(files: list[str]) -> None:
+def _configure(options: argparse.Namespace) -> None:
     from nova import config
     from nova import objects
-    arguments = [word for file in files for word in ('--config-file', file)]
+    arguments = [word for name in ('file', 'dir')
+                 for path in getattr(options, f'config_{name}')
+                 for word in (f'--config-{name}', path)]
     config.parse_args(['nova-compute', *arguments])
     objects.register_all()
 
 
-def _driver(files: list[str]) -> ty.Any:
+def _driver(options: argparse.Namespace) -> ty.Any:
     """Make a driver as nova-compute does, for one host and no service."""
-    _configure(files)
+    _configure(options)
     from nova.conductor import rpcapi
     from nova import conf
     from nova.objects import base
@@ -81,9 +83,10 @@ def add_to(commands: ty.Any) -> None:
     parser.add_argument(
         '--dry-run', action='store_true',
         help='only tell what there is to clean up')
-    parser.add_argument(
-        '--config-file', dest='config', action='append', default=[],
-        help='Nova\'s configuration; by default what nova-compute finds')
+    for name in ('file', 'dir'):
+        parser.add_argument(
+            f'--config-{name}', action='append', default=[],
+            help='Nova\'s configuration; by default what nova-compute finds')
     parser.add_argument(
         'instance', nargs='*', help='uuid of an instance; by default all')
     parser.set_defaults(run=run)
