@@ -71,7 +71,7 @@ NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 
 ADD = 'nova_snapext.journal:Entry.add'
 
-IMAGE_ADDED = Point('the image is in the journal', ADD)
+BEGUN = Point('the journal is begun', 'nova_snapext.journal:Entry.write')
 MADE = Point('its directory is made', f'{FREEZE}directory:Directory.make')
 QUIESCED = Point('the filesystems are frozen',
                  f'{FREEZE}quiesce:Filesystems._freeze', guest=FROZEN)
@@ -111,9 +111,8 @@ MERGED = (
 #: What all have in common is here in full, and elsewhere in short.
 BACKUP = Case('backup', True, (
     Point('the journal is to be begun', 'os:link', BEFORE),
-    Point('the journal is begun', 'nova_snapext.journal:Entry.write'),
-    IMAGE_ADDED,
-    Point('the backup job is in the journal', ADD, nth=3),
+    BEGUN,
+    Point('the backup job is in the journal', ADD, nth=2),
     MADE,
     Point('its directory is shared with QEMU',
           f'{FREEZE}directory:Directory.share_with'),
@@ -136,10 +135,10 @@ BACKUP = Case('backup', True, (
 ))
 
 EXTERNAL = Case('external', True, (
-    IMAGE_ADDED,
-    Point('its directory is in the journal', ADD, nth=2),
+    BEGUN,
+    Point('its directory is in the journal', ADD),
     MADE,
-    Point('the overlay is in the journal', ADD, nth=4),
+    Point('the overlay is in the journal', ADD, nth=3),
     OVERLAY_MADE,
     QUIESCED,
     Point('the guest is on the overlay', 'libvirt:virDomain.snapshotCreateXML',
@@ -153,9 +152,9 @@ EXTERNAL = Case('external', True, (
 ))
 
 INTERNAL = Case('internal', True, (
-    IMAGE_ADDED,
+    BEGUN,
     MADE,
-    Point('the snapshot is in the journal', ADD, nth=5),
+    Point('the snapshot is in the journal', ADD, nth=4),
     QUIESCED,
     Point('the memory is being saved', 'libvirt:virDomain.snapshotCreateXML',
           DURING, guest=FROZEN, delay=0.3),
@@ -172,9 +171,9 @@ INTERNAL = Case('internal', True, (
 ))
 
 INTERNAL_OFF = Case('internal', False, (
-    IMAGE_ADDED,
+    BEGUN,
     MADE,
-    Point('the snapshot is in the journal', ADD, nth=4),
+    Point('the snapshot is in the journal', ADD, nth=3),
     Point('the snapshot is made',
           f'{FREEZE}internal_snapshot:InternalSnapshot.create'),
     SERVED,
@@ -185,11 +184,11 @@ INTERNAL_OFF = Case('internal', False, (
 ))
 
 COLD = Case('cold', True, (
-    IMAGE_ADDED,
+    BEGUN,
     MADE,
-    Point('the overlay is in the journal', ADD, nth=3),
+    Point('the overlay is in the journal', ADD, nth=2),
     OVERLAY_MADE,
-    Point('the suspension is in the journal', ADD, nth=5),
+    Point('the suspension is in the journal', ADD, nth=4),
     Point('the memory is to be saved', 'libvirt:virDomain.managedSave',
           BEFORE),
     Point('the memory is being saved', 'libvirt:virDomain.managedSave', DURING,
@@ -211,7 +210,7 @@ COLD = Case('cold', True, (
 ))
 
 COLD_OFF = Case('cold', False, (
-    IMAGE_ADDED,
+    BEGUN,
     MADE,
     SERVED,
     *SENT,
@@ -220,7 +219,7 @@ COLD_OFF = Case('cold', False, (
 ))
 
 NATIVE = Case('native', True, (
-    IMAGE_ADDED,
+    BEGUN,
     Point('Nova\'s own snapshot is to begin', f'{NOVA}snapshot', BEFORE),
     Point('the domain is undefined', f'{NOVA}_delete_guest_configuration'),
     Point('the mirror has begun',
