@@ -9,7 +9,7 @@ import sys
 import tempfile
 import unittest
 
-HOOK = pathlib.Path(__file__).parents[1] / 'faults' / 'hook'
+HOOK = pathlib.Path(__file__).parents[2] / 'faults' / 'hook'
 
 MODULE = '''
 class Disk:
