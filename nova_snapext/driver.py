@@ -201,10 +201,9 @@ class SnapextDriver(driver.LibvirtDriver):
             {'properties': {properties.STRATEGY: strategy.name}},
             purge_props=False)
         uuid = plan.instance.uuid
-        with journal.opened(plan, strategy.name) as entry, \
+        with unfinished.unfinished(
+                self._image_api, plan, strategy.name) as (entry, finished), \
                 journal.ReleaseStack(entry) as stack:
-            finished = stack.enter_context(unfinished.unfinished(
-                entry, self._image_api, plan))
             stack.hold(quiesce.Filesystems(plan))
             self._native[uuid] = native.NativeSnapshot.of(self, plan)
             stack.callback(self._native.pop, uuid)
@@ -260,13 +259,12 @@ class SnapextDriver(driver.LibvirtDriver):
                      strategy: freeze.FreezingStrategy,
                      set_task_state: UpdateTaskState) -> None:
         set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
-        # Taken before the freeze: a frozen disk that waits for its turn costs
-        # space and time of the guest's.
-        with compute_utils.disk_ops_semaphore, \
+        # The turn is awaited before the freeze: a frozen disk that waits for
+        # it costs space and time of the guest's.
+        with unfinished.unfinished(
+                self._image_api, plan, strategy.name) as (entry, finished), \
+                compute_utils.disk_ops_semaphore, \
                 timeutils.StopWatch() as watch, \
-                journal.opened(plan, strategy.name) as entry, \
-                unfinished.unfinished(entry, self._image_api,
-                                      plan) as finished, \
                 strategy.freeze(plan, entry) as frozen:
             LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
                      'consistent', {'disk': plan.disk.target,

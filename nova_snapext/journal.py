@@ -38,8 +38,12 @@ LOG = logging.getLogger(__name__)
 VERSION = 1
 
 SUFFIX = '.json'
+# What is being written, until it takes the place of what there was.
+UNWRITTEN = '.new'
 SET_ASIDE = '.unreadable'
 LOCK = 'lock'
+
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class Resource(abc.ABC):
@@ -162,7 +166,7 @@ class Entry:
         """
         content = {'version': VERSION, 'host': CONF.host,
                    **dataclasses.asdict(self)}
-        beside = f'{self.path}.new'
+        beside = f'{self.path}{UNWRITTEN}'
         with open(beside, 'w') as file:
             json.dump(content, file, indent=1)
             file.flush()
@@ -215,15 +219,18 @@ class ReleaseStack(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def opened(plan: planning.Plan, strategy: str) -> Iterator[Entry]:
+def opened(plan: planning.Plan, strategy: str,
+           *held: Resource) -> Iterator[Entry]:
     """Have an entry for a snapshot, for as long as it holds anything.
 
+    :param held: what it holds from the first
     :raises SnapshotOutstanding: the instance has one already
     :raises JournalFailed: it can't be written
     """
     entry = Entry(
         instance=plan.instance.uuid, name=plan.instance.name, disk=plan.disk,
         image=plan.image_id, strategy=strategy,
+        records=[Record(one.kind, one.record()) for one in held],
         began=timeutils.utcnow().isoformat())
     try:
         fileutils.ensure_tree(CONF.snapext.journal_directory, 0o700)
@@ -246,13 +253,26 @@ def find(instance_uuid: str) -> Entry | None:
 
 def entries() -> list[Entry]:
     """List all that can be read."""
-    try:
-        names = sorted(os.listdir(CONF.snapext.journal_directory))
-    except FileNotFoundError:
-        return []
     found = (_read(os.path.join(CONF.snapext.journal_directory, name))
-             for name in names if name.endswith(SUFFIX))
+             for name in _names() if name.endswith(SUFFIX))
     return [entry for entry in found if entry is not None]
+
+
+def finish_writes() -> None:
+    """Finish the entries that a crash has left half-written, or undo them.
+
+    While nobody else uses the journal.
+    """
+    for name in _names():
+        if not name.endswith(f'{SUFFIX}{UNWRITTEN}'):
+            continue
+        beside = os.path.join(CONF.snapext.journal_directory, name)
+        path = beside.removesuffix(UNWRITTEN)
+        if os.path.exists(path) or not _is_readable(beside):
+            os.unlink(beside)
+        else:
+            os.rename(beside, path)
+    _sync_directory()
 
 
 @contextlib.contextmanager
@@ -290,6 +310,13 @@ def _failed(error: OSError) -> exception.JournalFailed:
         path=CONF.snapext.journal_directory, reason=str(error))
 
 
+def _names() -> list[str]:
+    try:
+        return sorted(os.listdir(CONF.snapext.journal_directory))
+    except FileNotFoundError:
+        return []
+
+
 def _path(instance_uuid: str) -> str:
     return os.path.join(CONF.snapext.journal_directory,
                         f'{instance_uuid}{SUFFIX}')
@@ -298,13 +325,10 @@ def _path(instance_uuid: str) -> str:
 def _read(path: str) -> Entry | None:
     """Read an entry; what can't be read is set aside, and told."""
     try:
-        with open(path) as file:
-            content = json.load(file)
-        return _parse(content, os.path.basename(path))
+        return _load(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError,
-            AttributeError) as error:
+    except UNREADABLE as error:
         aside = f'{path}{SET_ASIDE}'
         LOG.error('The journal of a snapshot, %(path)s, can\'t be read '
                   '(%(error)s), and is set aside as %(aside)s. What it tells '
@@ -316,6 +340,20 @@ def _read(path: str) -> Entry | None:
                    'freeze': CONF.snapext.freeze_directory})
         os.rename(path, aside)
         return None
+
+
+def _is_readable(beside: str) -> bool:
+    try:
+        _load(beside)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _load(path: str) -> Entry:
+    with open(path) as file:
+        content = json.load(file)
+    return _parse(content, os.path.basename(path).removesuffix(UNWRITTEN))
 
 
 def _parse(content: ty.Any, name: str) -> Entry:

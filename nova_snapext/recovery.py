@@ -58,11 +58,12 @@ IN_DISKS = (cold.Suspension, internal_snapshot.InternalSnapshot,
 
 
 def recover_all(driver: libvirt_driver.LibvirtDriver) -> bool:
-    """Clean up after all snapshots that the journal has.
+    """Clean up after all snapshots that the journal has, which is locked.
 
     :returns: whether nothing is left. What is was logged, with its remedy.
     """
     done = True
+    journal.finish_writes()
     for entry in journal.entries():
         try:
             recover(driver, entry)

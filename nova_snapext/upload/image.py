@@ -69,19 +69,25 @@ class UnfinishedImage(journal.Resource):
 
 
 @contextlib.contextmanager
-def unfinished(entry: journal.Entry, image_api: glance.API,
-               plan: planning.Plan) -> Iterator[Callable[[], None]]:
+def unfinished(
+    image_api: glance.API, plan: planning.Plan, strategy: str,
+) -> Iterator[tuple[journal.Entry, Callable[[], None]]]:
     """Have the image deleted on leaving, unless it is finished by then.
 
-    :yields: a function that tells that it is
+    :yields: the snapshot's entry in the journal, and a function that tells
+        that the image is finished
+    :raises SnapshotOutstanding: the instance has an entry already
+    :raises OSError: the journal can't be written
     """
     image = UnfinishedImage(image_api, plan)
-    record = entry.add(image)
-    try:
-        yield functools.partial(entry.forget, record)
-    finally:
-        if record in entry.records:
-            _give_up(image, plan, functools.partial(entry.forget, record))
+    # There is no moment at which the journal does not have it.
+    with journal.opened(plan, strategy, image) as entry:
+        [record] = entry.records
+        try:
+            yield entry, functools.partial(entry.forget, record)
+        finally:
+            if record in entry.records:
+                _give_up(image, plan, functools.partial(entry.forget, record))
 
 
 def _give_up(image: UnfinishedImage, plan: planning.Plan,

@@ -146,6 +146,18 @@ class JournalTest(base.TestCase):
                              os.listdir(self.journal))
             os.unlink(f'{self.path}.unreadable')
 
+    def test_a_crash_before_it_is_there_leaves_what_it_holds_or_nothing(self):
+        with journal.opened(self.plan_, 'external'):
+            whole = json.dumps(self.content())
+        for text, found in ((whole, 1), (whole[:-9], 0), ('', 0)):
+            with open(f'{self.path}.new', 'w') as file:
+                file.write(text)
+            journal.finish_writes()
+            self.assertEqual(found, len(journal.entries()))
+            self.assertFalse(os.path.exists(f'{self.path}.new'))
+            if found:
+                os.unlink(self.path)
+
     def test_a_crash_while_it_is_written_leaves_what_was(self):
         with journal.opened(self.plan_, 'external'):
             with open(f'{self.path}.new', 'w') as file:
