@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
 from nova_snapext.freeze import base
@@ -32,6 +33,10 @@ class ExternalStrategy(base.FreezingStrategy):
         if not plan.running:
             return 'the guest is shut off, and has no QEMU that could do it'
         return None
+
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        # Of the overlay.
+        return (libvirt_utils.get_instance_path(plan.instance),)
 
     def _freeze(self, plan: planning.Plan,
                 stack: contextlib.ExitStack) -> base.FrozenDisk:
