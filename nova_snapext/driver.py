@@ -19,17 +19,21 @@ from nova import objects
 from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
+from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 from oslo_utils import excutils
 from oslo_utils import timeutils
 
+from nova_snapext import abort
 from nova_snapext import choose
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
+from nova_snapext.freeze import jobs
 from nova_snapext.freeze import native
 from nova_snapext.freeze import passthrough
+from nova_snapext import monitor
 from nova_snapext import plan as planning
 from nova_snapext import progress
 from nova_snapext import properties
@@ -48,6 +52,9 @@ GONE = (nova_exception.InstanceNotFound,
         nova_exception.InstanceNotRunning,
         nova_exception.UnexpectedDeletingTaskStateError,
         nova_exception.ImageNotFound)
+
+# Seconds for libvirt to notice that a QEMU has ended.
+END_LATENCY = 2
 
 
 class _TaskStates:
@@ -186,22 +193,33 @@ class SnapextDriver(driver.LibvirtDriver):
                      strategy: freeze.FreezingStrategy,
                      set_task_state: UpdateTaskState) -> None:
         set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+        switch = abort.Switch()
+        told = progress.Progress(plan.instance)
+        space = monitor.SpaceLook(plan.instance, strategy.filling(plan))
         # Taken before the freeze: a frozen disk that waits for its turn costs
         # space and time of the guest's.
-        with compute_utils.disk_ops_semaphore, \
-                timeutils.StopWatch() as watch, \
-                strategy.freeze(plan) as frozen:
-            LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
-                     'consistent', {'disk': plan.disk.target,
-                                    'consistency': frozen.consistency},
-                     instance=plan.instance)
-            set_task_state(
-                task_state=task_states.IMAGE_UPLOADING,
-                expected_state=task_states.IMAGE_PENDING_UPLOAD)
-            with progress.Progress(plan.instance) as told:
-                # It blocks in libnbd: under eventlet, in a native thread.
-                read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
-                    plan, strategy, frozen, told.on_sent)
+        with self._image_discarded(plan), \
+                self._watched(plan, switch), \
+                compute_utils.disk_ops_semaphore, \
+                timeutils.StopWatch() as watch:
+            switch.check()
+            space.check()
+            with strategy.freeze(plan) as frozen:
+                LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
+                         'consistent', {'disk': plan.disk.target,
+                                        'consistency': frozen.consistency},
+                         instance=plan.instance)
+                set_task_state(
+                    task_state=task_states.IMAGE_UPLOADING,
+                    expected_state=task_states.IMAGE_PENDING_UPLOAD)
+                with self._lost_disk_explained(plan), told.cleared(), \
+                        monitor.watched(told, monitor.INTERVAL,
+                                        switch, plan.instance), \
+                        monitor.watched(space, monitor.CHEAP_INTERVAL,
+                                        switch, plan.instance):
+                    # It blocks in libnbd: under eventlet, in a native thread.
+                    read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
+                        plan, strategy, frozen, switch, told.on_sent)
         LOG.info('Snapshot of root disk %(disk)s finished: '
                  'strategy=%(strategy)s consistency=%(consistency)s '
                  'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
@@ -212,21 +230,101 @@ class SnapextDriver(driver.LibvirtDriver):
                   'sent': sent_bytes, 'wall': watch.elapsed()},
                  instance=plan.instance)
 
+    @contextlib.contextmanager
+    def _watched(self, plan: planning.Plan,
+                 switch: abort.Switch) -> Iterator[None]:
+        """Trip the switch when there is a reason to give the snapshot up."""
+        looks: tuple[tuple[monitor.Look, float], ...] = (
+            (monitor.ServiceLook(plan.instance, self.virtapi),
+             monitor.CHEAP_INTERVAL),
+            (monitor.InstanceLook(plan.context, plan.instance),
+             monitor.INTERVAL),
+            (upload.ImageLook(plan.context, plan.image_id),
+             monitor.INTERVAL),
+        )
+        with contextlib.ExitStack() as stack:
+            for look, interval in looks:
+                stack.enter_context(monitor.watched(
+                    look, interval, switch, plan.instance))
+            yield
+
+    @contextlib.contextmanager
+    def _lost_disk_explained(self, plan: planning.Plan) -> Iterator[None]:
+        """Say why a disk can't be read, where it is the guest that went."""
+        try:
+            yield
+        except exception.DiskReadError as error:
+            end = self._end_of_guest(plan)
+            if end is None:
+                raise
+            raise end from error
+
+    def _end_of_guest(self, plan: planning.Plan) -> Exception | None:
+        try:
+            guest = self._host.get_guest(plan.instance)
+            running = self._runs_on(guest) if plan.running else False
+            deleted = monitor.InstanceLook(plan.context, plan.instance)()
+        except nova_exception.InstanceNotFound as error:
+            return error
+        except Exception as error:
+            LOG.warning('Whether the guest still runs can\'t be told: %s',
+                        error, instance=plan.instance)
+            return None
+        if deleted is not None:
+            return deleted
+        if plan.running and not running:
+            return exception.GuestStopped(instance=plan.instance.uuid)
+        return None
+
+    @staticmethod
+    def _runs_on(guest: libvirt_guest.Guest) -> bool:
+        """Tell whether a guest runs whose QEMU serves its disk no more."""
+        with jobs.event_awaited(
+                guest, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE) as await_end:
+            # libvirt may not have noticed yet what our connection has.
+            if guest.is_active():
+                await_end(END_LATENCY)
+        return bool(guest.is_active())
+
+    @contextlib.contextmanager
+    def _image_discarded(self, plan: planning.Plan) -> Iterator[None]:
+        """Delete the image if the snapshot fails, once the disk is released.
+
+        :raises ImageLeft: it could not be deleted
+        """
+        try:
+            yield
+        except nova_exception.ImageNotFound:
+            raise
+        except Exception as failure:
+            reason = upload.discard(
+                plan.context, self._image_api, plan.image_id)
+            if reason is None:
+                raise
+            left = exception.ImageLeft(
+                failure=str(failure), image=plan.image_id, reason=reason)
+            if isinstance(failure, GONE):
+                LOG.error('%s', left, instance=plan.instance)
+                raise
+            raise left from failure
+
     def _stream(self, plan: planning.Plan, strategy: freeze.Strategy,
-                frozen: freeze.FrozenDisk,
+                frozen: freeze.FrozenDisk, switch: abort.Switch,
                 on_sent: upload.OnSent) -> tuple[int, int]:
-        """Read, encode and upload.
+        """Read, encode and upload, until the switch trips.
 
         :returns: the bytes read from the disk, and those sent to Glance
         """
         metadata = plan.metadata | {
             'properties': plan.metadata['properties'] |
             properties.of_snapshot(strategy.name, plan.instance.uuid, frozen)}
-        with read.Disk(frozen.uri, CONF.snapext.read_timeout) as disk, \
-                encode.encoder(plan.image_format, disk) as encoder:
-            upload.upload(plan.context, self._image_api, plan.image_id,
-                          metadata, encoder, on_sent)
-            return encoder.bytes_read, encoder.size
+        disk = read.Disk(frozen.uri, CONF.snapext.read_timeout)
+        with switch.in_charge(), switch.on_trip(disk.abort), disk:
+            encoder = encode.encoder(plan.image_format, disk)
+            with switch.on_trip(encoder.abort), encoder:
+                upload.upload(plan.context, plan.image_id, metadata, encoder,
+                              switch, on_sent)
+                return encoder.bytes_read, encoder.size
 
     @contextlib.contextmanager
     def _failure_logged(self, instance: objects.Instance,
@@ -240,6 +338,9 @@ class SnapextDriver(driver.LibvirtDriver):
             raise
         except GONE as reason:
             LOG.info('Snapshot given up: %s', reason, instance=instance)
+            raise
+        except exception.GivenUp as reason:
+            LOG.error('Snapshot given up: %s', reason, instance=instance)
             raise
         except Exception:
             with excutils.save_and_reraise_exception():

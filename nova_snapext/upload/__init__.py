@@ -5,6 +5,8 @@ It knows Glance, and nothing of disks.
 """
 
 from nova_snapext.upload.body import OnSent
+from nova_snapext.upload.glance import discard
+from nova_snapext.upload.glance import ImageLook
 from nova_snapext.upload.glance import upload
 
-__all__ = ['OnSent', 'upload']
+__all__ = ['ImageLook', 'OnSent', 'discard', 'upload']
