@@ -265,10 +265,12 @@ class ImageLook(monitor.Look):
 
     def __call__(self) -> nova_exception.ImageNotFound | None:
         # By no call() of Nova's, which tries again by itself, and tells of
-        # each time.
+        # each time. Nor by the client's images: these ask for a schema first,
+        # and hold a lock meanwhile that all images of a process share. Under
+        # eventlet the greenlets of two native threads can't wait for one.
         client = self._client._create_onetime_client(self._context, 2)
         try:
-            client.images.get(self._image_id)
+            client.http_client.get(f'/v2/images/{self._image_id}')
         except glanceclient.exc.HTTPNotFound:
             return nova_exception.ImageNotFound(image_id=self._image_id)
         return None

@@ -9,9 +9,9 @@ from oslo_utils import units
 from tests.e2e import base
 from tests.e2e import proxy
 
-# Bytes of an upload that come through before it is held: less than any image
-# has, more than the sockets on the way take.
-HELD_AFTER = 4 * units.Mi
+# Bytes of an upload that come through before it is held: with what sockets on
+# the way take, less than any image has.
+HELD_AFTER = units.Mi
 
 # Seconds for something to happen that does not wait for anything.
 SOON = 60
@@ -75,11 +75,14 @@ class HeldUploadTestCase(base.CloudTestCase):
                    lambda: not servers.show(self.client, running.server)[
                        'OS-EXT-STS:task_state'], SOON)
 
-    def assert_given_up(self, running, why):
-        """Prove that it is over, image and all, though it is held still."""
+    def assert_given_up(self, running, why, timeout=SOON):
+        """Prove that it is over, image and all, though it is held still.
+
+        :param timeout: seconds for the reason to come about
+        """
         wait.until(f'{why!r} in the log of nova-compute', lambda: any(
             'Snapshot given up: ' in line and why in line
-            for line in running.log.splitlines()), SOON)
+            for line in running.log.splitlines()), timeout)
         self.await_image_gone(running.image)
         self.assertTrue(running.faults.held.is_set())
         self.assertNotIn('Traceback', running.log)

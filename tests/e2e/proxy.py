@@ -3,6 +3,7 @@
 
 import http.client
 import http.server
+import socket
 import threading
 import urllib.parse
 
@@ -58,6 +59,10 @@ class GlanceProxy:
         self.faults = Faults()
         self._server = http.server.ThreadingHTTPServer(
             ('127.0.0.1', 0), handler)
+        # A small one: whoever is held is to notice. The client's own may hold
+        # some MiB still.
+        self._server.socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
         self.url = f'http://127.0.0.1:{self._server.server_port}'
         self._thread = threading.Thread(target=self._server.serve_forever)
 

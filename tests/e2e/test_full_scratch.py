@@ -13,6 +13,9 @@ from devcloud import watch
 from tests.e2e import held
 from tests.e2e import proxy
 
+# Seconds for a guest to fill it.
+FILL_TIMEOUT = 120
+
 
 class SmallScratchTestCase(held.HeldUploadTestCase):
     """With a file system of its own for the scratch file.
@@ -70,7 +73,8 @@ class FullScratchTest(SmallScratchTestCase):
         server = self.boot(image, add_cleanup=self.addCleanup)
         self.proxy.faults = proxy.Faults(before_end=lambda: wait.until(
             'QEMU to pause the guest',
-            lambda: 'paused' in self.host.virsh('domstate', server), 120))
+            lambda: 'paused' in self.host.virsh('domstate', server),
+            FILL_TIMEOUT))
         return server, self.snapshot(server, add_cleanup=self.addCleanup)
 
     def assert_lives_on(self, server, shot):
@@ -100,14 +104,15 @@ class FullScratchTest(SmallScratchTestCase):
 
 class WatchedScratchTest(SmallScratchTestCase):
 
-    ROOM = 2048
+    # The headroom, and as little more as QEMU finds in the other one.
+    ROOM = 1440
     HEADROOM = 1
 
     def test_a_snapshot_is_given_up_before_the_guest_is_paused(self):
         server = self.boot(add_cleanup=self.addCleanup)
         with watch.DomainEvents(self.host, server) as events:
             running = self.begin(server)
-            self.assert_given_up(running, 'Space runs short')
+            self.assert_given_up(running, 'Space runs short', FILL_TIMEOUT)
             self.await_end(running)
             self.assertEqual([], events.lines())
         self.assertIn(str(self.small), running.log)

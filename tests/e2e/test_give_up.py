@@ -144,12 +144,12 @@ class GiveUpTest(held.HeldUploadTestCase):
 
 
 class _BootingGuestTestCase(held.HeldUploadTestCase):
-    """With guests that nobody waits for to boot."""
+    """With guests that nobody waits for to boot, nor for their agent."""
 
     def make(self):
         server = servers.create(
             self.client, 'e2e',
-            servers.image_id(self.client, 'snap-guest'), 'snap.tiny')
+            servers.image_id(self.client, 'snap-guest-noagent'), 'snap.tiny')
         self.addCleanup(servers.delete, self.client, server)
         return server
 

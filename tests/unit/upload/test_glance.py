@@ -388,14 +388,15 @@ class ImageLookTest(base.TestCase):
         self.assertIsNone(self.look())
 
     def test_one_that_was_deleted_is_what_nova_s_manager_knows(self):
-        self.server.images.get.side_effect = glanceclient.exc.HTTPNotFound()
+        self.server.http_client.get.side_effect = (
+            glanceclient.exc.HTTPNotFound())
         self.assertIsInstance(self.look(), nova_exception.ImageNotFound)
 
     def test_a_glance_that_is_away_says_nothing(self):
-        self.server.images.get.side_effect = (
+        self.server.http_client.get.side_effect = (
             glanceclient.exc.CommunicationError())
         self.assertRaises(glanceclient.exc.CommunicationError, self.look)
-        self.server.images.get.assert_called_once()
+        self.server.http_client.get.assert_called_once()
 
     def test_when_it_is_closed_nothing_is_waited_for(self):
         self.look.close()
