@@ -67,6 +67,9 @@ class HeldUploadTestCase(base.CloudTestCase):
                         missing_ok=True)
         wait.until(f'upload of image {image}', faults.held.is_set,
                    base.SNAPSHOT_TIMEOUT)
+        # Glance looks at the token before.
+        wait.until(f'Glance to take the upload of image {image}', lambda: (
+            self.image(image)['status'] == 'saving'), SOON)
         return Running(server, image, acknowledged,
                        self.state.log('nova-compute'), faults)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Glance that fails: a proxy before the real one."""
 
+import contextlib
 import http.client
 import http.server
 import socket
@@ -62,7 +63,7 @@ class GlanceProxy:
         # A small one: whoever is held is to notice. The client's own may hold
         # some MiB still.
         self._server.socket.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * PIECE)
         self.url = f'http://127.0.0.1:{self._server.server_port}'
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -85,6 +86,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_args):
         """Say nothing."""
+
+    def handle(self):
+        # Clients that are done, or give up, need not say so.
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def forward(self):
         upstream = http.client.HTTPConnection(*self.target, timeout=120)
@@ -138,6 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             upstream.putheader(name, value)
         upstream.putheader('Transfer-Encoding', 'chunked')
         upstream.endheaders()
+        refused = False
         for piece in self.pieces():
             received = faults.uploads[-1]
             if cut_after is not None and received >= cut_after:
@@ -149,9 +156,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 faults.held.clear()
             piece = corrupted(piece, received, faults.corrupt_at)
             faults.uploads[-1] += len(piece)
-            upstream.send(b'%x\r\n%b\r\n' % (len(piece), piece))
+            if not refused:
+                refused = not sent(
+                    upstream, b'%x\r\n%b\r\n' % (len(piece), piece))
         faults.before_end()
-        upstream.send(b'0\r\n\r\n')
+        if not refused:
+            sent(upstream, b'0\r\n\r\n')
 
     def pieces(self):
         while size := self.chunk_size():
@@ -180,6 +190,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+def sent(upstream, content):
+    """Send to Glance, unless it has answered and closed the connection."""
+    try:
+        upstream.send(content)
+    except ConnectionError:
+        return False
+    return True
 
 
 def corrupted(piece, offset, at):
