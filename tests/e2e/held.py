@@ -78,14 +78,11 @@ class HeldUploadTestCase(base.CloudTestCase):
                    lambda: not servers.show(self.client, running.server)[
                        'OS-EXT-STS:task_state'], SOON)
 
-    def assert_given_up(self, running, why, timeout=SOON):
-        """Prove that it is over, image and all, though it is held still.
-
-        :param timeout: seconds for the reason to come about
-        """
+    def assert_given_up(self, running, why):
+        """Prove that it is over, image and all, though it is held still."""
         wait.until(f'{why!r} in the log of nova-compute', lambda: any(
             'Snapshot given up: ' in line and why in line
-            for line in running.log.splitlines()), timeout)
+            for line in running.log.splitlines()), SOON)
         self.await_image_gone(running.image)
         self.assertTrue(running.faults.held.is_set())
         self.assertNotIn('Traceback', running.log)
