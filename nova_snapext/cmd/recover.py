@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 import typing as ty
 
 # Nova and all that belongs to it is imported when the command runs: ``check``
@@ -24,10 +25,24 @@ def run(options: argparse.Namespace) -> int:
         if options.dry_run:
             return int(not _recover(options.instance, None))
         with journal.locked():
-            return int(not _recover(options.instance, _driver()))
+            try:
+                _end(int(not _recover(options.instance, _driver())))
+            except Exception as error:
+                traceback.print_exc()
+                print(f'Nothing more could be done: {error}. Does libvirtd '
+                      f'run, and is this nova-compute\'s user?',
+                      file=sys.stderr)
+                _end(1)
     except (exception.JournalLocked, exception.JournalFailed) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _end(code: int) -> ty.NoReturn:
+    """End at once: Nova's threads for libvirt's events never do."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _recover(instances: list[str], driver: ty.Any) -> bool:
