@@ -127,6 +127,34 @@ crash-consistent.
 How long libvirt may take to end a backup job, and qemu-nbd to start or to
 end, in seconds, before it is given up with an error.
 """),
+    cfg.IntOpt(
+        'space_headroom',
+        default=512,
+        min=0,
+        help="""
+Space that a running snapshot leaves free on the host, in MiB, beside
+``[DEFAULT]reserved_host_disk_mb``.
+
+QEMU pauses a guest that finds no space for what it writes. So the file systems
+that fill while the root disk is frozen are looked at every second: that of
+``[snapext]freeze_directory`` for the strategy ``backup``, of the instance's
+directory for ``external`` and ``cold`` (of a guest that runs), of the disks
+themselves for ``internal``. Where less than this is left, or would be in two
+seconds at the pace at which it is shrinking, the snapshot is given up, and
+none is begun. Guests that write fast need more of it: their pace is only seen
+from one look to the next.
+
+Possible values:
+
+* 0: space is not watched. A guest that is paused all the same is resumed at
+  the snapshot's end, and loses nothing.
+* any number of MiB
+
+Related options:
+
+* ``[DEFAULT]reserved_host_disk_mb``
+* ``[snapext]freeze_directory``
+"""),
 ]
 
 READ_OPTS = [
@@ -182,6 +210,24 @@ image back to ``queued``, in seconds, before the next attempt is given up.
 Related options:
 
 * ``[glance]num_retries``
+"""),
+    cfg.IntOpt(
+        'upload_stall_timeout',
+        default=300,
+        min=1,
+        help="""
+How long Glance may take nothing of what is sent to it, or give no answer, in
+seconds. An upload that stalls for so long is broken off and tried again, as
+one whose connection was dropped.
+
+Glance answers an upload when its store has all of it: a store that goes on
+writing after the last byte needs its time. Where ``[glance]timeout`` is set it
+counts instead, as it does for all of Nova's requests to Glance.
+
+Related options:
+
+* ``[glance]num_retries``
+* ``[glance]timeout``
 """),
 ]
 

@@ -27,15 +27,18 @@ from oslo_log import log as logging
 from oslo_utils import excutils
 from oslo_utils import timeutils
 
+from nova_snapext import abort
 from nova_snapext import choose
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
+from nova_snapext.freeze import jobs
 from nova_snapext.freeze import native
 from nova_snapext.freeze import passthrough
 from nova_snapext.freeze import quiesce
 from nova_snapext import journal
+from nova_snapext import monitor
 from nova_snapext import plan as planning
 from nova_snapext import progress
 from nova_snapext import properties
@@ -50,12 +53,8 @@ LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
 
-# What Nova's manager takes for the end of the instance, or of the wish for
-# its image, and not for an error.
-GONE = (nova_exception.InstanceNotFound,
-        nova_exception.InstanceNotRunning,
-        nova_exception.UnexpectedDeletingTaskStateError,
-        nova_exception.ImageNotFound)
+# Seconds for libvirt to notice that a QEMU has ended.
+END_LATENCY = 2
 
 
 class _TaskStates:
@@ -259,26 +258,36 @@ class SnapextDriver(driver.LibvirtDriver):
                      strategy: freeze.FreezingStrategy,
                      set_task_state: UpdateTaskState) -> None:
         set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+        switch = abort.Switch()
+        told = progress.Progress(plan.instance)
+        space = monitor.SpaceLook(plan.instance, strategy.filling(plan))
         # The turn is awaited before the freeze: a frozen disk that waits for
         # it costs space and time of the guest's.
         with unfinished.unfinished(
                 self._image_api, plan, strategy.name) as (entry, finished), \
+                self._watched(plan, switch), \
                 compute_utils.disk_ops_semaphore, \
-                timeutils.StopWatch() as watch, \
-                strategy.freeze(plan, entry) as frozen:
-            LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
-                     'consistent', {'disk': plan.disk.target,
-                                    'consistency': frozen.consistency},
-                     instance=plan.instance)
-            set_task_state(
-                task_state=task_states.IMAGE_UPLOADING,
-                expected_state=task_states.IMAGE_PENDING_UPLOAD)
-            with progress.Progress(plan.instance) as told:
-                # It blocks in libnbd: under eventlet, in a native thread.
-                read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
-                    plan, strategy, frozen, told.on_sent)
-            # A release that fails leaves an image that is whole.
-            finished()
+                timeutils.StopWatch() as watch:
+            switch.check()
+            space.check()
+            with strategy.freeze(plan, entry) as frozen:
+                LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
+                         'consistent', {'disk': plan.disk.target,
+                                        'consistency': frozen.consistency},
+                         instance=plan.instance)
+                set_task_state(
+                    task_state=task_states.IMAGE_UPLOADING,
+                    expected_state=task_states.IMAGE_PENDING_UPLOAD)
+                with self._lost_disk_explained(plan), told.cleared(), \
+                        monitor.watched(told, monitor.INTERVAL,
+                                        switch, plan.instance), \
+                        monitor.watched(space, monitor.CHEAP_INTERVAL,
+                                        switch, plan.instance):
+                    # It blocks in libnbd: under eventlet, in a native thread.
+                    read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
+                        plan, strategy, frozen, switch, told.on_sent)
+                # A release that fails leaves an image that is whole.
+                finished()
         LOG.info('Snapshot of root disk %(disk)s finished: '
                  'strategy=%(strategy)s consistency=%(consistency)s '
                  'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
@@ -289,21 +298,79 @@ class SnapextDriver(driver.LibvirtDriver):
                   'sent': sent_bytes, 'wall': watch.elapsed()},
                  instance=plan.instance)
 
+    @contextlib.contextmanager
+    def _watched(self, plan: planning.Plan,
+                 switch: abort.Switch) -> Iterator[None]:
+        """Trip the switch when there is a reason to give the snapshot up."""
+        looks: tuple[tuple[monitor.Look, float], ...] = (
+            (monitor.ServiceLook(plan.instance, self.virtapi),
+             monitor.CHEAP_INTERVAL),
+            (monitor.InstanceLook(plan.context, plan.instance),
+             monitor.INTERVAL),
+            (upload.ImageLook(plan.context, plan.image_id),
+             monitor.INTERVAL),
+        )
+        with contextlib.ExitStack() as stack:
+            for look, interval in looks:
+                stack.enter_context(monitor.watched(
+                    look, interval, switch, plan.instance))
+            yield
+
+    @contextlib.contextmanager
+    def _lost_disk_explained(self, plan: planning.Plan) -> Iterator[None]:
+        """Say why a disk can't be read, where it is the guest that went."""
+        try:
+            yield
+        except exception.DiskReadError as error:
+            end = self._end_of_guest(plan)
+            if end is None:
+                raise
+            raise end from error
+
+    def _end_of_guest(self, plan: planning.Plan) -> Exception | None:
+        try:
+            guest = self._host.get_guest(plan.instance)
+            running = self._runs_on(guest) if plan.running else False
+            deleted = monitor.InstanceLook(plan.context, plan.instance)()
+        except nova_exception.InstanceNotFound as error:
+            return error
+        except Exception as error:
+            LOG.warning('Whether the guest still runs can\'t be told: %s',
+                        error, instance=plan.instance)
+            return None
+        if deleted is not None:
+            return deleted
+        if plan.running and not running:
+            return exception.GuestStopped(instance=plan.instance.uuid)
+        return None
+
+    @staticmethod
+    def _runs_on(guest: libvirt_guest.Guest) -> bool:
+        """Tell whether a guest runs whose QEMU serves its disk no more."""
+        with jobs.event_awaited(
+                guest, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE) as await_end:
+            # libvirt may not have noticed yet what our connection has.
+            if guest.is_active():
+                await_end(END_LATENCY)
+        return bool(guest.is_active())
+
     def _stream(self, plan: planning.Plan, strategy: freeze.Strategy,
-                frozen: freeze.FrozenDisk,
+                frozen: freeze.FrozenDisk, switch: abort.Switch,
                 on_sent: upload.OnSent) -> tuple[int, int]:
-        """Read, encode and upload.
+        """Read, encode and upload, until the switch trips.
 
         :returns: the bytes read from the disk, and those sent to Glance
         """
         metadata = plan.metadata | {
             'properties': plan.metadata['properties'] |
             properties.of_snapshot(strategy.name, plan.instance.uuid, frozen)}
-        with read.Disk(frozen.uri, CONF.snapext.read_timeout) as disk, \
-                encode.encoder(plan.image_format, disk) as encoder:
-            upload.upload(plan.context, self._image_api, plan.image_id,
-                          metadata, encoder, on_sent)
-            return encoder.bytes_read, encoder.size
+        disk = read.Disk(frozen.uri, CONF.snapext.read_timeout)
+        with switch.in_charge(), switch.on_trip(disk.abort), disk:
+            encoder = encode.encoder(plan.image_format, disk)
+            with switch.on_trip(encoder.abort), encoder:
+                upload.upload(plan.context, plan.image_id, metadata, encoder,
+                              switch, on_sent)
+                return encoder.bytes_read, encoder.size
 
     @contextlib.contextmanager
     def _failure_logged(self, instance: objects.Instance,
@@ -315,8 +382,11 @@ class SnapextDriver(driver.LibvirtDriver):
             # Whoever asked has to know, and no more than this.
             LOG.error('%s', reason, instance=instance)
             raise
-        except GONE as reason:
+        except exception.GONE as reason:
             LOG.info('Snapshot given up: %s', reason, instance=instance)
+            raise
+        except exception.GivenUp as reason:
+            LOG.error('Snapshot given up: %s', reason, instance=instance)
             raise
         except Exception:
             with excutils.save_and_reraise_exception():

@@ -4,6 +4,13 @@
 from nova import exception
 from nova.i18n import _
 
+# What Nova's manager takes for the end of the instance, or of the wish for
+# its image, and not for an error.
+GONE = (exception.InstanceNotFound,
+        exception.InstanceNotRunning,
+        exception.UnexpectedDeletingTaskStateError,
+        exception.ImageNotFound)
+
 
 class StrategyError(exception.NovaException):
     msg_fmt = _("The strategies of snapshots are not as they should be: "
@@ -112,3 +119,44 @@ class DiskReadError(exception.NovaException):
 class ImageMismatch(exception.NovaException):
     msg_fmt = _("Glance stored something else for image %(image)s than was "
                 "sent: %(reason)s")
+
+
+class ImageNotVerified(exception.NovaException):
+    msg_fmt = _("Whether Glance stored for image %(image)s what was sent "
+                "can't be told: %(reason)s")
+
+
+class ImageLeft(exception.NovaException):
+    msg_fmt = _("The snapshot failed: %(failure)s. Its image %(image)s could "
+                "not be deleted (%(reason)s): it must not be used, and is to "
+                "be deleted by hand")
+
+
+class GivenUp(exception.NovaException):
+    """What is no fault of the snapshot's, and what somebody is to know."""
+
+
+class ServiceStopping(GivenUp):
+    msg_fmt = _("nova-compute is being stopped, and the snapshot of instance "
+                "%(instance)s was not finished. Take it again when the "
+                "service is back.")
+
+
+class GuestStopped(GivenUp):
+    msg_fmt = _("Instance %(instance)s was shut off before its snapshot was "
+                "finished, and with its QEMU went the frozen disk. Take it "
+                "again: of an instance that is shut off, too.")
+
+
+class NoSpaceLeft(GivenUp):
+    msg_fmt = _("Space runs short for the snapshot of instance %(instance)s: "
+                "%(free)d MiB are left where %(path)s is "
+                "([DEFAULT]reserved_host_disk_mb taken off), and just now "
+                "%(shrinks)d MiB less each second, while "
+                "[snapext]space_headroom keeps %(headroom)d MiB for the "
+                "guest, which would be paused without. Make room there, or "
+                "take the snapshot when less is written.")
+
+
+class GlanceRefused(GivenUp):
+    msg_fmt = _("Glance at %(server)s refused image %(image)s: %(reason)s")

@@ -3,28 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
+
 from nova import exception as nova_exception
 from nova import objects
 from oslo_log import log as logging
-from oslo_service import loopingcall
 from oslo_utils import units
 
-LOG = logging.getLogger(__name__)
+from nova_snapext import monitor
 
-# Seconds between two looks. Each that finds a new percentage is one update of
-# the instance in the database, as with a live migration.
-INTERVAL = 2
+LOG = logging.getLogger(__name__)
 
 # The log has a line for every so many percent.
 LOG_STEP = 25
 
 
-class Progress:
-    """Tells of an upload while it runs; a context manager.
+class Progress(monitor.Look):
+    """Tells of an upload, whenever it is looked at.
 
-    Told in a thread of its own, as the one that uploads may be a native
-    thread under eventlet, where Nova's database can't be reached from.
-
+    Not while a task state is set: it is the same instance that is saved.
+    Each look that finds a new percentage is one update of the instance in the
+    database, as with a live migration.
     """
 
     def __init__(self, instance: objects.Instance):
@@ -32,46 +32,47 @@ class Progress:
         self._logged = 0
         self._sent = 0
         self._size = 1
-        self._deleted: nova_exception.InstanceNotFound | None = None
-        self._timer = loopingcall.FixedIntervalLoopingCall(self._tell)
 
     def on_sent(self, sent: int, size: int) -> None:
-        """Take note of the bytes sent so far, and those in all.
-
-        :raises InstanceNotFound: the instance has been deleted: give up
-        """
+        """Take note of the bytes sent so far, and those in all."""
         self._sent, self._size = sent, size
-        if self._deleted:
-            raise self._deleted
 
-    def __enter__(self) -> Progress:
-        self._timer.start(interval=INTERVAL)
-        return self
-
-    def __exit__(self, *_args: object) -> None:
-        self._timer.stop()
-        self._timer.wait()
-        # What the server shows for its next operation begins at zero.
-        self._save(0)
-
-    def _tell(self) -> None:
+    def __call__(self) -> nova_exception.InstanceNotFound | None:
         percent = 100 * self._sent // self._size
         if percent == self._instance.progress:
-            return
-        self._save(percent)
+            return None
+        try:
+            self._save(percent)
+        except nova_exception.InstanceNotFound:
+            # Not the conductor's, whose text has its traceback.
+            return nova_exception.InstanceNotFound(
+                instance_id=self._instance.uuid)
         if percent >= self._logged + LOG_STEP:
             self._logged = percent
             LOG.info('Snapshot: %(percent)d %% of %(size)d MiB sent',
                      {'percent': percent, 'size': self._size // units.Mi},
                      instance=self._instance)
+        return None
+
+    @contextlib.contextmanager
+    def cleared(self) -> Iterator[None]:
+        """Have what the server shows for its next operation begin at zero."""
+        try:
+            yield
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        try:
+            self._save(0)
+        except nova_exception.InstanceNotFound:
+            # It has been deleted, and has no next operation.
+            return
+        except Exception as error:
+            # What only tells of a snapshot must not end it.
+            LOG.warning('Could not tell that the snapshot is over: %s', error,
+                        instance=self._instance)
 
     def _save(self, percent: int) -> None:
         self._instance.progress = percent
-        try:
-            self._instance.save()
-        except nova_exception.InstanceNotFound as error:
-            self._deleted = error
-        except Exception as error:
-            # What only tells of a snapshot must not end it.
-            LOG.warning('Could not tell how far the snapshot is: %s', error,
-                        instance=self._instance)
+        self._instance.save()

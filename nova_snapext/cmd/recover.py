@@ -7,6 +7,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 import typing as ty
 
 # Nova and all that belongs to it is imported when the command runs: ``check``
@@ -17,35 +18,61 @@ RPC_TIMEOUT = 10
 
 
 def run(options: argparse.Namespace) -> int:
-    driver = None if options.dry_run else _driver(options)
-    if driver is None:
-        _configure(options)
+    _configure(options)
+    from nova_snapext import exception
+    from nova_snapext import journal
+    try:
+        if options.dry_run:
+            return int(not _recover(options.instance, None))
+        with journal.locked():
+            try:
+                _end(int(not _recover(options.instance, _driver())))
+            except Exception as error:
+                traceback.print_exc()
+                print(f'Nothing more could be done: {error}. Does libvirtd '
+                      f'run, and is this nova-compute\'s user?',
+                      file=sys.stderr)
+                _end(1)
+    except (exception.JournalLocked, exception.JournalFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _end(code: int) -> ty.NoReturn:
+    """End at once: Nova's threads for libvirt's events never do."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _recover(instances: list[str], driver: ty.Any) -> bool:
+    """Clean up, or, without a driver, tell what there is to clean up.
+
+    :param instances: uuids; none: all
+    :returns: whether nothing is left
+    """
     from nova_snapext import exception
     from nova_snapext import journal
     from nova_snapext import recovery
     chosen = [entry for entry in journal.entries()
-              if not options.instance or entry.instance in options.instance]
-    missing = set(options.instance) - {entry.instance for entry in chosen}
+              if not instances or entry.instance in instances]
+    missing = set(instances) - {entry.instance for entry in chosen}
     for instance in sorted(missing):
         print(f'The journal has no interrupted snapshot of instance '
-              f'{instance}.')
-    failed = bool(missing)
-    try:
-        with journal.locked():
-            for entry in chosen:
-                print(recovery.describe(entry))
-                if driver is not None:
-                    recovery.recover(driver, entry)
-                    print('    cleaned up')
-    except exception.JournalLocked as error:
-        print(error, file=sys.stderr)
-        return 1
-    except exception.NotRecovered as error:
-        print(error, file=sys.stderr)
-        failed = True
-    if not chosen:
+              f'{instance}.', file=sys.stderr)
+    if not (chosen or missing):
         print('There is nothing to clean up.')
-    return int(failed)
+    done = not missing
+    for entry in chosen:
+        print(recovery.describe(entry))
+        try:
+            if driver is not None:
+                recovery.recover(driver, entry)
+                print('    cleaned up')
+        except exception.NotRecovered as error:
+            print(error, file=sys.stderr)
+            done = False
+    return done
 
 
 def _configure(options: argparse.Namespace) -> None:
@@ -64,9 +91,8 @@ def _configure(options: argparse.Namespace) -> None:
     objects.register_all()
 
 
-def _driver(options: argparse.Namespace) -> ty.Any:
+def _driver() -> ty.Any:
     """Make a driver as nova-compute does, for one host and no service."""
-    _configure(options)
     from nova.conductor import rpcapi
     from nova import conf
     from nova.objects import base
@@ -78,8 +104,9 @@ def _driver(options: argparse.Namespace) -> ty.Any:
     from nova_snapext import driver
     priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
     rpc.init(conf.CONF)
-    conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
     base.NovaObject.indirection_api = rpcapi.ConductorAPI()
+    # Known to oslo.messaging only now.
+    conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
     made = driver.SnapextDriver(virtapi.VirtAPI())
     made._host.initialize()
     return made

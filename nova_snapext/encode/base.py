@@ -47,6 +47,13 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
     def __exit__(self, *_exc: object) -> None:
         """Let go of what the image takes on the host, which may be nothing."""
 
+    def abort(self) -> None:
+        """Make whatever it waits for, now or later, fail soon.
+
+        From any thread; it waits for nothing.
+        """
+        self.disk.abort()
+
     @property
     def bytes_read(self) -> int:
         """How many bytes of the disk were read so far, by whomever."""

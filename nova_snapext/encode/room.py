@@ -8,12 +8,9 @@ import contextlib
 import os
 
 from nova.i18n import _
-from oslo_utils import units
 
-from nova_snapext import conf
 from nova_snapext.encode import base
-
-CONF = conf.CONF
+from nova_snapext import space
 
 # Files that are being written, each by its descriptor, with the size that it
 # may grow to, in bytes.
@@ -41,7 +38,7 @@ def claimed(file: int, size: int, directory: str,
     # Claimed before the look: of two that come at once, one sees the other.
     _claims[file] = size
     try:
-        free = _free(directory) - sum(
+        free = space.free(directory) - sum(
             _outstanding(other, its_size)
             for other, its_size in list(_claims.items()) if other != file)
         if size > free:
@@ -50,12 +47,6 @@ def claimed(file: int, size: int, directory: str,
         yield
     finally:
         del _claims[file]
-
-
-def _free(directory: str) -> int:
-    found = os.statvfs(directory)
-    return (found.f_bavail * found.f_frsize -
-            CONF.reserved_host_disk_mb * units.Mi)
 
 
 def _outstanding(file: int, size: int) -> int:

@@ -50,6 +50,15 @@ class StagedEncoder(base.Encoder):
     GRAIN: int
     OPTIONS: tuple[str, ...] = ()
 
+    _process: subprocess.Popen[bytes] | None = None
+    _aborted = False
+
+    def abort(self) -> None:
+        super().abort()
+        self._aborted = True
+        if self._process is not None:
+            self._process.kill()
+
     @property
     def size(self) -> int:
         return self._size
@@ -133,6 +142,11 @@ class StagedEncoder(base.Encoder):
                 stdout=subprocess.DEVNULL, stderr=words))
             # Does nothing to one that has ended.
             stack.callback(process.kill)
+            # In this order: whichever of the two threads comes first, one of
+            # them sees what the other did.
+            self._process = process
+            if self._aborted:
+                process.kill()
             self._await(process)
             words.seek(0)
             said = words.read().decode(errors='replace').strip()

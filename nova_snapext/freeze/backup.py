@@ -16,6 +16,7 @@ from lxml import etree
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_utils import timeutils
 
+from nova_snapext import conf
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import base
 from nova_snapext.freeze import directory as snapshot_directory
@@ -25,6 +26,8 @@ from nova_snapext.freeze import quiesce
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
+
+CONF = conf.CONF
 
 
 class BackupStrategy(base.FreezingStrategy):
@@ -41,6 +44,9 @@ class BackupStrategy(base.FreezingStrategy):
         if native.may_be_direct(plan):
             return 'Nova\'s direct snapshot moves no data at all'
         return None
+
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        return (CONF.snapext.freeze_directory,)
 
     def _freeze(self, plan: planning.Plan,
                 stack: journal.ReleaseStack) -> base.FrozenDisk:

@@ -115,17 +115,27 @@ class BackupJob(journal.Resource):
         # libvirtd's restart has closed.
         try:
             guest = self._host.get_guest(self._instance)
+            if self._runs(guest):
+                self._abort(guest)
+            self._starvation.end(guest, CONF.snapext.freeze_directory)
         except nova_exception.InstanceNotFound:
             return
-        if self._runs(guest):
-            self._abort(guest)
-        self._starvation.end(guest, CONF.snapext.freeze_directory)
+        except libvirt.libvirtError as error:
+            # Or Nova is deleting it at this moment.
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
 
     def _abort(self, guest: libvirt_guest.Guest) -> None:
         with jobs.event_awaited(
                 guest, libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
         ) as await_job_end:
-            guest.abort_job()
+            try:
+                guest.abort_job()
+            except libvirt.libvirtError as error:
+                # The guest has ended just now, and its job with it.
+                if error.get_error_code() not in JOB_IS_OVER:
+                    raise
+                return
             await_job_end(CONF.snapext.job_timeout)
         self._await_clean_up(guest)
         if self._runs(guest):

@@ -111,6 +111,15 @@ class FreezingStrategy(Strategy):
     def _reason_against(self, plan: planning.Plan) -> str | None:
         """See :meth:`reason_against`; storage and format are served."""
 
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        """Name what is on the file systems that fill while it is frozen.
+
+        And which the guest would be paused for, if they were full.
+
+        :returns: paths of files or directories
+        """
+        return ()
+
     @contextlib.contextmanager
     def freeze(self, plan: planning.Plan,
                entry: journal.Entry | None = None) -> Iterator[FrozenDisk]:

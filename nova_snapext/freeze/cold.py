@@ -23,6 +23,7 @@ from nova.compute import power_state
 from nova import exception as nova_exception
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
@@ -65,6 +66,12 @@ class ColdStrategy(base.FreezingStrategy):
             return ('it suspends the guest for a moment, which Nova\'s own '
                     'does not')
         return None
+
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        # Of the overlay, where there is one.
+        if not plan.running:
+            return ()
+        return (libvirt_utils.get_instance_path(plan.instance),)
 
     def _freeze(self, plan: planning.Plan,
                 stack: journal.ReleaseStack) -> base.FrozenDisk:

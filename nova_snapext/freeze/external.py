@@ -11,6 +11,7 @@ https://libvirt.org/formatsnapshot.html, and virDomainBlockCommit.
 
 from __future__ import annotations
 
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
 from nova_snapext.freeze import base
@@ -31,6 +32,10 @@ class ExternalStrategy(base.FreezingStrategy):
         if not plan.running:
             return 'the guest is shut off, and has no QEMU that could do it'
         return None
+
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        # Of the overlay.
+        return (libvirt_utils.get_instance_path(plan.instance),)
 
     def _freeze(self, plan: planning.Plan,
                 stack: journal.ReleaseStack) -> base.FrozenDisk:

@@ -75,6 +75,12 @@ class InternalStrategy(base.FreezingStrategy):
                     f'{nvram_format}, and only a qcow2 can hold a snapshot')
         return None
 
+    def filling(self, plan: planning.Plan) -> tuple[str, ...]:
+        # A guest writes anew what is in a snapshot, of each of its disks; one
+        # that is shut off may be started meanwhile.
+        return tuple(disk.source_path for disk in _writable_disks(
+            etree.fromstring(plan.guest.get_xml_desc())))
+
     def _freeze(self, plan: planning.Plan,
                 stack: journal.ReleaseStack) -> base.FrozenDisk:
         directory = snapshot_directory.Directory.choose(plan.instance)

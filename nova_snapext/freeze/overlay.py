@@ -48,6 +48,7 @@ from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import qemu_img
 from nova_snapext.freeze import starved
 from nova_snapext import journal
+from nova_snapext import monitor
 from nova_snapext import plan as planning
 
 LOG = logging.getLogger(__name__)
@@ -237,11 +238,28 @@ class Overlay(journal.Resource):
                          'restarted, while the overlay was merged: looking '
                          'again', instance=self._instance)
         except MERGE_ERRORS as error:
+            if self._is_being_deleted():
+                LOG.info('The overlay is not merged: Nova is deleting the '
+                         'instance, and it with it', instance=self._instance)
+                return
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
                 reason=f'the overlay {self.path} could not be merged into '
                        f'the root disk {self._disk.path}: {error}. '
                        f'{self._remedy()}') from error
+
+    def _is_being_deleted(self) -> bool:
+        """Tell whether Nova is deleting the instance, and has its files."""
+        # Files alone may only be out of reach.
+        if os.path.exists(os.path.dirname(self.path)):
+            return False
+        try:
+            return monitor.InstanceLook(
+                self._plan.context, self._instance)() is not None
+        except Exception as error:
+            LOG.warning('Whether the instance is being deleted can\'t be '
+                        'told: %s', error, instance=self._instance)
+            return False
 
     def _merged(self) -> bool:
         """Merge it, with guest and libvirtd as they are.

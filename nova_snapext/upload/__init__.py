@@ -5,6 +5,7 @@ It knows Glance, and nothing of disks.
 """
 
 from nova_snapext.upload.body import OnSent
+from nova_snapext.upload.glance import ImageLook
 from nova_snapext.upload.glance import upload
 
-__all__ = ['OnSent', 'upload']
+__all__ = ['ImageLook', 'OnSent', 'upload']

@@ -9,21 +9,17 @@ import contextlib
 import functools
 import typing as ty
 
-import glanceclient.exc
-from keystoneauth1 import exceptions as keystone
-from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance
+from nova.image import glance as nova_glance
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
+from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.upload import glance
 
 LOG = logging.getLogger(__name__)
-
-DELETE_ERRORS = (nova_exception.NovaException, keystone.ClientException,
-                 glanceclient.exc.BaseException)
 
 
 class UnfinishedImage(journal.Resource):
@@ -35,7 +31,7 @@ class UnfinishedImage(journal.Resource):
 
     kind = 'image'
 
-    def __init__(self, image_api: glance.API, plan: planning.Plan):
+    def __init__(self, image_api: nova_glance.API, plan: planning.Plan):
         self._image_api = image_api
         self._plan = plan
 
@@ -54,15 +50,21 @@ class UnfinishedImage(journal.Resource):
         As whoever asked for it; where that is nobody any more, as Nova's
         service user.
 
-        :raises NovaException: Glance does not do it
+        :raises ImageLeft: it can't be deleted
         """
-        context = self._plan.context
-        if context is None or context.auth_token is None:
-            context = nova_context.get_nova_service_user_context()
-        try:
-            self._image_api.delete(context, self._plan.image_id)
-        except nova_exception.ImageNotFound:
-            return
+        self.delete('nova-compute did not live to its end')
+
+    def delete(self, failure: str) -> None:
+        """Delete it, if it is there.
+
+        :param failure: why its snapshot has failed
+        :raises ImageLeft: it can't be deleted
+        """
+        reason = glance.discard(
+            self._plan.context, self._image_api, self._plan.image_id)
+        if reason is not None:
+            raise exception.ImageLeft(
+                failure=failure, image=self._plan.image_id, reason=reason)
 
     def __str__(self) -> str:
         return f'the image {self._plan.image_id}'
@@ -70,33 +72,42 @@ class UnfinishedImage(journal.Resource):
 
 @contextlib.contextmanager
 def unfinished(
-    image_api: glance.API, plan: planning.Plan, strategy: str,
+    image_api: nova_glance.API, plan: planning.Plan, strategy: str,
 ) -> Iterator[tuple[journal.Entry, Callable[[], None]]]:
     """Have the image deleted on leaving, unless it is finished by then.
 
     :yields: the snapshot's entry in the journal, and a function that tells
         that the image is finished
     :raises SnapshotOutstanding: the instance has an entry already
-    :raises OSError: the journal can't be written
+    :raises JournalFailed: the journal can't be written
+    :raises ImageLeft: on leaving by an error, which it tells: the image could
+        not be deleted; it is in the journal still
     """
     image = UnfinishedImage(image_api, plan)
     # There is no moment at which the journal does not have it.
     with journal.opened(plan, strategy, image) as entry:
         [record] = entry.records
+        finished = functools.partial(entry.forget, record)
         try:
-            yield entry, functools.partial(entry.forget, record)
-        finally:
+            yield entry, finished
+        except Exception as failure:
             if record in entry.records:
-                _give_up(image, plan, functools.partial(entry.forget, record))
+                _give_up(image, failure, finished)
+            raise
 
 
-def _give_up(image: UnfinishedImage, plan: planning.Plan,
-             forget: Callable[[], None]) -> None:
+def _give_up(image: UnfinishedImage, failure: Exception,
+             finished: Callable[[], None]) -> None:
+    """Delete the image of a snapshot that has failed.
+
+    :raises ImageLeft: it could not be deleted
+    """
     try:
-        image.release()
-        forget()
-    except DELETE_ERRORS as error:
-        # Why the snapshot has failed is the better reason to tell.
-        LOG.warning('%(image)s of a snapshot that has failed could not be '
-                    'deleted, which is tried again later: %(error)s',
-                    {'image': image, 'error': error}, instance=plan.instance)
+        if not isinstance(failure, nova_exception.ImageNotFound):
+            image.delete(str(failure))
+        finished()
+    except exception.ImageLeft as left:
+        if not isinstance(failure, exception.GONE):
+            raise left from failure
+        # Nova's manager looks for what has failed. The journal still has it.
+        LOG.error('%s', left)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Glance that fails: a proxy before the real one."""
 
+import contextlib
 import http.client
 import http.server
+import socket
 import threading
 import urllib.parse
 
@@ -15,17 +17,31 @@ class Faults:
 
     :ivar cut_after: numbers of bytes, one an upload, after which it is cut
         off; uploads after the last of them go through
+    :ivar hold_after: numbers of bytes, one an upload, after which no more of
+        it is taken until ``release`` is set; uploads after the last of them
+        are not held
+    :ivar held: set while one is held
+    :ivar answers: status codes, one an upload, by which it is answered in
+        Glance's stead; uploads after the last of them come to Glance
     :ivar corrupt_at: offset of a byte that arrives as another one, in every
         upload
+    :ivar before_begin: called with the path of each upload, before Glance is
+        told of it
     :ivar before_end: called when an upload is through, before Glance and the
         client are told
     :ivar uploads: how many bytes of each upload came in
     """
 
-    def __init__(self, cut_after=(), corrupt_at=None,
+    def __init__(self, cut_after=(), corrupt_at=None, hold_after=(),
+                 answers=(), before_begin=lambda path: None,
                  before_end=lambda: None):
         self.cut_after = list(cut_after)
+        self.hold_after = list(hold_after)
+        self.held = threading.Event()
+        self.release = threading.Event()
+        self.answers = list(answers)
         self.corrupt_at = corrupt_at
+        self.before_begin = before_begin
         self.before_end = before_end
         self.uploads = []
 
@@ -44,6 +60,10 @@ class GlanceProxy:
         self.faults = Faults()
         self._server = http.server.ThreadingHTTPServer(
             ('127.0.0.1', 0), handler)
+        # A small one: whoever is held is to notice. The client's own may hold
+        # some MiB still.
+        self._server.socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * PIECE)
         self.url = f'http://127.0.0.1:{self._server.server_port}'
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -67,10 +87,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_args):
         """Say nothing."""
 
+    def handle(self):
+        # Clients that are done, or give up, need not say so.
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def forward(self):
         upstream = http.client.HTTPConnection(*self.target, timeout=120)
+        answers = self.proxy.faults.answers
         try:
             if self.command == 'PUT' and self.path.endswith('/file'):
+                if answers:
+                    self.refuse(answers.pop(0))
+                    return
                 self.forward_upload(upstream)
             else:
                 length = int(self.headers.get('Content-Length') or 0)
@@ -78,8 +107,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self.command, self.path, self.rfile.read(length),
                     self.passed_on())
             self.answer(upstream.getresponse())
-        except _Cut:
-            # Neither side is told: the connections end.
+        except (_Cut, ConnectionError):
+            # Neither side is told: the connections end. Or one has ended.
             self.close_connection = True
         finally:
             upstream.close()
@@ -91,33 +120,65 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 if name.lower() not in ('host', 'connection',
                                         'transfer-encoding')}
 
+    def refuse(self, status):
+        """Answer an upload in Glance's stead."""
+        # When it is through: what is sent to a connection that is closed can
+        # lose the answer.
+        self.proxy.faults.uploads.append(sum(map(len, self.pieces())))
+        text = b'refused by the test'
+        self.send_response(status)
+        self.send_header('Content-Type', 'text/plain')
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def forward_upload(self, upstream):
         faults = self.proxy.faults
-        cut_after = faults.cut_after.pop(0) if faults.cut_after else None
+        cut_after, hold_after = (
+            limits.pop(0) if limits else None
+            for limits in (faults.cut_after, faults.hold_after))
         faults.uploads.append(0)
+        faults.before_begin(self.path)
         upstream.putrequest(self.command, self.path)
         for name, value in self.passed_on().items():
             upstream.putheader(name, value)
         upstream.putheader('Transfer-Encoding', 'chunked')
         upstream.endheaders()
+        refused = False
         for piece in self.pieces():
             received = faults.uploads[-1]
             if cut_after is not None and received >= cut_after:
                 raise _Cut()
+            if hold_after is not None and received >= hold_after:
+                hold_after = None
+                faults.held.set()
+                faults.release.wait()
+                faults.held.clear()
             piece = corrupted(piece, received, faults.corrupt_at)
             faults.uploads[-1] += len(piece)
-            upstream.send(b'%x\r\n%b\r\n' % (len(piece), piece))
+            if not refused:
+                refused = not sent(
+                    upstream, b'%x\r\n%b\r\n' % (len(piece), piece))
         faults.before_end()
-        upstream.send(b'0\r\n\r\n')
+        if not refused:
+            sent(upstream, b'0\r\n\r\n')
 
     def pieces(self):
-        while size := int(self.rfile.readline(), 16):
+        while size := self.chunk_size():
             while size:
                 piece = self.rfile.read(min(size, PIECE))
+                if not piece:
+                    raise _Cut()
                 size -= len(piece)
                 yield piece
             self.rfile.readline()
         self.rfile.readline()
+
+    def chunk_size(self):
+        line = self.rfile.readline()
+        if not line:
+            raise _Cut()
+        return int(line, 16)
 
     def answer(self, response):
         content = response.read()
@@ -129,6 +190,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+def sent(upstream, content):
+    """Send to Glance, unless it has answered and closed the connection."""
+    try:
+        upstream.send(content)
+    except ConnectionError:
+        return False
+    return True
 
 
 def corrupted(piece, offset, at):

@@ -8,22 +8,29 @@ import tempfile
 
 from devcloud import servers
 from devcloud import wait
+from devcloud import watch
+from oslo_utils import units
 
-from tests.e2e import base
+from tests.e2e import held
 from tests.e2e import proxy
 
-# KiB of the file system: for an empty scratch file and some clusters.
-ROOM = 448
 
+class SmallScratchTestCase(held.HeldUploadTestCase):
+    """With a file system of its own for the scratch file.
 
-class FullScratchTest(base.CloudTestCase):
+    :cvar ROOM: its size, in KiB
+    :cvar HEADROOM: that is kept free in it, in MiB
+    """
+
+    ROOM: int
+    HEADROOM: int
 
     @classmethod
     def setUpClass(cls):
         cls.small = cls.make_file_system()
-        cls.proxy = cls.use_glance_proxy()
         cls.CONFIGURATION = (*cls.CONFIGURATION,
-                             f'snapext.freeze_directory={cls.small}')
+                             f'snapext.freeze_directory={cls.small}',
+                             f'snapext.space_headroom={cls.HEADROOM}')
         super().setUpClass()
         cls.mount_for_qemu()
 
@@ -33,7 +40,7 @@ class FullScratchTest(base.CloudTestCase):
         cls.addClassCleanup(cls.small.rmdir)
         with tempfile.NamedTemporaryFile() as image:
             run('mke2fs', '-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0',
-                '-N', '16', image.name, str(ROOM))
+                '-N', '16', image.name, str(cls.ROOM))
             cls.device = run('losetup', '--find', '--show', image.name)
         cls.addClassCleanup(run, 'losetup', '--detach', cls.device)
         run('mount', cls.device, cls.small)
@@ -50,6 +57,14 @@ class FullScratchTest(base.CloudTestCase):
                   str(libvirtd.identity().pid))
         run(*inside, 'mount', cls.device, cls.small)
         cls.addClassCleanup(run, *inside, 'umount', cls.small)
+
+
+class FullScratchTest(SmallScratchTestCase):
+    """Where space is not watched."""
+
+    # For an empty scratch file and some clusters.
+    ROOM = 448
+    HEADROOM = 0
 
     def snapshot_until_paused(self, image):
         """Snapshot a guest, with Glance's answer held until it is paused."""
@@ -82,6 +97,35 @@ class FullScratchTest(base.CloudTestCase):
             self.assertFalse(self.image_exists(shot.image))
         else:
             self.assert_snapshot_right(shot)
+
+
+class WatchedScratchTest(SmallScratchTestCase):
+
+    ROOM = 2048
+    HEADROOM = 1
+
+    def test_a_snapshot_is_given_up_before_the_guest_is_paused(self):
+        server = self.boot(add_cleanup=self.addCleanup)
+        with watch.DomainEvents(self.host, server) as events:
+            running = self.begin(server)
+            # What somebody else takes; the headroom is left in part.
+            other = self.small / 'other'
+            other.write_bytes(bytes(640 * units.Ki))
+            self.assert_given_up(running, 'Space runs short')
+            self.await_end(running)
+            self.assertEqual([], events.lines())
+        other.unlink()
+        self.assertIn(str(self.small), running.log)
+        self.assertEqual([], list(self.small.iterdir()))
+        self.assert_nothing_left(server)
+        self.assert_writes_on(server)
+        # Nor is one begun where there is too little from the beginning.
+        self.configure('snapext.space_headroom=2')
+        shot = self.snapshot(server, add_cleanup=self.addCleanup)
+        self.assertIn('Space runs short', shot.log)
+        self.assertNotIn('is frozen', shot.log)
+        self.assertFalse(self.image_exists(shot.image))
+        self.assert_writes_on(server)
 
 
 def run(*command):

@@ -41,7 +41,7 @@ class RecoverCommandTest(base.CloudTestCase):
     def test_it_cleans_up_what_was_left_while_the_service_is_down(self):
         running = self.command()
         self.assertEqual(1, running.returncode)
-        self.assertIn('nova-compute', running.stderr)
+        self.assertIn('Another process of this host', running.stderr)
 
         self.proxy.faults = proxy.Faults(before_end=self.kill)
         self.addCleanup(compute.start, self.state)

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 from unittest import mock
 
 import libvirt
@@ -15,12 +16,20 @@ from nova import objects
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import guest as libvirt_guest
+import oslo_messaging
 
 from nova_snapext import driver
+from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
+from nova_snapext.freeze import jobs
+from nova_snapext import monitor
+from nova_snapext import progress
 from nova_snapext import properties
+from nova_snapext import read
 from nova_snapext import report
+from nova_snapext import upload
+from nova_snapext.upload import glance as upload_glance
 from tests.unit import base
 
 DOMAIN = """
@@ -56,11 +65,14 @@ class SnapshotTestCase(base.TestCase):
         self.patch(self.driver._host, 'get_guest',
                    lambda _instance: libvirt_guest.Guest(self.domain))
         self.patch(self.driver, '_image_api').get.return_value = self.image
+        self.patch(upload_glance, 'discard').return_value = None
         self.stream = self.patch(self.driver, '_stream')
         self.stream.side_effect = lambda *_: self.step('stream', (1, 2))
         for name in ('backup', 'cold'):
             self.patch(self.driver._strategies[name], 'freeze', self.freeze)
         self.event = self.patch(objects, 'InstanceActionEvent')
+        self.looks = []
+        self.patch(monitor, 'watched', self.watched)
         self.released = False
 
     def patch(self, target, name, *value):
@@ -71,6 +83,12 @@ class SnapshotTestCase(base.TestCase):
     def step(self, name, result=None):
         self.steps.append(name)
         return result
+
+    @contextlib.contextmanager
+    def watched(self, look, _interval, switch, _instance):
+        self.switch = switch
+        self.looks.append(look)
+        yield
 
     @contextlib.contextmanager
     def freeze(self, plan, entry):
@@ -133,7 +151,7 @@ class SnapshotTest(SnapshotTestCase):
 
     def test_the_image_tells_how_it_was_made(self):
         instance = self.snapshot()
-        plan, strategy, frozen, _on_sent = self.stream.mock_calls[0].args
+        plan, strategy, frozen, *_ = self.stream.mock_calls[0].args
         self.assertEqual(
             {'snapshot_strategy': 'backup', 'snapshot_consistency': 'crash',
              'snapshot_instant': '2026-11-01T12:00:00.250Z',
@@ -247,6 +265,137 @@ class SnapshotTest(SnapshotTestCase):
         self.assertRaises(exception.DiskReadError, self.snapshot)
         exists.return_value = False
         self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
+
+
+class GiveUpTest(SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.patch(upload_glance, 'discard', self.discard)
+        self.left = None
+        self.cause = exception.ServiceStopping(instance='i')
+
+    def discard(self, _context, _image_api, image_id):
+        self.steps.append(f'discard {image_id}')
+        return self.left
+
+    def trip(self, *_args):
+        self.switch.trip(self.cause)
+
+    def test_all_that_may_end_it_is_looked_at(self):
+        self.snapshot()
+        self.assertEqual(
+            {monitor.ServiceLook, monitor.InstanceLook, monitor.SpaceLook,
+             upload.ImageLook, progress.Progress},
+            {type(look) for look in self.looks})
+
+    def test_before_the_freeze_it_is_not_begun(self):
+        self.update_task_state.side_effect = None
+        semaphore = mock.MagicMock()
+        semaphore.__enter__.side_effect = self.trip
+        self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+        self.assertEqual([f'discard {base.IMAGE_ID}'], self.steps)
+
+    def test_without_space_it_is_not_begun(self):
+        self.flags(space_headroom=10 ** 9, group='snapext')
+        error = self.assertRaises(exception.NoSpaceLeft, self.snapshot)
+        self.assertNotIn('freeze', self.steps)
+        self.assertIn(str(error), self.stdlog.logger.output)
+
+    def test_the_disk_is_released_before_the_image_is_deleted(self):
+        self.stream.side_effect = self.cause
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+        self.assertEqual(['release', f'discard {base.IMAGE_ID}'],
+                         self.steps[-2:])
+        self.assertIn(f'Snapshot given up: {self.cause}',
+                      self.stdlog.logger.output)
+
+    def test_an_image_that_was_deleted_is_not_deleted_again(self):
+        self.stream.side_effect = nova_exception.ImageNotFound(image_id='i')
+        self.assertRaises(nova_exception.ImageNotFound, self.snapshot)
+        self.assertEqual('release', self.steps[-1])
+
+    def test_an_image_that_can_not_be_deleted_is_told_of(self):
+        self.left = 'Glance is away'
+        self.stream.side_effect = exception.ImageMismatch(
+            image='i', reason='other bytes')
+        error = self.assertRaises(exception.ImageLeft, self.snapshot)
+        for part in ('other bytes', 'Glance is away', 'must not be used'):
+            self.assertIn(part, str(error))
+
+    def test_what_nova_s_manager_waits_for_stays_what_it_is(self):
+        self.left = 'Glance is away'
+        self.stream.side_effect = nova_exception.InstanceNotFound(
+            instance_id='i')
+        self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
+        self.assertIn('must not be used', self.stdlog.logger.output)
+
+
+class LostDiskTest(SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.stream.side_effect = exception.DiskReadError(
+            disk='vda', reason='cut')
+        self.found = self.patch(objects.Instance, 'get_by_uuid')
+        self.found.return_value.task_state = task_states.IMAGE_UPLOADING
+        self.patch(self.driver, 'instance_exists').return_value = True
+        self.awaited = self.patch(jobs, 'event_awaited').return_value
+        self.await_end = self.awaited.__enter__.return_value
+
+    def test_of_a_guest_that_was_shut_off_says_so(self):
+        self.stream.side_effect = self.shut_off
+        self.assertRaises(exception.GuestStopped, self.snapshot)
+
+    def shut_off(self, *_args):
+        self.domain.isActive.return_value = 0
+        raise exception.DiskReadError(disk='vda', reason='cut')
+
+    def test_of_one_that_libvirt_has_not_missed_yet_says_so(self):
+        self.await_end.side_effect = lambda _timeout: (
+            self.domain.isActive.configure_mock(return_value=0))
+        self.assertRaises(exception.GuestStopped, self.snapshot)
+
+    def test_of_one_that_is_being_deleted_is_no_error(self):
+        self.found.return_value.task_state = task_states.DELETING
+        self.assertRaises(nova_exception.UnexpectedDeletingTaskStateError,
+                          self.snapshot)
+
+    def test_of_one_that_runs_on_stays_what_it_is(self):
+        self.assertRaises(exception.DiskReadError, self.snapshot)
+
+    def test_stays_what_it_is_where_the_guest_can_not_be_looked_at(self):
+        self.found.side_effect = oslo_messaging.MessagingTimeout()
+        self.assertRaises(exception.DiskReadError, self.snapshot)
+
+
+class StreamTest(SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.patch(read, 'Disk').return_value
+        self.encoder = self.patch(encode, 'encoder').return_value
+        self.encoder.__exit__.return_value = None
+        self.disk.__exit__.return_value = None
+        self.upload = self.patch(upload, 'upload')
+        self.stream.side_effect = functools.partial(
+            driver.SnapextDriver._stream, self.driver)
+        self.cause = exception.ServiceStopping(instance='i')
+
+    def test_what_reads_and_encodes_is_ended_with_the_rest(self):
+        def trip(*_args):
+            self.switch.trip(self.cause)
+            self.disk.abort.assert_called_once_with()
+            self.encoder.abort.assert_called_once_with()
+            raise exception.DiskReadError(disk='vda', reason='aborted')
+
+        self.upload.side_effect = trip
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+
+    def test_an_upload_that_was_through_already_is_not_given_up(self):
+        self.upload.side_effect = lambda *_args: self.switch.trip(self.cause)
+        self.snapshot()
 
 
 class DirectSnapshotTest(SnapshotTestCase):

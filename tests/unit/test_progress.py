@@ -22,24 +22,30 @@ class ProgressTest(base.TestCase):
     def test_the_server_shows_each_new_percentage_once(self):
         for sent in (10, 10, 25):
             self.progress.on_sent(sent, 100)
-            self.progress._tell()
+            self.assertIsNone(self.progress())
         self.assertEqual([10, 25], self.saved)
 
     def test_afterwards_the_server_shows_none(self):
-        with self.progress as told:
-            told.on_sent(50, 100)
+        with self.progress.cleared():
+            self.progress.on_sent(50, 100)
+            self.progress()
         self.assertEqual(0, self.saved[-1])
 
-    def test_a_deleted_instance_stops_the_upload(self):
+    def test_a_deleted_instance_is_a_reason_to_give_up(self):
         self.server.save.side_effect = nova_exception.InstanceNotFound(
             instance_id='i')
         self.progress.on_sent(10, 100)
-        self.progress._tell()
-        self.assertRaises(nova_exception.InstanceNotFound,
-                          self.progress.on_sent, 20, 100)
+        self.assertIsInstance(self.progress(),
+                              nova_exception.InstanceNotFound)
 
-    def test_a_database_out_of_reach_does_not(self):
+    def test_a_database_out_of_reach_at_the_end_is_none(self):
         self.server.save.side_effect = oslo_messaging.MessagingTimeout()
-        self.progress.on_sent(10, 100)
-        self.progress._tell()
-        self.progress.on_sent(20, 100)
+        with self.progress.cleared():
+            pass
+
+    def test_an_instance_that_was_deleted_has_no_next_operation(self):
+        self.server.save.side_effect = nova_exception.InstanceNotFound(
+            instance_id='i')
+        with self.progress.cleared():
+            pass
+        self.assertNotIn('Could not tell', self.stdlog.logger.output)

@@ -116,7 +116,9 @@ def _glance(state: cloud_state.State) -> Sections:
             'filesystem_store_datadir': home / 'staging'},
         'os_glance_tasks_store': {
             'filesystem_store_datadir': home / 'tasks'},
-        'keystone_authtoken': _authtoken(state, 'glance'),
+        # A token that is revoked is refused at once.
+        'keystone_authtoken': {**_authtoken(state, 'glance'),
+                               'token_cache_time': -1},
         'oslo_concurrency': {'lock_path': home / 'lock'},
         'paste_deploy': {
             'flavor': 'keystone',

@@ -8,6 +8,7 @@ import pathlib
 import select
 import subprocess
 import sys
+import threading
 import traceback
 from unittest import mock
 
@@ -321,6 +322,41 @@ class BrokenDiskTest(SmallRoomTestCase):
             error = self.assertRaises(encode.EncodeError, self.stage, disk)
         self.assertIn('setpriv', str(error))
         self.assert_nothing_left()
+
+
+class AbortTest(SmallRoomTestCase):
+
+    SIZE = 16 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.fifo = self.path('fifo')
+        os.mkfifo(self.fifo)
+        self.served(TELL_AND_HANG, fifo=self.fifo)
+        self.encoder = encode.VmdkEncoder(self.connect_to_served())
+
+    def test_an_image_that_is_staged_is_given_up_at_once(self):
+        def abort():
+            # The server has told that qemu-img waits for it.
+            with open(self.fifo):
+                self.encoder.abort()
+
+        thread = threading.Thread(target=abort)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.assertRaises(exception.DiskReadError, self.stage_aborted)
+
+    def test_one_that_was_given_up_before_is_not_begun(self):
+        self.encoder.abort()
+        self.assertRaises(exception.DiskReadError, self.stage_aborted)
+
+    def stage_aborted(self):
+        with self.encoder:
+            pass
+
+    def tearDown(self):
+        self.assert_nothing_left()
+        super().tearDown()
 
 
 class ProcessTest(SmallRoomTestCase):

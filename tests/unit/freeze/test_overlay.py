@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import threading
 from unittest import mock
 
@@ -14,8 +15,10 @@ import tenacity
 
 from nova_snapext import exception
 from nova_snapext.freeze import active_commit
+from nova_snapext.freeze import chain
 from nova_snapext.freeze import overlay
 from nova_snapext.freeze import qemu_img
+from nova_snapext import monitor
 from nova_snapext import plan as planning
 from tests.unit import base
 
@@ -81,6 +84,37 @@ class MergeTest(base.TestCase):
 
         self.commit.side_effect = delete
         self.overlay.merge()
+
+    def delete_while_committing(self, **found):
+        """Have Nova delete the files of a guest that is defined still."""
+        self.patch(monitor, 'InstanceLook').return_value.configure_mock(
+            **found)
+        self.host.get_guest.side_effect = None
+        self.host.get_guest.return_value = self.guest
+        self.guest.is_active.return_value = False
+        self.guest._domain.hasManagedSaveImage.return_value = False
+        self.patch(chain, 'path_of').return_value = self.overlay.path
+        self.patch(chain, 'find_disk')
+        self.patch(chain, 'paths_of').return_value = [self.overlay.path]
+        self.make()
+
+        def commit(path, _disk):
+            shutil.rmtree(os.path.dirname(path))
+            raise processutils.ProcessExecutionError('could not open')
+
+        self.commit.side_effect = commit
+
+    def test_what_nova_deletes_with_its_instance_is_no_error(self):
+        self.delete_while_committing(return_value=GONE)
+        self.overlay.merge()
+
+    def test_what_goes_while_its_instance_does_not_is_an_error(self):
+        self.delete_while_committing(return_value=None)
+        self.assertIn('could not open', self.fails())
+
+    def test_what_goes_while_nobody_can_tell_why_is_an_error(self):
+        self.delete_while_committing(side_effect=AWAY)
+        self.assertIn('could not open', self.fails())
 
     def test_an_overlay_that_can_not_be_committed_is_kept(self):
         self.make()

@@ -4,11 +4,13 @@ import hashlib
 import itertools
 from unittest import mock
 
+import fixtures
 import glanceclient.exc
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
 
+from nova_snapext import abort
 from nova_snapext import exception
 from nova_snapext import upload
 from nova_snapext.upload import glance
@@ -39,7 +41,8 @@ class FakeGlance:
     """A client of python-glanceclient, and the server behind it.
 
     :param failures: for each upload, how many bytes arrive before the
-        connection breaks; None: all, and no break
+        connection breaks, or what Glance answers to it; None: all, and no
+        break
     """
 
     def __init__(self, *failures, statuses=(), **stored):
@@ -49,11 +52,15 @@ class FakeGlance:
         self.sizes = []
         self.stored = stored
         self.images = self
+        self.http_client = mock.Mock()
         self.status = 'queued'
 
     def upload(self, image_id, image_data, image_size=None):
         self.sizes.append(image_size)
         limit = next(self.failures, None)
+        if isinstance(limit, Exception):
+            self.received.append(b'')
+            raise limit
         content = b''
         while piece := image_data.read(1024 * 1024):
             content += piece
@@ -81,14 +88,14 @@ class UploadTest(base.TestCase):
     def setUp(self):
         super().setUp()
         self.encoder = FakeEncoder()
-        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
         self.flags(num_retries=2, group='glance')
         # What Nova does with an answer is not what is tested here, and
         # pauses between attempts are nothing to wait for.
         self.patch(nova_glance, '_translate_from_glance',
                    lambda image: image)
         self.sleeps = []
-        self.patch(glance.tenacity.nap.time, 'sleep', self.sleeps.append)
+        self.switch = abort.Switch()
+        self.patch(self.switch, 'pause', self.sleeps.append)
 
     def patch(self, target, name, value):
         patch = mock.patch.object(target, name, value)
@@ -98,21 +105,21 @@ class UploadTest(base.TestCase):
     def upload(self, server, on_sent=lambda sent, size: None):
         context = nova_context.RequestContext('user', 'project')
 
-        def client(wrapper, _context, _version):
+        def client(wrapper, context, _version):
+            server.context = context
             wrapper.api_server = 'http://glance'
             return server
 
         with mock.patch.object(nova_glance.GlanceClientWrapper,
                                '_create_onetime_client', client):
-            upload.upload(context, self.image_api, base.IMAGE_ID,
-                          {'name': 'snap'}, self.encoder, on_sent)
+            upload.upload(context, base.IMAGE_ID, {'name': 'snap'},
+                          self.encoder, self.switch, on_sent)
 
     def test_an_image_is_sent_once_and_its_size_announced(self):
         server = FakeGlance()
         self.upload(server)
         self.assertEqual([CONTENT], server.received)
         self.assertEqual([len(CONTENT)], server.sizes)
-        self.image_api.delete.assert_not_called()
 
     def test_metadata_is_sent_before_the_bytes(self):
         server = FakeGlance()
@@ -170,7 +177,6 @@ class UploadTest(base.TestCase):
         server.statuses = iter(['queued', 'active', 'active'])
         self.upload(server)
         self.assertEqual(1, len(server.received))
-        self.image_api.delete.assert_not_called()
 
     def test_an_error_of_the_disk_is_not_tried_again(self):
         def stream():
@@ -182,42 +188,218 @@ class UploadTest(base.TestCase):
         self.assertRaises(exception.DiskReadError, self.upload, server)
         self.assertEqual(1, len(server.sizes))
 
-    def test_other_bytes_in_glance_delete_the_image_and_fail(self):
+    def test_other_bytes_in_glance_fail(self):
         server = FakeGlance(os_hash_value='0' * 128)
         error = self.assertRaises(exception.ImageMismatch,
                                   self.upload, server)
         self.assertIn('sha512', str(error))
-        self.image_api.delete.assert_called_once_with(
-            mock.ANY, base.IMAGE_ID)
 
-    def test_another_size_in_glance_deletes_the_image_and_fails(self):
+    def test_another_size_in_glance_fails(self):
         error = self.assertRaises(exception.ImageMismatch,
                                   self.upload, FakeGlance(size=12))
         self.assertIn('12 bytes', str(error))
-        self.image_api.delete.assert_called_once_with(
-            mock.ANY, base.IMAGE_ID)
-
-    def test_a_mismatch_that_can_not_be_deleted_says_so(self):
-        self.image_api.delete.side_effect = (
-            nova_exception.ImageNotAuthorized(image_id=base.IMAGE_ID))
-        error = self.assertRaises(exception.ImageMismatch,
-                                  self.upload, FakeGlance(size=12))
-        self.assertIn('must not be used', str(error))
 
     def test_another_digest_algorithm_is_computed_from_the_same_disk(self):
         self.upload(FakeGlance(
             os_hash_algo='sha256',
             os_hash_value=hashlib.sha256(CONTENT).hexdigest()))
         self.assertEqual(2, self.encoder.begun)
-        self.image_api.delete.assert_not_called()
 
     def test_an_old_glance_s_checksum_serves_where_it_has_no_digest(self):
         checksum = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
         self.upload(FakeGlance(os_hash_algo=None, os_hash_value=None,
                                checksum=checksum))
-        self.image_api.delete.assert_not_called()
 
     def test_an_image_without_any_digest_is_not_trusted(self):
         self.assertRaises(
             exception.ImageMismatch, self.upload,
             FakeGlance(os_hash_algo=None, os_hash_value=None, checksum=None))
+
+    def test_a_refusal_is_not_tried_again_and_says_what_glance_said(self):
+        for refusal in (glanceclient.exc.HTTPOverLimit,
+                        glanceclient.exc.HTTPForbidden,
+                        glanceclient.exc.HTTPConflict,
+                        glanceclient.exc.HTTPUnauthorized):
+            server = FakeGlance(refusal('what Glance said'))
+            error = self.assertRaises(exception.GlanceRefused,
+                                      self.upload, server)
+            self.assertIn('what Glance said', str(error))
+            self.assertIn(base.IMAGE_ID, str(error))
+            self.assertEqual(1, len(server.received))
+
+    def test_a_refusal_because_the_image_is_gone_is_that(self):
+        # As Glance's 410, which python-glanceclient has no class for.
+        for refusal in (glanceclient.exc.HTTPException('410 Gone'),
+                        glanceclient.exc.HTTPNotFound('404')):
+            server = FakeGlance(refusal)
+            server.get = mock.Mock(
+                side_effect=glanceclient.exc.HTTPNotFound())
+            server.update = mock.Mock()
+            self.assertRaises(nova_exception.ImageNotFound,
+                              self.upload, server)
+
+    def test_a_proxy_whose_glance_is_away_is_tried_again(self):
+        server = FakeGlance(glanceclient.exc.HTTPBadGateway('502'))
+        self.upload(server)
+        self.assertEqual(CONTENT, server.received[-1])
+
+    def test_a_glance_that_is_away_between_attempts_is_tried_again(self):
+        self.patch(nova_glance.time, 'sleep', lambda _seconds: None)
+        away = [glanceclient.exc.CommunicationError('away')] * 3
+        server = FakeGlance(5)
+
+        def get(image_id):
+            if server.received and away:
+                raise away.pop()
+            return FakeGlance.get(server, image_id)
+
+        server.get = get
+        self.upload(server)
+        self.assertEqual(CONTENT, server.received[-1])
+        self.assertEqual([], away)
+
+    def test_between_attempts_it_ends_with_the_cause(self):
+        cause = exception.ServiceStopping(instance='i')
+        server = FakeGlance(5, 5)
+
+        def pause(_seconds):
+            self.switch.trip(cause)
+            self.switch.check()
+
+        self.patch(self.switch, 'pause', pause)
+        self.assertIs(cause, self.assertRaises(
+            exception.ServiceStopping, self.upload, server))
+        self.assertEqual(1, self.encoder.begun)
+
+    def test_once_given_up_no_attempt_is_begun(self):
+        self.switch.trip(exception.ServiceStopping(instance='i'))
+        self.assertRaises(exception.ServiceStopping, self.upload,
+                          FakeGlance())
+        self.assertEqual(0, self.encoder.begun)
+
+    def revoke_after_upload(self, server):
+        """Have Glance refuse the user's token once it has the image."""
+        server.refused = []
+
+        def get(image_id):
+            if server.received and server.context.user_id == 'user':
+                server.refused.append(image_id)
+                raise glanceclient.exc.HTTPUnauthorized('401')
+            return FakeGlance.get(server, image_id)
+
+        server.get = get
+
+    def service_user(self, **error):
+        self.patch(nova_context, 'get_nova_service_user_context', mock.Mock(
+            return_value=nova_context.RequestContext('nova', 'service'),
+            **error))
+
+    def test_with_a_token_expired_meanwhile_nova_itself_looks(self):
+        self.service_user()
+        server = FakeGlance()
+        self.revoke_after_upload(server)
+        self.upload(server)
+        self.assertEqual([base.IMAGE_ID], server.refused)
+
+    def test_nova_itself_sees_a_mismatch_too(self):
+        self.service_user()
+        server = FakeGlance(os_hash_value='0' * 128)
+        self.revoke_after_upload(server)
+        self.assertRaises(exception.ImageMismatch, self.upload, server)
+
+    def test_an_image_that_nobody_can_look_at_is_not_trusted(self):
+        self.service_user(side_effect=nova_exception.InvalidConfiguration(
+            'no [service_user]'))
+        server = FakeGlance()
+        self.revoke_after_upload(server)
+        error = self.assertRaises(exception.ImageNotVerified,
+                                  self.upload, server)
+        self.assertIn('no [service_user]', str(error))
+
+    def test_an_image_that_nova_itself_may_not_see_is_not_taken_for_gone(
+            self):
+        self.service_user()
+        server = FakeGlance()
+        server.get = mock.Mock(side_effect=[
+            glanceclient.exc.HTTPUnauthorized(),
+            glanceclient.exc.HTTPNotFound()])
+        server.update = mock.Mock()
+        self.assertRaises(exception.ImageNotVerified, self.upload, server)
+
+
+class DiscardTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
+        self.user = nova_context.RequestContext(
+            'user', 'project', auth_token='token')
+        self.service = nova_context.RequestContext('nova', 'service')
+        self.service_user = self.useFixture(fixtures.MockPatchObject(
+            nova_context, 'get_nova_service_user_context',
+            return_value=self.service)).mock
+
+    def discard(self, *answers):
+        self.image_api.delete.side_effect = answers
+        return glance.discard(self.user, self.image_api, base.IMAGE_ID)
+
+    def test_an_image_is_deleted_by_its_owner(self):
+        self.assertIsNone(self.discard(None))
+        self.image_api.delete.assert_called_once_with(
+            self.user, base.IMAGE_ID)
+
+    def test_one_that_is_gone_is_gone(self):
+        self.assertIsNone(self.discard(
+            nova_exception.ImageNotFound(image_id=base.IMAGE_ID)))
+
+    def test_with_a_token_that_has_expired_nova_itself_deletes_it(self):
+        for refusal in (
+                glanceclient.exc.HTTPUnauthorized(),
+                nova_exception.ImageNotAuthorized(image_id=base.IMAGE_ID)):
+            self.assertIsNone(self.discard(refusal, None))
+            self.image_api.delete.assert_called_with(
+                self.service, base.IMAGE_ID)
+
+    def test_one_that_can_not_be_deleted_is_told_of(self):
+        self.assertIn('in use', self.discard(
+            nova_exception.ImageDeleteConflict(reason='in use')))
+        self.assertIn('401', self.discard(
+            glanceclient.exc.HTTPUnauthorized(),
+            glanceclient.exc.HTTPUnauthorized('401')))
+
+    def test_without_a_service_user_it_is_told_so(self):
+        self.service_user.side_effect = nova_exception.InvalidConfiguration(
+            'no [service_user]')
+        self.assertIn('service_user', self.discard(
+            glanceclient.exc.HTTPUnauthorized()))
+
+
+class ImageLookTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.server = mock.Mock()
+        self.useFixture(fixtures.MockPatchObject(
+            nova_glance.GlanceClientWrapper, '_create_onetime_client',
+            return_value=self.server))
+        self.look = upload.ImageLook(
+            nova_context.RequestContext('user', 'project'), base.IMAGE_ID)
+
+    def test_an_image_that_is_there_is_no_reason(self):
+        self.assertIsNone(self.look())
+
+    def test_one_that_was_deleted_is_what_nova_s_manager_knows(self):
+        self.server.http_client.get.side_effect = (
+            glanceclient.exc.HTTPNotFound())
+        self.assertIsInstance(self.look(), nova_exception.ImageNotFound)
+
+    def test_a_glance_that_is_away_says_nothing(self):
+        self.server.http_client.get.side_effect = (
+            glanceclient.exc.CommunicationError())
+        self.assertRaises(glanceclient.exc.CommunicationError, self.look)
+        self.server.http_client.get.assert_called_once()
+
+    def test_when_it_is_closed_nothing_is_waited_for(self):
+        self.look.close()
+        self.assertRaises(nova_exception.ImageNotFound,
+                          self.look._client._switch.check)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from unittest import mock
+
+import fixtures
+import libvirt
+from nova.virt.libvirt import host as libvirt_host
+
+from nova_snapext.freeze import backup_job
+from nova_snapext.freeze import jobs
+from tests.unit import base
+
+JOB = "<domainbackup mode='pull'><server socket='/s/nbd'/></domainbackup>"
+
+
+def libvirt_error(code):
+    error = libvirt.libvirtError('libvirt says no')
+    error.err = (code, 0, 'libvirt says no', 0, None, None, None, 0, 0)
+    return error
+
+
+class EndTest(base.TestCase):
+    """A guest that Nova deletes while its job is ended."""
+
+    def setUp(self):
+        super().setUp()
+        plan = self.plan()
+        self.guest = plan.guest
+        self.guest._domain.backupGetXMLDesc.return_value = JOB
+        host = mock.create_autospec(libvirt_host.Host, instance=True)
+        host.get_guest.return_value = self.guest
+        self.job = backup_job.BackupJob(
+            host, plan, mock.Mock(socket='/s/nbd', path='/s'))
+        awaited = self.useFixture(fixtures.MockPatchObject(
+            jobs, 'event_awaited')).mock.return_value
+        awaited.__exit__.return_value = None
+        self.await_job_end = awaited.__enter__.return_value
+
+    def test_a_job_that_has_ended_just_now_is_over(self):
+        self.guest.abort_job.side_effect = libvirt_error(
+            libvirt.VIR_ERR_OPERATION_INVALID)
+        self.job.end()
+        self.await_job_end.assert_not_called()
+
+    def test_a_guest_that_is_gone_just_now_has_no_job(self):
+        self.guest.abort_job.side_effect = libvirt_error(
+            libvirt.VIR_ERR_NO_DOMAIN)
+        self.guest._domain.state.side_effect = libvirt_error(
+            libvirt.VIR_ERR_NO_DOMAIN)
+        self.job.end()
+
+    def test_what_else_libvirt_says_is_an_error(self):
+        self.guest.abort_job.side_effect = libvirt_error(
+            libvirt.VIR_ERR_OPERATION_TIMEOUT)
+        self.assertRaises(libvirt.libvirtError, self.job.end)
