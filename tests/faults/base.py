@@ -29,9 +29,10 @@ SETTLE_TIMEOUT = 30
 
 # What libvirt numbers anew at each start of a guest: ids, nodes of a chain,
 # and paths that the domain's id is part of. What an agent is at the moment.
-# Labels are made when the guest starts.
+# Nova's notes on the instance, which it writes anew when it starts one.
 OF_ONE_START = re.compile(
-    r" (?:id|index|state)='[^']*'|(?<=/domain-)\d+(?=-)|/dev/pts/\d+")
+    r" (?:id|index|state)='[^']*'|(?<=/domain-)\d+(?=-)|/dev/pts/\d+|"
+    r'<metadata>.*?</metadata>', re.DOTALL)
 
 # The file of the journal's directory that is no snapshot's.
 LOCK = 'lock'
