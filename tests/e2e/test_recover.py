@@ -52,6 +52,7 @@ class RecoverCommandTest(base.CloudTestCase):
         daemon = services.nova_compute(self.state).daemon(self.state)
         wait.until('end of nova-compute', lambda: not daemon.is_running(),
                    base.SNAPSHOT_TIMEOUT)
+        self.proxy.faults = proxy.Faults()
         self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))
         self.await_records(self.server, 3)
 
