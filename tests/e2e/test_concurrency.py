@@ -71,8 +71,9 @@ class OneInstanceTest(base.CloudTestCase):
 
         log = self.state.log('nova-compute')
         before = log.stat().st_size
-        shot = self.meanwhile(act)
-        # Nova's state tells nothing any more.
+        # Nova's manager finds its state taken from it at the end of the first,
+        # and deletes its image.
+        self.meanwhile(act)
         wait.until('end of the first', lambda: not list(
             self.state.snapshots.glob('*')), base.SNAPSHOT_TIMEOUT)
         servers.await_status(self.client, self.server, 'ACTIVE')
@@ -80,7 +81,6 @@ class OneInstanceTest(base.CloudTestCase):
             lines.seek(before)
             self.assertIn(f'A snapshot of instance {self.server} is being '
                           f'taken', lines.read())
-        self.assert_snapshot_right(shot)
         self.assert_nothing_left(self.server)
         self.assert_writes_on(self.server)
         self.assert_snapshot_right(self.snapshot(self.server))
