@@ -96,3 +96,14 @@ class HeldUploadTestCase(base.CloudTestCase):
         self.assertIn('finished: strategy=', running.log)
         self.assert_image_whole(running.image,
                                 acknowledged=running.acknowledged)
+
+
+class BootingGuestTestCase(HeldUploadTestCase):
+    """With guests that nobody waits for to boot, nor for their agent."""
+
+    def make(self):
+        server = servers.create(
+            self.client, 'e2e',
+            servers.image_id(self.client, 'snap-guest-noagent'), 'snap.tiny')
+        self.addCleanup(servers.delete, self.client, server)
+        return server

@@ -141,35 +141,3 @@ class GiveUpTest(held.HeldUploadTestCase):
         self.assert_nothing_left(self.server)
         self.power_on()
         self.assert_as_before()
-
-
-class BootingGuestTestCase(held.HeldUploadTestCase):
-    """With guests that nobody waits for to boot, nor for their agent."""
-
-    def make(self):
-        server = servers.create(
-            self.client, 'e2e',
-            servers.image_id(self.client, 'snap-guest-noagent'), 'snap.tiny')
-        self.addCleanup(servers.delete, self.client, server)
-        return server
-
-
-class DeletedInstanceTest(BootingGuestTestCase):
-
-    def assert_deleted(self, server, strategy):
-        running = self.begin(server, strategy)
-        servers.delete(self.client, server)
-        self.assert_given_up(running, server)
-        wait.until('end of all that the snapshot had', lambda: not [
-            *self.state.snapshots.glob('*'),
-            *base.qemu_nbds(str(self.state.nova))], held.SOON)
-        self.assertFalse((self.state.instances / server).exists())
-
-    def test_of_a_running_instance_that_is_deleted_nothing_is_left(self):
-        for strategy in ('backup', 'external'):
-            self.assert_deleted(self.make(), strategy)
-
-    def test_of_one_that_is_shut_off_nothing_is_left_either(self):
-        server = self.make()
-        self.action(server, 'os-stop', 'SHUTOFF')
-        self.assert_deleted(server, 'cold')

@@ -6,10 +6,9 @@ import subprocess
 from devcloud import wait
 
 from tests.e2e import held
-from tests.e2e import test_give_up
 
 
-class EventletTest(test_give_up.BootingGuestTestCase):
+class EventletTest(held.BootingGuestTestCase):
 
     CONFIGURATION = ('DEFAULT.concurrency_backend=eventlet',
                      'snapext.upload_stall_timeout=10')
