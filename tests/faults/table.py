@@ -47,8 +47,9 @@ soon as nova-compute was running again:
 * the next snapshot by the same strategy succeeds, its image holds every
   record, and nothing is left of it either.
 
-At the end of each series the guest was stopped, started and rebooted, and
-found all of its records each time.
+Where a series was run to its end, the guest was then stopped, started and
+rebooted, and found all of its records each time. What is not in a column was
+not run.
 '''
 
 
