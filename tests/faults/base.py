@@ -8,6 +8,7 @@ import functools
 import pathlib
 import re
 import shutil
+from xml.etree import ElementTree
 
 from devcloud import compute
 from devcloud import errors
@@ -39,6 +40,19 @@ LOCK = 'lock'
 
 # Programs that nova-compute starts on a disk.
 DISK_PROGRAMS = ('qemu-nbd', 'qemu-img')
+
+
+def in_order(definition):
+    """Give a definition with its devices in an order that does not change.
+
+    libvirt lists the controllers of a guest that was restored from its saved
+    memory in another one than before.
+    """
+    domain = ElementTree.fromstring(re.sub(r'>\s+<', '><', definition))
+    devices = domain.find('devices')
+    devices[:] = sorted(devices, key=ElementTree.tostring)
+    ElementTree.indent(domain)
+    return ElementTree.tostring(domain, encoding='unicode')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +213,8 @@ class FaultTestCase(e2e.CloudTestCase):
             status=status,
             domain=self.host.virsh('domstate', self.server),
             definitions=tuple(
-                OF_ONE_START.sub('', self.host.virsh(*words, self.server))
+                in_order(OF_ONE_START.sub(
+                    '', self.host.virsh(*words, self.server)))
                 for words in (('dumpxml',), ('dumpxml', '--inactive'))),
             files=frozenset(path.name for path in (
                 self.state.instances / self.server).iterdir()),
