@@ -28,12 +28,14 @@ from tests.faults import table
 # Seconds for what goes by itself, soon after nova-compute is back.
 SETTLE_TIMEOUT = 30
 
-# What libvirt numbers anew at each start of a guest: ids, nodes of a chain,
-# and paths that the domain's id is part of. What an agent is at the moment.
-# Nova's notes on the instance, which it writes anew when it starts one.
+# What libvirt numbers and names anew at each start of a guest: ids, nodes of
+# a chain, devices, and paths that the domain's id is part of. (It forgets the
+# name of a device that QEMU has not when it is itself started anew.) What an
+# agent is at the moment. Nova's notes on the instance, which it writes anew
+# when it starts one.
 OF_ONE_START = re.compile(
     r" (?:id|index|state)='[^']*'|(?<=/domain-)\d+(?=-)|/dev/pts/\d+|"
-    r'<metadata>.*?</metadata>', re.DOTALL)
+    r"<alias name='(?!ua-)[^']*'/>|<metadata>.*?</metadata>", re.DOTALL)
 
 # The file of the journal's directory that is no snapshot's.
 LOCK = 'lock'

@@ -50,6 +50,7 @@ class Filesystem:
     :param count: number of lines of its records file
     :param last: number of the last record in that file; 0 if there is none
     :param first_gap: number of the first one that is missing before the last
+    :param missing: numbers of all that are
     :param check: what e2fsck said
     """
 
@@ -58,6 +59,7 @@ class Filesystem:
     count: int
     last: int
     first_gap: int | None
+    missing: tuple[int, ...]
     check: str
 
 
@@ -142,8 +144,10 @@ def read_filesystem(partition: pathlib.Path) -> Filesystem:
     text = shell.run(['debugfs', '-R', 'cat /records.log', partition])
     numbers = [int(line.split()[0]) for line in text.splitlines()
                if line and line.split()[0].isdigit()]
-    return Filesystem(clean, 'needs_recovery' in header, len(numbers),
-                      numbers[-1] if numbers else 0, first_gap(numbers),
+    last = numbers[-1] if numbers else 0
+    return Filesystem(clean, 'needs_recovery' in header, len(numbers), last,
+                      first_gap(numbers),
+                      tuple(sorted(set(range(1, last)) - set(numbers))),
                       check.strip())
 
 
