@@ -166,9 +166,32 @@ READ_OPTS = [
 How long the frozen disk may go without answering any read, in seconds, before
 the snapshot is given up.
 """),
-    cfg.BoolOpt(
+    cfg.IntOpt(
+        'read_rate_limit',
+        default=0,
+        min=0,
+        help="""
+The most that all snapshots of this host together read from the frozen disks,
+in bytes per second, so that they leave the storage to the guests. An upload
+waits for what it sends, and is slowed down with it.
+
+Possible values:
+
+* 0: as fast as Glance takes it
+* any number of bytes per second
+"""),
+]
+
+ENCODE_OPTS = [
+    cfg.StrOpt(
         'find_zeros',
-        default=True,
+        default='auto',
+        choices=[
+            ('auto', 'Look at a hundredth of it first, and at all of it where '
+                     'a twentieth or more is zeros'),
+            ('always', 'Look at all of it'),
+            ('never', 'Read the disk once, and send every allocated cluster'),
+        ],
         help="""
 Look for zeros in what the root disk has allocated, and leave them out of
 qcow2 images.
@@ -176,13 +199,71 @@ qcow2 images.
 The size of an image is announced to Glance before its first byte, so this
 takes a reading of its own before the upload. It pays where the storage can't
 tell holes from data (a block device reports none) and where guests write
-zeros; turned off, the disk is read once, and every allocated cluster is sent.
+zeros.
 
-Images in raw format always hold every byte of the disk.
+Images in raw format always hold every byte of the disk, and compressed ones
+never hold a cluster of zeros.
 
 Related options:
 
 * ``[libvirt]snapshot_image_format``
+* ``[libvirt]snapshot_compression``
+"""),
+    cfg.StrOpt(
+        'compression_type',
+        default='zstd',
+        choices=[
+            ('zstd', 'Several times as fast; for QEMU 5.1 and newer, where it '
+                     'is built with it'),
+            ('zlib', 'As in compressed images of Nova; for all versions'),
+        ],
+        help="""
+What qcow2 images are compressed by, where ``[libvirt]snapshot_compression`` is
+set. They are sent while they are made; nothing is staged on the host.
+
+Related options:
+
+* ``[libvirt]snapshot_compression``
+"""),
+    cfg.IntOpt(
+        'compression_level',
+        default=1,
+        min=1,
+        max=19,
+        help="""
+Level of the compression: a higher one makes the image smaller and the snapshot
+slower. ``zlib`` has 9 of them, and takes more for 9.
+"""),
+    cfg.IntOpt(
+        'compression_threads',
+        default=0,
+        min=0,
+        max=64,
+        help="""
+Threads that compress one snapshot's image. 0: as many as nova-compute may use
+CPUs.
+"""),
+    cfg.IntOpt(
+        'compression_store',
+        default=32,
+        min=1,
+        help="""
+Memory in which a snapshot keeps what it has compressed and can't send yet, in
+MiB.
+
+The tables of an image come behind as much of it as a sample of the disk makes
+expect, less this. What comes behind them and has no place here is compressed
+twice. 16 MiB more are taken by what is being compressed.
+"""),
+    cfg.IntOpt(
+        'compression_min_saving',
+        default=10,
+        min=0,
+        max=100,
+        help="""
+The least that compression has to save of the data, in percent: where a sample
+of the disk shows that it would save less, the image is sent as it is. 0: it is
+always compressed.
 """),
 ]
 
@@ -231,7 +312,8 @@ Related options:
 """),
 ]
 
-ALL_OPTS = [*CHOICE_OPTS, *FREEZE_OPTS, *READ_OPTS, *UPLOAD_OPTS]
+ALL_OPTS = [*CHOICE_OPTS, *FREEZE_OPTS, *READ_OPTS, *ENCODE_OPTS,
+            *UPLOAD_OPTS]
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:

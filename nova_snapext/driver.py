@@ -364,13 +364,14 @@ class SnapextDriver(driver.LibvirtDriver):
         metadata = plan.metadata | {
             'properties': plan.metadata['properties'] |
             properties.of_snapshot(strategy.name, plan.instance.uuid, frozen)}
-        disk = read.Disk(frozen.uri, CONF.snapext.read_timeout)
+        disk = read.Disk(frozen.uri, CONF.snapext.read_timeout,
+                         CONF.snapext.read_rate_limit)
         with switch.in_charge(), switch.on_trip(disk.abort), disk:
             encoder = encode.encoder(plan.image_format, disk)
             with switch.on_trip(encoder.abort), encoder:
                 upload.upload(plan.context, plan.image_id, metadata, encoder,
                               switch, on_sent)
-                return encoder.bytes_read, encoder.size
+                return encoder.bytes_read, encoder.expected_size
 
     @contextlib.contextmanager
     def _failure_logged(self, instance: objects.Instance,

@@ -34,11 +34,11 @@ class Progress(monitor.Look):
         self._size = 1
 
     def on_sent(self, sent: int, size: int) -> None:
-        """Take note of the bytes sent so far, and those in all."""
+        """Take note of the bytes sent so far, and about those in all."""
         self._sent, self._size = sent, size
 
     def __call__(self) -> nova_exception.InstanceNotFound | None:
-        percent = 100 * self._sent // self._size
+        percent = min(100, 100 * self._sent // self._size)
         if percent == self._instance.progress:
             return None
         try:

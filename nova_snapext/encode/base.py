@@ -11,7 +11,6 @@ import contextlib
 from nova import exception
 from nova.i18n import _
 
-from nova_snapext.encode import data
 from nova_snapext import read
 
 Piece = bytes | memoryview
@@ -26,23 +25,19 @@ class EncodeError(exception.NovaException):
 
 
 class Encoder(contextlib.AbstractContextManager['Encoder']):
-    """An image of a frozen disk, whose size is known before its first byte.
+    """An image of a frozen disk.
 
     A context manager, within which it is read.
 
     :param disk: connected; its content must not change any more
-    :param find_data: one of :mod:`nova_snapext.encode.data`, for the formats
-        that leave out what reads as zeros
     :raises DiskReadError: the disk can't be read
     """
 
     #: Glance's disk_format of the image.
     image_format: str
 
-    def __init__(self, disk: read.Disk,
-                 find_data: data.FindData = data.nonzero) -> None:
+    def __init__(self, disk: read.Disk) -> None:
         self.disk = disk
-        self.find_data = find_data
 
     def __exit__(self, *_exc: object) -> None:
         """Let go of what the image takes on the host, which may be nothing."""
@@ -61,8 +56,16 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
 
     @property
     @abc.abstractmethod
-    def size(self) -> int:
-        """Exact size of the image, in bytes."""
+    def size(self) -> int | None:
+        """Exact size of the image, in bytes; None as long as it isn't known.
+
+        Where it isn't before a stream is read, it is at the stream's end.
+        """
+
+    @property
+    def expected_size(self) -> int:
+        """About the size of the image, in bytes, where it isn't known yet."""
+        return self.size or 0
 
     def stream(self) -> Generator[Piece, None, None]:
         """Give the image from its first byte to its last, piece by piece.
@@ -75,17 +78,16 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
         :raises DiskReadError: the disk can't be read
         :raises EncodeError: the pieces don't add up to the image's size
         """
-        size = self.size
         sent = 0
         for piece in self._pieces():
             sent += len(piece)
-            if sent > size:
+            if self.size is not None and sent > self.size:
                 break
             yield piece
-        if sent != size:
+        if sent != self.size:
             raise EncodeError(
                 image_format=self.image_format,
-                reason=f'{size} bytes were announced, and {sent} came')
+                reason=f'{self.size} bytes were announced, and {sent} came')
 
     @abc.abstractmethod
     def _pieces(self) -> Iterator[Piece]:

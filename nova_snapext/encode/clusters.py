@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Iterator
 
+from nova_snapext.encode import layout
 from nova_snapext import read
 
-# Clusters that one L2 table of 64 KiB maps.
-TABLE_CLUSTERS = 8192
+# Clusters that one L2 table maps.
+TABLE_CLUSTERS = layout.TABLE_ENTRIES
 
 
 class ClusterMap:
@@ -26,16 +27,16 @@ class ClusterMap:
 
     @classmethod
     def of(cls, disk_size: int, extents: Iterable[read.Extent],
-           cluster_size: int) -> ClusterMap:
+           cluster_size: int = layout.CLUSTER_SIZE) -> ClusterMap:
         """Note the clusters that extents of data touch.
 
         :param disk_size: in bytes
         :param cluster_size: in bytes
         """
-        found = cls(-(-disk_size // cluster_size))
+        found = cls(layout.ceil(disk_size, cluster_size))
         for extent in extents:
             found.add(extent.offset // cluster_size,
-                      -(-extent.end // cluster_size))
+                      layout.ceil(extent.end, cluster_size))
         return found
 
     def __len__(self) -> int:
@@ -54,10 +55,9 @@ class ClusterMap:
             self._tables[table] |= (1 << stop) - (1 << begin)
             first += stop - begin
 
-    def tables(self) -> Iterator[int | None]:
-        """Give for each table its number, or None where it has no data."""
-        return (number if bits else None
-                for number, bits in enumerate(self._tables))
+    def tables(self) -> list[int]:
+        """Give the numbers of the tables that have data, ascending."""
+        return [number for number, bits in enumerate(self._tables) if bits]
 
     def runs(self, table: int) -> Iterator[tuple[int, int]]:
         """Give the runs of clusters that hold data, in ascending order.
@@ -75,3 +75,39 @@ class ClusterMap:
                 end = len(flags)
             yield begin, end
             begin = flags.find('1', end)
+
+    def spans(self, skipped: int = 0) -> Iterator[tuple[int, int]]:
+        """Give the runs of all tables, counted from the disk's beginning.
+
+        :param skipped: as many clusters with data are passed over
+        """
+        for table in self.tables():
+            first = table * TABLE_CLUSTERS
+            for begin, end in self.runs(table):
+                passed = min(skipped, end - begin)
+                skipped -= passed
+                if begin + passed < end:
+                    yield first + begin + passed, first + end
+
+    def every(self, step: int) -> Iterator[tuple[int, int]]:
+        """Give clusters with data, one in so many, as spans of one each.
+
+        :param step: at least 1
+        """
+        passed = 0
+        for begin, end in self.spans():
+            for cluster in range(begin + -passed % step, end, step):
+                yield cluster, cluster + 1
+            passed += end - begin
+
+
+def parts(spans: Iterable[tuple[int, int]],
+          disk_size: int) -> Iterator[tuple[int, int]]:
+    """Give spans of clusters as parts of the disk.
+
+    :param disk_size: in bytes; the last cluster may go beyond
+    :returns: offset and length of each, in bytes
+    """
+    for first, end in spans:
+        offset = first * layout.CLUSTER_SIZE
+        yield offset, min(end * layout.CLUSTER_SIZE, disk_size) - offset

@@ -22,8 +22,8 @@ class NoRoom(base.EncodeError):
                 "%(needed)d bytes, but in %(directory)s there are %(free)d "
                 "bytes free for it ([DEFAULT]reserved_host_disk_mb and other "
                 "images that are being staged taken off). Make room there, "
-                "or set [libvirt]snapshot_image_format to qcow2 or raw and "
-                "snapshot_compression to False: these are not staged.")
+                "or set [libvirt]snapshot_image_format to qcow2 or raw, which "
+                "are not staged.")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,6 @@ from nova_snapext import conf
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
 from nova_snapext.encode import data
-from nova_snapext.encode import qcow2
 from nova_snapext.encode import room
 from nova_snapext import read
 
@@ -44,11 +43,9 @@ class StagedEncoder(base.Encoder):
     gives its space back, and there is nothing to clean up after a crash.
 
     :cvar GRAIN: bytes that the format allocates at once, where there is data
-    :cvar OPTIONS: of ``qemu-img convert``
     """
 
     GRAIN: int
-    OPTIONS: tuple[str, ...] = ()
 
     _process: subprocess.Popen[bytes] | None = None
     _aborted = False
@@ -131,10 +128,12 @@ class StagedEncoder(base.Encoder):
     def _convert(self) -> None:
         # Without -t none, as Nova has it: the file is read next and then
         # gone, so it may stay in the page cache and is not worth an fsync.
+        limit = CONF.snapext.read_rate_limit
+        pace = ('-r', str(limit)) if limit else ()
         command = ('setpriv', '--pdeathsig', 'KILL',
-                   'qemu-img', 'convert', '-f', 'raw',
-                   '-O', self.image_format, *self.OPTIONS,
-                   self.disk.uri, f'/proc/self/fd/{self._file}')
+                   'qemu-img', 'convert', *pace, '-f', 'raw',
+                   '-O', self.image_format, self.disk.uri,
+                   f'/proc/self/fd/{self._file}')
         with contextlib.ExitStack() as stack:
             words = stack.enter_context(tempfile.TemporaryFile())
             process = stack.enter_context(subprocess.Popen(
@@ -191,23 +190,6 @@ class StagedEncoder(base.Encoder):
 
     def _error(self, reason: str) -> base.EncodeError:
         return base.EncodeError(image_format=self.image_format, reason=reason)
-
-
-class CompressedQcow2Encoder(StagedEncoder):
-    """A qcow2 whose clusters are compressed, by zlib as Nova's are.
-
-    A cluster that doesn't shrink is stored as it is.
-    """
-
-    image_format = 'qcow2'
-    GRAIN = qcow2.CLUSTER_SIZE
-    # Compressed by several threads, which only out of order don't wait for
-    # each other.
-    OPTIONS = ('-c', '-W')
-
-    def _tables_size(self, grains: clusters.ClusterMap) -> int:
-        layout = qcow2.lay_out_map(self.disk.size, grains)
-        return layout.first_data * self.GRAIN
 
 
 class VdiEncoder(StagedEncoder):

@@ -11,6 +11,7 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+import math
 import time
 import typing as ty
 import urllib.parse
@@ -20,6 +21,7 @@ import nbd
 from nova_snapext import exception
 from nova_snapext.read import buffers
 from nova_snapext.read import extent
+from nova_snapext.read import pace
 
 # Bytes of one read. From 256 KiB to 1 MiB QEMU is equally fast, beyond that
 # slower; the smallest of them holds the least memory, and Glance swallows
@@ -76,16 +78,20 @@ class Disk:
     :param uri: of the export, see :func:`unix_uri`
     :param timeout: seconds without a byte from the server until it is given
         up
+    :param rate_limit: bytes per second that all such disks of this process
+        are read at together, at the most; 0: no limit
     :ivar uri: where another client reads the same
     :ivar size: of the disk, in bytes
     :ivar bytes_read: how many bytes of data came from the server so far
     """
 
-    def __init__(self, uri: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, uri: str, timeout: float = TIMEOUT,
+                 rate_limit: int = 0) -> None:
         self.size = 0
         self.bytes_read = 0
         self.uri = uri
         self._timeout = timeout
+        self._rate_limit = rate_limit
         self._aborted = False
         self._describes = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
@@ -175,6 +181,8 @@ class Disk:
             yield self._oldest()
 
     def _request(self, offset: int, length: int) -> None:
+        if self._rate_limit:
+            self._await_turn(length)
         view = self._buffers.take(length)
         try:
             # Not an nbd.Buffer: libnbd 1.14's binding never lets go of
@@ -183,6 +191,18 @@ class Disk:
         except nbd.Error as error:
             raise self._error(error) from error
         self._in_flight.append(_Request(cookie, offset, view))
+
+    def _await_turn(self, length: int) -> None:
+        begin = pace.OF_HOST.turn(length, self._rate_limit)
+        while (left := begin - time.monotonic()) > 0:
+            if self._aborted:
+                raise self._error('it was aborted')
+            try:
+                # What was asked for before may arrive meanwhile.
+                self._handle.poll(
+                    math.ceil(min(left, ABORT_LATENCY) * 1000))
+            except nbd.Error as error:
+                raise self._error(error) from error
 
     def _oldest(self) -> tuple[int, memoryview]:
         request = self._in_flight.popleft()

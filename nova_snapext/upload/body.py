@@ -16,7 +16,7 @@ from nova_snapext import encode
 DIGEST_BACKLOG = 16
 
 
-# Called with the number of bytes sent so far, and of those to send in all.
+# Called with the number of bytes sent so far, and about those to send in all.
 OnSent = Callable[[int, int], None]
 
 
@@ -52,14 +52,15 @@ class Body:
     """What python-glanceclient reads an image from, piece by piece.
 
     :param stream: the image, from byte 0
-    :param size: of the image, in bytes
+    :param expected_size: about that of the image, in bytes
     :param piece_size: the most that one read gives, in bytes
     """
 
-    def __init__(self, stream: Generator[encode.Piece, None, None], size: int,
-                 piece_size: int, digest: Digest, on_sent: OnSent):
+    def __init__(self, stream: Generator[encode.Piece, None, None],
+                 expected_size: int, piece_size: int, digest: Digest,
+                 on_sent: OnSent):
         self._stream = stream
-        self._size = size
+        self._expected_size = expected_size
         self._piece_size = piece_size
         self._digest = digest
         self._on_sent = on_sent
@@ -79,5 +80,5 @@ class Body:
         piece = bytes(self._rest[:self._piece_size])
         self._rest = self._rest[self._piece_size:]
         self.sent += len(piece)
-        self._on_sent(self.sent, self._size)
+        self._on_sent(self.sent, self._expected_size)
         return piece

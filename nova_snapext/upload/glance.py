@@ -160,8 +160,8 @@ class StreamingClient(connection.AbortableClient):
             stack.callback(digest.close)
             stream = stack.enter_context(contextlib.closing(encoder.stream()))
             data = body.Body(
-                stream, encoder.size, CONF.snapext.upload_piece_size, digest,
-                self._on_sent)
+                stream, encoder.expected_size,
+                CONF.snapext.upload_piece_size, digest, self._on_sent)
             client.images.upload(
                 image_id, data, **_size_argument(client, encoder.size))
             self.digest = digest.hexdigest()
@@ -188,8 +188,13 @@ class StreamingClient(connection.AbortableClient):
         return status
 
 
-def _size_argument(client: ty.Any, size: int) -> dict[str, int]:
-    """Give the argument that names the size, where glanceclient has it."""
+def _size_argument(client: ty.Any, size: int | None) -> dict[str, int]:
+    """Give the argument that names the size, where glanceclient has it.
+
+    :param size: in bytes; None where it isn't known yet
+    """
+    if size is None:
+        return {}
     # Since python-glanceclient 4.10; Glance uses it since 31, and older ones
     # leave the header alone.
     if 'image_size' in inspect.signature(client.images.upload).parameters:

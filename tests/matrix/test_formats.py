@@ -61,12 +61,6 @@ class FormatsTest(base.CloudTestCase):
         self.configure('libvirt.snapshot_image_format=vdi')
         self.assertEqual('vdi', self.info(self.staged('vdi'))['format'])
 
-    def test_a_compressed_qcow2(self):
-        plain = self.image(self.snapshot(self.server).image)['size']
-        self.configure('libvirt.snapshot_compression=True')
-        image = self.staged('qcow2')
-        self.assertLess(self.image(image)['size'], plain)
-
     def test_without_room_for_it_there_is_no_image_and_it_says_why(self):
         small = self.small_file_system()
         self.configure('libvirt.snapshot_image_format=vdi',

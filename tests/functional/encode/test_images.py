@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of real disks, judged by QEMU and by what Glance inspects with."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
+import random
 import tracemalloc
 
 import fixtures
@@ -12,6 +14,8 @@ from oslo_utils.imageutils import format_inspector
 from oslotest import base
 
 from nova_snapext import encode
+from nova_snapext.encode import clusters
+from nova_snapext.encode import codec
 from nova_snapext import read
 from tests.functional.read import servers
 
@@ -25,6 +29,23 @@ def digest(pieces):
     for piece in pieces:
         result.update(piece)
     return result.hexdigest()
+
+
+def compressed(disk, codec_type, store, times=1.0):
+    """Give an encoder that expects an image so many times as large as is."""
+    found = clusters.ClusterMap.of(disk.size, encode.allocated(disk))
+    chosen = codec_type(1)
+    told = encode.estimate(disk, found, chosen)
+    return encode.CompressedQcow2Encoder(
+        disk, found, chosen,
+        dataclasses.replace(told, mean=times * told.mean), store, threads=2)
+
+
+def compressing(disk):
+    """Give the encoders that compress, with tables at all kinds of places."""
+    yield compressed(disk, codec.Zlib, store=64 * MIB)
+    yield compressed(disk, codec.Zstd, store=1, times=0.5)
+    yield compressed(disk, codec.Zstd, store=1, times=1.5)
 
 
 class EncodeTestCase(base.BaseTestCase):
@@ -68,7 +89,7 @@ class EncodeTestCase(base.BaseTestCase):
     def assert_image(self, encoder):
         """QEMU finds the disk in the image, and nothing to complain of."""
         path = self.write(encoder)
-        self.assertEqual(encoder.size, os.path.getsize(path))
+        self.assertEqual(os.path.getsize(path), encoder.size)
         if encoder.image_format == 'qcow2':
             servers.qemu_img('check', '-f', 'qcow2', path)
         servers.qemu_img('compare', '-f', self.disk_format,
@@ -86,6 +107,7 @@ class Disks:
         yield encode.RawEncoder(disk)
         yield encode.Qcow2Encoder(disk, encode.allocated)
         yield encode.Qcow2Encoder(disk, encode.nonzero)
+        yield from compressing(disk)
 
     def test_the_image_holds_what_the_disk_holds(self):
         self.create_disk()
@@ -214,6 +236,41 @@ class SeveralTablesTest(Disks, EncodeTestCase):
         # A raw image of it takes long, and tells nothing new.
         yield encode.Qcow2Encoder(disk, encode.allocated)
         yield encode.Qcow2Encoder(disk, encode.nonzero)
+        yield from compressing(disk)
+
+
+class CompressibleDiskTest(Disks, EncodeTestCase):
+    """Clusters of all kinds, in an order without order."""
+
+    disk_format = 'raw'
+
+    def create_disk(self):
+        chance = random.Random(1)
+        kinds = (lambda: bytes(64 * KIB),
+                 lambda: chance.randbytes(64 * KIB),
+                 lambda: chance.randbytes(30000).ljust(64 * KIB, b'z'),
+                 lambda: b'a line of text\n' * 4369 + b'.')
+        with open(self.disk_path, 'wb') as file:
+            for _cluster in range(512):
+                file.write(chance.choice(kinds)())
+
+    def test_it_says_by_what_it_is_compressed(self):
+        self.create_disk()
+        for encoder in compressing(self.connect()):
+            made = json.loads(servers.qemu_img(
+                'info', '--output=json', self.write(encoder)))
+            self.assertEqual(
+                ('1.1', ['zlib', 'zstd'][encoder._codec.compression_type],
+                 False),
+                tuple(made['format-specific']['data'][key] for key in (
+                    'compat', 'compression-type', 'extended-l2')))
+
+    def test_it_is_read_once_where_the_store_is_large_enough(self):
+        self.create_disk()
+        disk = self.connect()
+        list(compressed(disk, codec.Zstd, store=64 * MIB).stream())
+        # And the sample.
+        self.assertEqual((512 + 64) * 64 * KIB, disk.bytes_read)
 
 
 class SparseTebibyteTest(EncodeTestCase):
@@ -237,18 +294,24 @@ class SparseTebibyteTest(EncodeTestCase):
 
 class InspectionTest(EncodeTestCase):
 
-    def test_glance_takes_the_stream_for_a_qcow2_while_it_comes(self):
+    def encoders(self):
         self.create(64 * MIB, 'write -P 1 0 1M')
-        inspector = format_inspector.QcowInspector()
-        for piece in encode.Qcow2Encoder(self.connect()).stream():
-            inspector.eat_chunk(bytes(piece))
-        self.assertTrue(inspector.format_match)
-        inspector.safety_check()
-        self.assertEqual(64 * MIB, inspector.virtual_size)
+        disk = self.connect()
+        yield encode.Qcow2Encoder(disk)
+        yield from compressing(disk)
+
+    def test_glance_takes_the_stream_for_a_qcow2_while_it_comes(self):
+        for encoder in self.encoders():
+            inspector = format_inspector.QcowInspector()
+            for piece in encoder.stream():
+                inspector.eat_chunk(bytes(piece))
+            self.assertTrue(inspector.format_match)
+            inspector.safety_check()
+            self.assertEqual(64 * MIB, inspector.virtual_size)
 
     def test_nova_takes_it_for_a_qcow2(self):
-        self.create(64 * MIB, 'write -P 1 0 1M')
-        path = self.write(encode.Qcow2Encoder(self.connect()))
-        inspector = format_inspector.detect_file_format(path)
-        self.assertEqual('qcow2', str(inspector))
-        inspector.safety_check()
+        for encoder in self.encoders():
+            inspector = format_inspector.detect_file_format(
+                self.write(encoder))
+            self.assertEqual('qcow2', str(inspector))
+            inspector.safety_check()

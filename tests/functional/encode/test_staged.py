@@ -2,6 +2,7 @@
 """Images that qemu-img stages, of real disks."""
 
 import contextlib
+import itertools
 import mmap
 import os
 import pathlib
@@ -13,7 +14,6 @@ import traceback
 from unittest import mock
 
 from oslo_config import fixture as config_fixture
-from oslo_serialization import jsonutils
 from oslo_utils.imageutils import format_inspector
 
 from nova_snapext import conf
@@ -31,8 +31,7 @@ KIB, MIB = test_images.KIB, test_images.MIB
 # Seconds for something to happen that is about to.
 SOON = 60
 
-ENCODERS = (encode.CompressedQcow2Encoder, encode.VdiEncoder,
-            encode.VmdkEncoder)
+ENCODERS = (encode.VdiEncoder, encode.VmdkEncoder)
 
 # What nbdkit answers a read with.
 ZEROS = 'dd if=/dev/zero bs=$3 count=1 status=none'
@@ -152,19 +151,6 @@ class UnalignedDiskTest(Staged, test_images.Disks, StagedTestCase):
     create_disk = test_images.UnalignedDiskTest.create_disk
 
 
-class CompressedTest(StagedTestCase):
-
-    def test_it_is_compressed_as_nova_s_own_is(self):
-        self.create(64 * MIB, 'write -P 7 0 8M')
-        with encode.CompressedQcow2Encoder(self.connect()) as encoder:
-            path = self.write(encoder)
-        self.assertLess(os.path.getsize(path), MIB)
-        made = jsonutils.loads(servers.qemu_img(
-            'info', '--output=json', path))['format-specific']['data']
-        self.assertEqual(('1.1', 'zlib', False), (
-            made['compat'], made['compression-type'], made['extended-l2']))
-
-
 class SmallRoomTestCase(StagedTestCase):
     """A file system of its own shows what is left, with a name or without."""
 
@@ -268,6 +254,16 @@ class RoomTest(SmallRoomTestCase):
             error = self.assertRaises(encode.EncodeError, self.stage, disk)
         self.assertIn('No space left on device', str(error))
         self.assert_nothing_left()
+
+    def test_qemu_img_keeps_to_the_limit_too(self):
+        disk = self.disk('write -P 1 0 1M')
+        self.config(read_rate_limit=64 * MIB, group='snapext')
+        with mock.patch.object(subprocess, 'Popen',
+                               side_effect=subprocess.Popen) as qemu_img, \
+                encode.VmdkEncoder(disk):
+            pass
+        [command] = qemu_img.call_args.args
+        self.assertIn(('-r', str(64 * MIB)), itertools.pairwise(command))
 
     def test_what_was_read_is_what_the_disk_has_allocated(self):
         disk = self.disk('write -P 1 0 1M', 'write -P 2 8M 64k')

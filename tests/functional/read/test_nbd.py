@@ -4,6 +4,8 @@ import hashlib
 import os
 import socket
 import threading
+import time
+from unittest import mock
 
 import fixtures
 from oslotest import base
@@ -11,6 +13,7 @@ from oslotest import base
 from nova_snapext import exception
 from nova_snapext import read
 from nova_snapext.read import nbd
+from nova_snapext.read import pace
 from tests.functional.read import servers
 
 KIB = 1024
@@ -26,8 +29,9 @@ class DiskTestCase(base.BaseTestCase):
     def path(self, name):
         return os.path.join(self.directory, name)
 
-    def connect(self, server, export='vda', timeout=60):
-        disk = read.Disk(read.unix_uri(server.socket, export), timeout)
+    def connect(self, server, export='vda', timeout=60, rate_limit=0):
+        disk = read.Disk(read.unix_uri(server.socket, export), timeout,
+                         rate_limit)
         disk.__enter__()
         self.addCleanup(disk.__exit__)
         return disk
@@ -251,6 +255,59 @@ class FailingServerTest(DiskTestCase):
             'error-extents-rate=100%')))
         self.assertIn('Input/output error',
                       self.assert_fails(list, disk.extents()))
+
+
+class RateLimitTest(DiskTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.server, self.content = self.random_disk(4 * MIB)
+        self.of_host = self.useFixture(fixtures.MockPatchObject(
+            pace, 'OF_HOST', mock.create_autospec(
+                pace.Pace, instance=True))).mock
+
+    def test_every_byte_waits_for_its_turn(self):
+        begun = time.monotonic()
+        self.of_host.turn.return_value = begun
+        disk = self.connect(self.server, rate_limit=1000)
+        found = b''.join(
+            bytes(piece) for _offset, piece in disk.read([(0, disk.size)]))
+        self.assertEqual(self.content, found)
+        self.assertEqual(
+            [mock.call(256 * 1024, 1000)] * 16,
+            self.of_host.turn.call_args_list)
+
+    def test_nothing_is_read_before_its_turn(self):
+        turn = time.monotonic() + 0.3
+        self.of_host.turn.return_value = turn
+        disk = self.connect(self.server, rate_limit=1000)
+        next(disk.read([(0, 4096)]))
+        self.assertGreaterEqual(time.monotonic(), turn)
+
+    def test_whoever_waits_for_its_turn_is_aborted(self):
+        waits = threading.Event()
+
+        def turn(_length, _limit):
+            waits.set()
+            return time.monotonic() + 3600
+
+        self.of_host.turn.side_effect = turn
+        disk = self.connect(self.server, rate_limit=1000)
+        errors = []
+        thread = threading.Thread(target=lambda: errors.append(
+            self.assertRaises(exception.DiskReadError, list,
+                              disk.read([(0, MIB)]))))
+        thread.start()
+        waits.wait()
+        disk.abort()
+        thread.join()
+        self.assertIn('aborted', str(errors[0]))
+
+    def test_without_a_limit_nobody_waits(self):
+        disk = self.connect(self.server)
+        for _piece in disk.read([(0, disk.size)]):
+            pass
+        self.of_host.turn.assert_not_called()
 
 
 class AbortTest(DiskTestCase):

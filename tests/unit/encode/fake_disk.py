@@ -13,6 +13,8 @@ class FakeDisk:
     :param data: offset and length of each extent of data
     """
 
+    uri = 'nbd+unix:///vda?socket=fake'
+
     def __init__(self, size, data):
         self.size = size
         self._data = data

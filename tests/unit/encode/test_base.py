@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import os
+
+from oslo_utils import units
 from oslotest import base as oslotest_base
 
 from nova_snapext import encode
 from tests.unit import base
 from tests.unit.encode import fake_disk
+
+MIB = units.Mi
 
 
 class Promising(encode.Encoder):
@@ -54,10 +59,27 @@ class ChoiceTest(base.TestCase):
         self.assertIs(encode.Qcow2Encoder, type(self.chosen('qcow2')))
         self.assertIs(encode.RawEncoder, type(self.chosen('raw')))
 
+    def chosen_for(self, content):
+        disk = fake_disk.FakeDisk(64 * MIB, [(0, 64 * MIB)])
+        disk.content = lambda offset, length: memoryview(content(length))
+        return encode.encoder('qcow2', disk)
+
     def test_snapshot_compression_makes_a_compressed_qcow2(self):
         self.flags(snapshot_compression=True, group='libvirt')
+        for compression_type in ('zlib', 'zstd'):
+            self.flags(compression_type=compression_type, group='snapext')
+            self.assertIs(encode.CompressedQcow2Encoder,
+                          type(self.chosen('qcow2')))
+
+    def test_what_would_not_shrink_is_not_compressed(self):
+        self.flags(snapshot_compression=True, group='libvirt')
+        self.assertIs(encode.Qcow2Encoder, type(self.chosen_for(os.urandom)))
+
+    def test_what_would_not_shrink_is_compressed_where_it_has_to_be(self):
+        self.flags(snapshot_compression=True, group='libvirt')
+        self.flags(compression_min_saving=0, group='snapext')
         self.assertIs(encode.CompressedQcow2Encoder,
-                      type(self.chosen('qcow2')))
+                      type(self.chosen_for(os.urandom)))
 
     def test_snapshot_compression_is_for_qcow2_alone(self):
         self.flags(snapshot_compression=True, group='libvirt')
@@ -65,7 +87,16 @@ class ChoiceTest(base.TestCase):
             self.assertIs(encode.FORMATS[image_format],
                           type(self.chosen(image_format)))
 
-    def test_find_zeros_decides_what_a_stream_leaves_out(self):
-        self.assertIs(encode.nonzero, self.chosen('qcow2').find_data)
-        self.flags(find_zeros=False, group='snapext')
-        self.assertIs(encode.allocated, self.chosen('qcow2').find_data)
+    def zeros_left_out(self, content):
+        return self.chosen_for(content).size < 64 * MIB
+
+    def test_find_zeros_decides_what_a_qcow2_leaves_out(self):
+        for value, left_out in (('always', True), ('auto', True),
+                                ('never', False)):
+            self.flags(find_zeros=value, group='snapext')
+            self.assertEqual(left_out, self.zeros_left_out(bytes))
+
+    def test_a_disk_without_zeros_is_not_searched_for_them(self):
+        encoder = self.chosen_for(os.urandom)
+        self.assertIs(encode.Qcow2Encoder, type(encoder))
+        self.assertGreater(encoder.size, 64 * MIB)

@@ -12,7 +12,7 @@ class ClusterMapTest(base.BaseTestCase):
     def runs(self, found):
         return [(table * clusters.TABLE_CLUSTERS + begin,
                  table * clusters.TABLE_CLUSTERS + end)
-                for table in found.tables() if table is not None
+                for table in found.tables()
                 for begin, end in found.runs(table)]
 
     def test_what_was_added_is_found_again(self):
@@ -27,7 +27,7 @@ class ClusterMapTest(base.BaseTestCase):
         found.add(8000, 20000)
         self.assertEqual([(8000, 8192), (8192, 16384), (16384, 20000)],
                          self.runs(found))
-        self.assertEqual([0, 1, 2, None], list(found.tables()))
+        self.assertEqual([0, 1, 2], found.tables())
 
     def test_what_is_added_twice_counts_once(self):
         found = clusters.ClusterMap(100)
@@ -39,10 +39,10 @@ class ClusterMapTest(base.BaseTestCase):
     def test_an_empty_run_adds_nothing(self):
         found = clusters.ClusterMap(100)
         found.add(5, 5)
-        self.assertEqual([None], list(found.tables()))
+        self.assertEqual([], found.tables())
 
     def test_a_disk_of_nothing_has_no_tables(self):
-        self.assertEqual([], list(clusters.ClusterMap(0).tables()))
+        self.assertEqual([], clusters.ClusterMap(0).tables())
 
     def test_random_runs_equal_a_plain_set(self):
         chance = random.Random(1)
@@ -57,3 +57,38 @@ class ClusterMapTest(base.BaseTestCase):
                          [cluster for begin, end in self.runs(found)
                           for cluster in range(begin, end)])
         self.assertEqual(len(expected), len(found))
+
+    def scattered(self):
+        found = clusters.ClusterMap(30000)
+        for first, end in ((5, 10), (8190, 8195), (20000, 20001)):
+            found.add(first, end)
+        return found
+
+    def test_spans_are_counted_from_the_disk_s_beginning(self):
+        self.assertEqual(
+            [(5, 10), (8190, 8192), (8192, 8195), (20000, 20001)],
+            list(self.scattered().spans()))
+
+    def test_spans_may_begin_behind_any_cluster(self):
+        found = self.scattered()
+        all_clusters = [cluster for begin, end in found.spans()
+                        for cluster in range(begin, end)]
+        for skipped in range(13):
+            self.assertEqual(
+                all_clusters[skipped:],
+                [cluster for begin, end in found.spans(skipped)
+                 for cluster in range(begin, end)])
+
+    def test_every_so_manyth_cluster_is_found_across_spans(self):
+        found = self.scattered()
+        all_clusters = [cluster for begin, end in found.spans()
+                        for cluster in range(begin, end)]
+        for step in range(1, 14):
+            self.assertEqual(
+                [(cluster, cluster + 1) for cluster in all_clusters[::step]],
+                list(found.every(step)))
+
+    def test_parts_end_with_the_disk(self):
+        self.assertEqual(
+            [(0, 65536), (131072, 65536 + 512)],
+            list(clusters.parts([(0, 1), (2, 4)], 3 * 65536 + 512)))

@@ -50,3 +50,30 @@ class FindDataTest(base.BaseTestCase):
         disk = fake_disk.FakeDisk(1024 * KIB, [(0, 1000 * KIB)])
         self.assertEqual([read.Extent(0, 1000 * KIB, True)],
                          list(encode.nonzero(disk)))
+
+    def test_sampled_reads_all_only_of_what_has_zeros(self):
+        size = 64 * 1024 * KIB
+        zeros = ZeroDisk(size, [(0, size)])
+        self.assertEqual([read.Extent(192 * KIB, 64 * KIB, True)],
+                         list(encode.sampled(zeros)))
+        full = fake_disk.FakeDisk(size, [(0, size)])
+        self.assertEqual([read.Extent(0, size, True)],
+                         list(encode.sampled(full)))
+
+    def test_sampled_finds_nothing_on_an_empty_disk(self):
+        self.assertEqual(
+            [], list(encode.sampled(fake_disk.FakeDisk(1024 * KIB, []))))
+
+    def test_a_sample_is_a_hundredth_and_spread_over_all(self):
+        clusters_read = []
+        size = 4 << 30
+
+        class Noted(fake_disk.FakeDisk):
+            def read(self, runs):
+                for offset, length in runs:
+                    clusters_read.append(offset // (64 * KIB))
+                    yield offset, memoryview(b'x' * length)
+
+        list(encode.sampled(Noted(size, [(0, size)])))
+        self.assertEqual(list(range(0, size // (64 * KIB), 128)),
+                         clusters_read)

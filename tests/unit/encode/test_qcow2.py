@@ -7,7 +7,7 @@ import tracemalloc
 from oslotest import base
 
 from nova_snapext import encode
-from nova_snapext.encode import qcow2
+from nova_snapext.encode import layout
 from nova_snapext import read
 from tests.unit.encode import fake_disk
 
@@ -20,28 +20,38 @@ CLUSTER = 64 * KIB
 
 class LayOutTest(base.BaseTestCase):
 
-    def assert_holds(self, l1_size, l2_tables, data_clusters):
-        layout = qcow2.lay_out(l1_size, l2_tables, data_clusters)
-        self.assertGreaterEqual(layout.refcount_blocks * 32768, layout.end)
-        self.assertGreaterEqual(layout.refcount_table_clusters * 8192,
-                                layout.refcount_blocks)
+    def assert_holds(self, disk_size, l2_tables, data_clusters, **options):
+        found = layout.lay_out(disk_size, l2_tables, data_clusters, **options)
+        self.assertGreaterEqual(found.refcount_blocks * 32768, found.end)
+        self.assertGreaterEqual(found.refcount_table_clusters * 8192,
+                                found.refcount_blocks)
         # And not a cluster more.
-        self.assertLess((layout.refcount_blocks - 1) * 32768, layout.end)
-        return layout
+        self.assertLess((found.refcount_blocks - 1) * 32768, found.end)
+        return found
 
     def test_an_empty_image_has_header_refcounts_and_an_l1_table(self):
-        layout = self.assert_holds(1, 0, 0)
-        self.assertEqual(4, layout.end)
+        self.assertEqual(4, self.assert_holds(1, 0, 0).end)
 
     def test_refcount_blocks_count_themselves(self):
         # Around the number of clusters that one block is just enough for.
         for data_clusters in range(32755, 32775):
-            self.assert_holds(4, 4, data_clusters)
+            self.assert_holds(4 * GIB // 2, 4, data_clusters)
 
     def test_a_refcount_table_of_many_clusters(self):
         # 32 TiB of data: 16,388 refcount blocks, in a table of 3 clusters.
-        layout = self.assert_holds(65536, 65536, 65536 * 8192)
-        self.assertEqual(3, layout.refcount_table_clusters)
+        found = self.assert_holds(32 * TIB, 65536, 65536 * 8192)
+        self.assertEqual(3, found.refcount_table_clusters)
+
+    def test_the_tables_may_lie_behind_data(self):
+        found = self.assert_holds(GIB, 2, 100, refcount_table=40000)
+        self.assertEqual((40000, 40001, 40002, 2, 40004, 40006, 40106), (
+            found.refcount_table, found.l1_table, found.first_refcount_block,
+            found.refcount_blocks, found.first_l2_table, found.first_data,
+            found.end))
+
+    def test_a_refcount_table_can_be_larger_than_needed(self):
+        found = self.assert_holds(GIB, 0, 0, refcount_table_clusters=5)
+        self.assertEqual(6, found.l1_table)
 
 
 class Qcow2EncoderTest(base.BaseTestCase):
@@ -64,7 +74,7 @@ class Qcow2EncoderTest(base.BaseTestCase):
         self.assertEqual((3, 0, 0, 16, 3 * GIB, 0, 6),
                          (version, backing_file_offset, backing_file_size,
                           cluster_bits, size, crypt_method, l1_size))
-        self.assertEqual((3 * CLUSTER, CLUSTER, 1),
+        self.assertEqual((2 * CLUSTER, CLUSTER, 1),
                          (l1_table_offset, refcount_table_offset,
                           refcount_table_clusters))
         self.assertEqual(0, nb_snapshots + snapshots_offset)
@@ -79,7 +89,7 @@ class Qcow2EncoderTest(base.BaseTestCase):
 
     def test_data_is_mapped_where_it_lies(self):
         image = self.image(2 * GIB, [(GIB + CLUSTER, CLUSTER)])
-        l1_table = struct.unpack_from('>4Q', image, 3 * CLUSTER)
+        l1_table = struct.unpack_from('>4Q', image, 2 * CLUSTER)
         self.assertEqual((0, 0, 1 << 63 | 4 * CLUSTER, 0), l1_table)
         l2_table = struct.unpack_from('>8192Q', image, 4 * CLUSTER)
         self.assertEqual({1: 1 << 63 | 5 * CLUSTER},
@@ -89,7 +99,7 @@ class Qcow2EncoderTest(base.BaseTestCase):
 
     def test_every_cluster_of_the_image_has_a_refcount_of_one(self):
         image = self.image(GIB, [(0, 3 * MIB)])
-        refcounts = struct.unpack_from('>32768H', image, 2 * CLUSTER)
+        refcounts = struct.unpack_from('>32768H', image, 3 * CLUSTER)
         clusters = len(image) // CLUSTER
         self.assertEqual((1,) * clusters + (0,) * (32768 - clusters),
                          refcounts)

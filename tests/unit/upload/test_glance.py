@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 2000
 class FakeEncoder:
     """An image; it counts how often it was begun."""
 
-    size = len(CONTENT)
+    size = expected_size = len(CONTENT)
 
     def __init__(self):
         self.begun = 0

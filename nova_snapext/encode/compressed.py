@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compressed qcow2 that is sent while it is made.
+
+A qcow2 image is found through its header, which comes first and names the
+place of its tables, which in turn name the place of each cluster. How large
+the compressed clusters become is not known then. So the tables are put
+*behind* about as many clusters as a sample promises that there are: up to
+there clusters are sent as soon as they are compressed. Only what comes behind
+the tables is compressed before they are sent. It is little, and is kept in
+memory; what does not fit is compressed a second time.
+
+The codecs are deterministic and the disk is frozen: each stream is the same.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+import itertools
+import statistics
+import typing as ty
+
+from nova_snapext.encode import base
+from nova_snapext.encode import clusters
+from nova_snapext.encode import codec as codecs
+from nova_snapext.encode import layout
+from nova_snapext.encode import packing
+from nova_snapext.encode import sample
+from nova_snapext import read
+
+# A cluster stays plain unless it shrinks by more than this share: it has to be
+# inflated each time that a guest reads a sector of it.
+WORTHWHILE = 1 / 16
+
+# Pieces of 256 KiB that are being compressed, or wait for their turn to be
+# sent.
+LOOK_AHEAD = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """How large the clusters with data become, told from a sample.
+
+    :ivar mean: of a cluster, in bytes
+    :ivar error: standard error of the mean, in bytes
+    """
+
+    mean: float
+    error: float
+
+    @property
+    def saving(self) -> float:
+        """The share of the data that is saved, from 0 to 1."""
+        return 1 - self.mean / layout.CLUSTER_SIZE
+
+
+def estimate(disk: read.Disk, data_clusters: clusters.ClusterMap,
+             codec: codecs.Codec) -> Estimate:
+    """Compress a sample of a disk.
+
+    :raises DiskReadError: the disk can't be read
+    """
+    sizes = [len(cluster or b'')
+             for piece in sample.sample(disk, data_clusters)
+             for cluster in _packed(codec, piece)]
+    if len(sizes) < 2:
+        return Estimate(float(sum(sizes)), 0.0)
+    return Estimate(statistics.fmean(sizes),
+                    statistics.stdev(sizes) / len(sizes) ** 0.5)
+
+
+def _packed(codec: codecs.Codec, piece: memoryview) -> list[packing.Packed]:
+    """Compress what is worth it of a piece of the disk.
+
+    :param piece: begins with a cluster; its last one may be cut short by the
+        disk's end
+    """
+    found: list[packing.Packed] = []
+    for begin in range(0, len(piece), layout.CLUSTER_SIZE):
+        cluster: memoryview | bytes = piece[begin:begin + layout.CLUSTER_SIZE]
+        if read.is_zero(memoryview(cluster)):
+            found.append(None)
+            continue
+        if len(cluster) < layout.CLUSTER_SIZE:
+            cluster = layout.whole_clusters(bytes(cluster))
+        packed = codec.compress(cluster)
+        found.append(packed if len(packed) < (
+            1 - WORTHWHILE) * layout.CLUSTER_SIZE else cluster)
+    return found
+
+
+class _Rest(ty.NamedTuple):
+    """What comes behind the tables.
+
+    :ivar packer: of all of it
+    :ivar kept: of it, from its beginning
+    :ivar kept_clusters: that were added until then
+    """
+
+    packer: packing.Packer
+    kept: list[base.Piece]
+    kept_clusters: int
+
+
+class CompressedQcow2Encoder(base.Encoder):
+    """A qcow2 version 3 of compressed clusters; zeros are left out.
+
+    :param estimated: how large they become
+    :param store: bytes of compressed clusters that are kept in memory
+    :param threads: that compress
+    """
+
+    image_format = 'qcow2'
+
+    def __init__(self, disk: read.Disk, data_clusters: clusters.ClusterMap,
+                 codec: codecs.Codec, estimated: Estimate, store: int,
+                 threads: int) -> None:
+        super().__init__(disk)
+        self._map = data_clusters
+        self._codec = codec
+        self._store = store
+        self._threads = threads
+        self._size: int | None = None
+        # So that the rest can be expected to fit into the store.
+        front = len(data_clusters) * (estimated.mean + estimated.error) - store
+        # The largest image that it can become.
+        self._layout = layout.lay_out(
+            disk.size, len(data_clusters.tables()), len(data_clusters),
+            refcount_table=1 + layout.ceil(max(0, int(front)),
+                                           layout.CLUSTER_SIZE))
+        tables = self._layout.first_data - self._layout.refcount_table
+        self._expected_size = ((1 + tables) * layout.CLUSTER_SIZE +
+                               int(len(data_clusters) * estimated.mean))
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    @property
+    def expected_size(self) -> int:
+        return self._size or self._expected_size
+
+    def _pieces(self) -> Iterator[base.Piece]:
+        yield layout.header(self._layout, self.disk.size,
+                            self._codec.compression_type)
+        front = packing.Packer()
+        with contextlib.closing(self._clusters()) as found:
+            passed_on = yield from self._front(front, found)
+            rest = self._rest(itertools.chain(passed_on, found))
+        yield from self._tables(front, rest.packer)
+        yield from rest.kept
+        yield from self._once_more(len(front.entries), rest)
+
+    def _front(
+        self, packer: packing.Packer, found: Iterator[packing.Packed],
+    ) -> Generator[base.Piece, None, list[packing.Packed]]:
+        """Give what comes before the tables, and fill it up to them.
+
+        :returns: of what was taken, the cluster that does not fit any more
+        """
+        room = self._layout.refcount_table - 1
+        passed_on = []
+        for cluster in found:
+            if packer.end_with(cluster) > room:
+                passed_on = [cluster]
+                break
+            yield from packer.add(cluster)
+        yield from packer.flush()
+        yield from base.zeros(
+            (room - len(packer.refcounts)) * layout.CLUSTER_SIZE)
+        return passed_on
+
+    def _rest(self, found: Iterable[packing.Packed]) -> _Rest:
+        """Find the places of what comes behind the tables."""
+        packer = packing.Packer()
+        kept: list[base.Piece] = []
+        room, kept_clusters = self._store, 0
+        for cluster in found:
+            # Where it is kept, the buffer that it is in would be too.
+            if isinstance(cluster, memoryview) and room > 0:
+                cluster = bytes(cluster)
+            pieces = packer.add(cluster)
+            if room > 0:
+                room -= len(cluster or b'')
+                kept += pieces
+                kept_clusters += 1
+                if room <= 0:
+                    kept += packer.flush()
+        last = packer.flush()
+        if room > 0:
+            kept += last
+        return _Rest(packer, kept, kept_clusters)
+
+    def _once_more(self, passed_over: int,
+                   rest: _Rest) -> Iterator[base.Piece]:
+        """Give what was not kept of the rest.
+
+        :param passed_over: how many clusters came before the rest
+        :raises EncodeError: it has become something else
+        """
+        packer = packing.Packer()
+        skipped = passed_over + rest.kept_clusters
+        expected = rest.packer.entries[rest.kept_clusters:]
+        before = sum(map(len, rest.kept))
+        checked = 0
+
+        def as_before(pieces: list[base.Piece]) -> list[base.Piece]:
+            nonlocal checked
+            now = _moved(packer.entries[checked:packer.settled], before)
+            if now != expected[checked:packer.settled]:
+                raise base.EncodeError(
+                    image_format=self.image_format,
+                    reason='a cluster was compressed twice, with results '
+                           'that differ')
+            checked = packer.settled
+            return pieces
+
+        with contextlib.closing(self._clusters(skipped)) as found:
+            for cluster in found:
+                yield from as_before(packer.add(cluster))
+        yield from as_before(packer.flush())
+
+    def _tables(self, front: packing.Packer,
+                rest: packing.Packer) -> Iterator[base.Piece]:
+        """Give refcounts and mappings, now that all is known."""
+        counts = [sum(end - begin for begin, end in self._map.runs(table))
+                  for table in self._map.tables()]
+        behind = dict(zip(self._map.tables(), itertools.pairwise(
+            itertools.accumulate(counts, initial=0)), strict=True))
+        entries = front.entries + rest.entries
+        tables = [table for table, (begin, end) in behind.items()
+                  if any(entries[begin:end])]
+        laid_out = layout.lay_out(
+            self.disk.size, len(tables), len(rest.refcounts),
+            refcount_table=self._layout.refcount_table,
+            refcount_table_clusters=self._layout.refcount_table_clusters)
+        entries = (_moved(front.entries, layout.CLUSTER_SIZE) +
+                   _moved(rest.entries,
+                          laid_out.first_data * layout.CLUSTER_SIZE))
+        self._size = laid_out.end * layout.CLUSTER_SIZE
+        yield from layout.refcount_table(laid_out)
+        yield from layout.l1_table(laid_out, tables)
+        yield from layout.table(_refcounts(laid_out, front, rest))
+        for table in tables:
+            begin, _end = behind[table]
+            content = layout.unallocated(layout.TABLE_ENTRIES)
+            for first, end in self._map.runs(table):
+                content[first:end] = entries[begin:begin + end - first]
+                begin += end - first
+            yield from layout.table(content)
+
+    def _clusters(
+        self, skipped: int = 0,
+    ) -> Generator[packing.Packed, None, None]:
+        """Read and compress the clusters with data, several at once.
+
+        :param skipped: so many are passed over
+        """
+        pool = futures.ThreadPoolExecutor(self._threads, 'snapext-compress')
+        pending: collections.deque[
+            futures.Future[list[packing.Packed]]] = collections.deque()
+        try:
+            for _offset, piece in self.disk.read(clusters.parts(
+                    self._map.spans(skipped), self.disk.size)):
+                if len(pending) == LOOK_AHEAD:
+                    yield from pending.popleft().result()
+                pending.append(pool.submit(_packed, self._codec, piece))
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _moved(entries: array.array[int], offset: int) -> array.array[int]:
+    """Give the entries of clusters that lie further back.
+
+    :param offset: by so many bytes, in whole clusters
+    """
+    return array.array('Q', (entry + offset if entry else 0
+                             for entry in entries))
+
+
+def _refcounts(laid_out: layout.Layout, front: packing.Packer,
+               rest: packing.Packer) -> array.array[int]:
+    """Give the refcount of each cluster of an image."""
+    unused = laid_out.refcount_table - 1 - len(front.refcounts)
+    tables = laid_out.first_data - laid_out.refcount_table
+    return (array.array('H', [1]) + front.refcounts +
+            array.array('H', [0] * unused) +
+            array.array('H', [1] * tables) + rest.refcounts)
