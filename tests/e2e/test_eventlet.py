@@ -10,4 +10,4 @@ class EventletTest(matrix.MatrixTestCase):
     MORE = ('DEFAULT.concurrency_backend=eventlet',)
 
     def test_every_strategy_streams_an_image_of_a_running_guest(self):
-        self.row('running', 'qcow2')
+        self.row('running', 'compressed qcow2')

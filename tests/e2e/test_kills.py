@@ -17,14 +17,8 @@ class KillTest(test_kills.KillTestCase):
     def test_backup_heals_after_a_kill_in_the_middle_of_the_upload(self):
         self.killed(points.BACKUP, 'the 50th piece is read')
 
-    def test_external_heals_after_a_kill_while_filesystems_are_frozen(self):
-        self.killed(points.EXTERNAL, 'the guest is on the overlay')
-
     def test_external_heals_after_a_kill_in_the_middle_of_the_commit(self):
         self.killed(points.EXTERNAL, 'the commit has begun')
-
-    def test_internal_heals_after_a_kill_when_the_memory_is_saved(self):
-        self.killed(points.INTERNAL, 'the snapshot is made')
 
     def test_cold_heals_after_a_kill_while_the_guest_is_suspended(self):
         self.killed(points.COLD, 'the saved memory is on the overlay')
