@@ -13,7 +13,7 @@ import urllib.request
 from devcloud import errors
 
 #: Seconds between two looks at a condition.
-INTERVAL = 0.1
+INTERVAL = 0.3
 
 Found = TypeVar('Found')
 
