@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+
+from devcloud import errors
+from devcloud import layout
+from devcloud import shell
+
+from devbench import micro
+from devbench import terminal
+
+DESCRIPTION = """\
+What snapshots cost, beside Nova's own and beside the time that Glance takes to
+swallow the finished image. It needs the cloud of tools/cloud; `micro`, reader
+and encoder alone, does not.
+"""
+
+MICRO_RESULTS = 'micro.json'
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog='benchmark', description=DESCRIPTION)
+    commands = top.add_subparsers(dest='command', required=True)
+    alone = commands.add_parser(
+        'micro', help='measure reader and encoder alone')
+    _add_common(alone, rounds=8)
+    alone.add_argument('--size', type=int, default=1024, metavar='MIB',
+                       help='data on each disk (%(default)s)')
+    alone.add_argument('--virtual', type=int, default=1024, metavar='GIB',
+                       help='size of the sparse disk (%(default)s)')
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser, rounds: int) -> None:
+    command.add_argument('--rounds', type=int, default=rounds,
+                         help='turns of each contestant (%(default)s)')
+    command.add_argument('--output', type=pathlib.Path, metavar='DIRECTORY',
+                         default=pathlib.Path('.tox/benchmark'),
+                         help='where results go (%(default)s)')
+    command.add_argument('--smoke', action='store_true',
+                         help='tiny data and one round: see that it works')
+
+
+def main(argv: list[str]) -> int:
+    """Run one command.
+
+    :param argv: its arguments
+    :returns: the exit code
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        COMMANDS[arguments.command](arguments)
+    except errors.CloudError as exc:
+        print(f'benchmark: {exc}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _micro(arguments: argparse.Namespace) -> None:
+    micro.check_environment()
+    size, virtual, rounds = (arguments.size * layout.MIB,
+                             arguments.virtual * micro.GIB, arguments.rounds)
+    if arguments.smoke:
+        size, virtual, rounds = 16 * layout.MIB, 16 * micro.GIB, 1
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    place = pathlib.Path(tempfile.mkdtemp(
+        prefix='micro-', dir=arguments.output.absolute()))
+    results = micro.run(place, size, virtual, rounds, say)
+    write(arguments.output / MICRO_RESULTS, results)
+    print(terminal.micro(results))
+
+
+def say(text: str) -> None:
+    print(f'- {text}', flush=True)
+
+
+def write(path: pathlib.Path, results: dict[str, object]) -> None:
+    shell.write(path, json.dumps(results, indent=1) + '\n')
+    say(f'results are in {path}')
+
+
+COMMANDS = {'micro': _micro}
