@@ -3,15 +3,22 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
+from devcloud import cloud
 from devcloud import errors
 from devcloud import layout
 from devcloud import shell
 
+from devbench import bars
+from devbench import cases
+from devbench import contestants
 from devbench import micro
+from devbench import runner
 from devbench import terminal
 
 DESCRIPTION = """\
@@ -20,12 +27,30 @@ swallow the finished image. It needs the cloud of tools/cloud; `micro`, reader
 and encoder alone, does not.
 """
 
-MICRO_RESULTS = 'micro.json'
+RESULTS, MICRO_RESULTS = 'benchmark.json', 'micro.json'
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog='benchmark', description=DESCRIPTION)
     commands = top.add_subparsers(dest='command', required=True)
+    run = commands.add_parser('run', help='measure snapshots, on the cloud')
+    _add_common(run, rounds=8)
+    run.add_argument('--case', action='append', dest='cases',
+                     choices=list(cases.BY_NAME), metavar='CASE',
+                     help=f'measure only this (may be repeated): '
+                          f'{", ".join(cases.BY_NAME)}')
+    run.add_argument('--contestant', action='append', dest='contestants',
+                     choices=list(contestants.BY_NAME), metavar='CONTESTANT',
+                     help=f'only this takes part (may be repeated): '
+                          f'{", ".join(contestants.BY_NAME)}')
+    run.add_argument('--baseline', type=float, default=10, metavar='SECONDS',
+                     help='watch the guest so long before each turn '
+                          '(%(default)s)')
+    run.add_argument('--divide', type=int, default=1, metavar='N',
+                     help="an Nth of each case's data")
+    run.add_argument('--set', action='append', default=[], dest='settings',
+                     metavar='SECTION.OPTION=VALUE',
+                     help='one more setting of nova-compute, for all')
     alone = commands.add_parser(
         'micro', help='measure reader and encoder alone')
     _add_common(alone, rounds=8)
@@ -73,8 +98,32 @@ def _micro(arguments: argparse.Namespace) -> None:
     place = pathlib.Path(tempfile.mkdtemp(
         prefix='micro-', dir=arguments.output.absolute()))
     results = micro.run(place, size, virtual, rounds, say)
+    for disk in results['disks']:
+        disk['bars'] = bars.micro_bars(disk)
     write(arguments.output / MICRO_RESULTS, results)
     print(terminal.micro(results))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if os.geteuid() != 0:
+        raise errors.CloudError('run this as root: it looks at what other '
+                                "users' processes have used")
+    state = runner.running_cloud()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    def done(results: dict[str, Any]) -> None:
+        write(arguments.output / RESULTS, results)
+        print(terminal.case(results['cases'][-1]), flush=True)
+
+    with cloud.lock(state):
+        if arguments.smoke:
+            runner.smoke(state, say, done)
+            return
+        chosen = [cases.BY_NAME[name].scaled(arguments.divide)
+                  for name in arguments.cases or cases.BY_NAME]
+        runner.Run(state, arguments.contestants or contestants.USUAL,
+                   arguments.rounds, arguments.baseline, arguments.settings,
+                   say).run(chosen, done)
 
 
 def say(text: str) -> None:
@@ -86,4 +135,4 @@ def write(path: pathlib.Path, results: dict[str, object]) -> None:
     say(f'results are in {path}')
 
 
-COMMANDS = {'micro': _micro}
+COMMANDS = {'run': _run, 'micro': _micro}

@@ -113,3 +113,17 @@ def _gather(tree: pathlib.Path, room: int) -> None:
                 room -= size
             if room < layout.MIB:
                 return
+
+
+def copy_sparse(source: pathlib.Path, disk: pathlib.Path, offset: int
+                ) -> None:
+    """Copy a file into a disk; its zeros stay holes there.
+
+    :param offset: where it goes, in bytes
+    """
+    with open(source, 'rb') as file, open(disk, 'r+b') as target:
+        while piece := file.read(layout.MIB):
+            if piece.strip(b'\0'):
+                target.seek(offset)
+                target.write(piece)
+            offset += len(piece)

@@ -8,10 +8,13 @@ nowhere. Loading them is not counted.
 """
 
 import json
+import os
 import pathlib
 import resource
 import sys
 import time
+
+from devbench import process
 
 #: What is read: nothing but the disk, or an image, with these options.
 KINDS = {
@@ -29,18 +32,18 @@ def main(kind: str, uri: str) -> None:
     from nova_snapext import read
 
     conf.CONF([], project='nova')
-    before, begin = _usage(), time.monotonic()
+    process.forget_peak(os.getpid())
+    idle = process.memory(os.getpid())
+    before, begin = _cpu(), time.monotonic()
     with read.Disk(uri) as disk:
         if KINDS[kind] is None:
             found, planned = _read(disk, encode)
         else:
             found, planned = _encode(disk, conf, encode, *KINDS[kind])
-    after = _usage()
     print(json.dumps({
         **found, 'wall': time.monotonic() - begin,
-        'planning': planned - begin,
-        'cpu': after['cpu'] - before['cpu'],
-        'memory': after['memory'] - before['memory']}))
+        'planning': planned - begin, 'cpu': _cpu() - before,
+        'memory': process.memory(os.getpid(), 'VmHWM') - idle}))
 
 
 def _read(disk, encode):
@@ -67,13 +70,11 @@ def _encode(disk, conf, encode, image_format, options):
         return {'read': encoder.bytes_read, 'sent': sent}, planned
 
 
-def _usage():
-    """Give CPU seconds and peak memory in bytes, children included."""
-    own, children = (resource.getrusage(who) for who in (
-        resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {'cpu': sum(one.ru_utime + one.ru_stime
-                       for one in (own, children)),
-            'memory': own.ru_maxrss * 1024}
+def _cpu():
+    """Give CPU seconds, children included."""
+    used = [resource.getrusage(who) for who in (
+        resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 if __name__ == '__main__':
