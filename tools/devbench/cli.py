@@ -113,7 +113,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     def done(results: dict[str, Any]) -> None:
         write(arguments.output / RESULTS, results)
-        print(terminal.case(results['cases'][-1]), flush=True)
+        if results['cases']:
+            print(terminal.case(results['cases'][-1]), flush=True)
 
     with cloud.lock(state):
         if arguments.smoke:

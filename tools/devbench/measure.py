@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One turn: a guest's disk gets into Glance, and what it took is counted."""
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -9,7 +8,6 @@ import pathlib
 import re
 import subprocess
 import time
-from typing import Any
 
 from devcloud import api
 from devcloud import errors
@@ -291,12 +289,3 @@ def _pid(service: services.Service, state: cloud_state.State) -> int:
         raise errors.CloudError(f'{service.name} does not run: run '
                                 f'`tools/cloud up`')
     return identity.pid
-
-
-@contextlib.contextmanager
-def shown_on_failure(what: str) -> Any:
-    """Name the turn in an error's text."""
-    try:
-        yield
-    except errors.CloudError as exc:
-        raise errors.CloudError(f'{what}: {exc}') from exc

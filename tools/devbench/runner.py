@@ -2,6 +2,7 @@
 """A run: all cases, all contestants in turns, round after round."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
@@ -73,12 +74,15 @@ class Run:
             'kind': 'cloud', 'rounds': self.rounds,
             'baseline': self.baseline, 'settings': list(self.settings),
             'host': {**host.facts(), 'packages': host.packages(
-                self.state.bin('python'), PACKAGES)}, 'cases': []}
+                self.state.bin('python'), PACKAGES)},
+            'cases': [], 'failures': []}
         make_flavors(api.Client.admin(self.state), chosen)
         self.remove_left()
         try:
             for case in chosen:
-                results['cases'].append(self._case(case))
+                # Hours of other cases are not lost with one.
+                with self._failures_noted(results, case.name):
+                    results['cases'].append(self._case(case))
                 done(results)
         finally:
             self.remove_left()
@@ -91,8 +95,19 @@ class Run:
             self.place.mkdir(exist_ok=True)
             stack.callback(shutil.rmtree, self.place)
             subject, facts = self._prepare(case, image, stack)
-            runs = self._turns(case, subject)
+            facts['failures'] = []
+            runs = self._turns(case, subject, facts)
         return self.summarize(case, facts, runs)
+
+    @contextlib.contextmanager
+    def _failures_noted(self, results: dict[str, Any], what: str
+                        ) -> Iterator[None]:
+        """Go on with the next, and have the results tell."""
+        try:
+            yield
+        except errors.CloudError as exc:
+            results['failures'].append(f'{what}: {exc}')
+            self.say(f'{what} FAILED: {exc}')
 
     def _prepare(self, case: cases.Case, image: str,
                  stack: contextlib.ExitStack
@@ -119,29 +134,24 @@ class Run:
                  'virtual': case.disk << 30, 'ready_made':
                      ready_made.stat().st_size})
 
-    def _turns(self, case: cases.Case, subject: measure.Guest
-               ) -> dict[str, list[dict[str, Any]]]:
+    def _turns(self, case: cases.Case, subject: measure.Guest,
+               facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         taking_part = contestants.of(case, self.names)
         groups = turns.grouped(taking_part, lambda one: one.needs)
         runs: dict[str, list[dict[str, Any]]] = {
             one.name: [] for one in taking_part}
-        running = True
         for number, (settings, off), one in turns.rounds(
                 groups, self.rounds):
-            what = f'{case.name}, round {number + 1}: {one.name}'
-            with measure.shown_on_failure(what):
+            what = f'round {number + 1}: {one.name}'
+            with self._failures_noted(facts, what):
                 self._configure(case, settings)
-                if running == off:
-                    self._power(subject.server, not off)
-                    running = not off
-                    if running:
-                        self._await_writes(subject.console)
+                self._bring(subject, off)
                 run = measure.Turn(self.state, one, subject,
                                    self.baseline).run()
+                runs[one.name].append({'round': number, **run})
                 self._check_nothing_left()
-            runs[one.name].append({'round': number, **run})
-            self.say(f'{what}: {run["wall"]:.2f} s, '
-                     f'{run["sent"] >> 20} MiB')
+                self.say(f'{case.name}, {what}: {run["wall"]:.2f} s, '
+                         f'{run["sent"] >> 20} MiB')
         return runs
 
     def summarize(self, case: cases.Case, facts: dict[str, Any],
@@ -166,6 +176,15 @@ class Run:
         compute.configure(
             self.state, (*contestants.SETTINGS, *case.settings,
                          *self.settings, *settings), reset=True)
+
+    def _bring(self, subject: measure.Guest, off: bool) -> None:
+        """Have the guest run, or shut off."""
+        wanted = 'SHUTOFF' if off else 'ACTIVE'
+        if servers.show(self.client, subject.server)['status'] == wanted:
+            return
+        self._power(subject.server, not off)
+        if not off:
+            self._await_writes(subject.console)
 
     def _power(self, server: str, on: bool) -> None:
         client = self.client

@@ -10,8 +10,8 @@ from devcloud import watch
 
 from devbench import process
 
-#: Files that keep what the guest writes or overwrites meanwhile, by name:
-#: of the strategies, and what Nova's mirror copies into belongs to neither.
+#: Files of the strategies that keep what the guest writes or overwrites
+#: meanwhile, by name.
 SCRATCH = ('scratch', 'disk.snapext')
 
 #: Looks at a directory for each look at processes, which costs more.
@@ -52,17 +52,20 @@ class Space(watch._Watcher):
         for directory in self._directories:
             for place, _, files in os.walk(directory):
                 for name in files:
+                    kind = self._kind(place, name)
                     path = os.path.join(place, name)
+                    if kind is None:
+                        continue
                     with contextlib.suppress(FileNotFoundError):
-                        found[self._kind(place, name)] += (
-                            os.lstat(path).st_blocks * 512)
+                        found[kind] += os.lstat(path).st_blocks * 512
         return found
 
-    def _kind(self, place: str, name: str) -> str:
+    def _kind(self, place: str, name: str) -> str | None:
         if name in SCRATCH:
             return 'scratch'
-        if place == str(self._instance) and name.startswith('disk'):
-            return 'disk'
+        if place == str(self._instance):
+            # Beside the disk there is what the guest says, which grows too.
+            return 'disk' if name.startswith('disk') else None
         return 'staged'
 
     def _nameless(self) -> int:
