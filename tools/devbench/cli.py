@@ -18,6 +18,7 @@ from devbench import bars
 from devbench import cases
 from devbench import contestants
 from devbench import micro
+from devbench import page
 from devbench import runner
 from devbench import terminal
 
@@ -28,6 +29,7 @@ and encoder alone, does not.
 """
 
 RESULTS, MICRO_RESULTS = 'benchmark.json', 'micro.json'
+PAGE = 'performance.rst'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
                        help='data on each disk (%(default)s)')
     alone.add_argument('--virtual', type=int, default=1024, metavar='GIB',
                        help='size of the sparse disk (%(default)s)')
+    draw = commands.add_parser(
+        'plot', help='make plots and a page of the docs of results')
+    draw.add_argument('results', nargs='+', type=pathlib.Path)
+    draw.add_argument('directory', type=pathlib.Path,
+                      help='such as doc/source/admin')
     return top
 
 
@@ -127,6 +134,22 @@ def _run(arguments: argparse.Namespace) -> None:
                    say).run(chosen, done)
 
 
+def _plot(arguments: argparse.Namespace) -> None:
+    try:
+        from devbench import plot
+    except ImportError as exc:
+        raise errors.CloudError(
+            f'{sys.executable} has no matplotlib: run this with the Python '
+            f"of tox's environment `benchmark`") from exc
+    results = [json.loads(path.read_text()) for path in arguments.results]
+    images: dict[str, str] = {}
+    for one in results:
+        if one['kind'] == 'cloud' and one['cases']:
+            images |= plot.plots(one, arguments.directory)
+    (arguments.directory / PAGE).write_text(page.render(results, images))
+    say(f'the page is {arguments.directory / PAGE}')
+
+
 def say(text: str) -> None:
     print(f'- {text}', flush=True)
 
@@ -136,4 +159,4 @@ def write(path: pathlib.Path, results: dict[str, object]) -> None:
     say(f'results are in {path}')
 
 
-COMMANDS = {'run': _run, 'micro': _micro}
+COMMANDS = {'run': _run, 'micro': _micro, 'plot': _plot}
