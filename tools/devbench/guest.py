@@ -27,9 +27,10 @@ PREFIX = 'snap-bench-'
 #: Property of an image that tells from what it was made.
 DIGEST = 'bench_digest'
 
-#: Room for the records of hours.
-RECORDS = layout.Partition(
-    layout.RECORDS.kind, layout.RECORDS.offset, 1024 * layout.MIB)
+PROGRAMS = pathlib.Path(__file__).with_name('guest_programs')
+
+#: Milliseconds between two records, as the guests of the tests have them.
+INTERVAL = 60
 
 
 class Console(watch.Console):
@@ -71,7 +72,7 @@ class Console(watch.Console):
             [begin, *times, end]))
 
     def rate(self, begin: float, end: float) -> float | None:
-        """New records a second, each of them fsynced twice."""
+        """New records a second, each of them on disk."""
         return len(self._times(begin, end)) / (end - begin)
 
     def load_rate(self, begin: float, end: float) -> float | None:
@@ -139,19 +140,21 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
     raw = scratch / 'disk.raw'
     shell.run(['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', base, raw])
     size = case.disk << 30
-    data = layout.Partition(layout.DATA.kind, RECORDS.end,
-                            size - RECORDS.end)
+    data = layout.Partition(layout.DATA.kind, layout.RECORDS.end,
+                            size - layout.RECORDS.end)
     os.truncate(raw, size)
     with open(raw, 'r+b') as disk:
         code = disk.read(440)
         disk.seek(0)
         disk.write(layout.boot_record(
-            [layout.BOOT, layout.EXT4, RECORDS, data], code))
+            [layout.BOOT, layout.EXT4, layout.RECORDS, data], code))
     span = data.size - (cases.REWRITTEN if case.rewrites else 0)
     case.fill(raw, data.offset, span, case.data, scratch)
+    # All that the guest rewrites is there from the beginning.
+    content.noise(raw, layout.RECORDS.offset, 4 * layout.MIB)
     if case.rewrites:
         content.noise(raw, data.offset + span, cases.REWRITTEN)
-        _add_load(raw, case.rewrites, scratch)
+    _give_programs(raw, case.rewrites, scratch)
     target = scratch / 'disk.qcow2'
     shell.run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-t',
                'unsafe', '-T', 'unsafe', raw, target])
@@ -159,22 +162,28 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
     return target
 
 
-def _add_load(raw: pathlib.Path, rate: int, scratch: pathlib.Path) -> None:
-    """Have the guest rewrite the end of its disk.
+def _give_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
+                   ) -> None:
+    """Have the guest beat in place of keeping records: its disk won't grow.
 
     The initial RAM disk gets a second archive, whose files replace those of
     the first, as the kernel unpacks one after the other.
+
+    :param rate: bytes a second of the end of its disk that it rewrites
     """
     tree = scratch / 'initramfs'
     (tree / 'bin').mkdir(parents=True)
-    shell.run(['gcc', '-static', '-O2', '-o', tree / 'bin/load',
-               pathlib.Path(__file__).with_name('load.c')])
+    for name in ('beat', 'load'):
+        shell.run(['gcc', '-static', '-O2', '-o', tree / 'bin' / name,
+                   PROGRAMS / f'{name}.c'])
+    commands = f'beat ${{disk}}3 /data/beat {INTERVAL} &'
+    if rate:
+        commands += f'\nload ${{disk}}4 {cases.REWRITTEN} {rate} &'
     init = (images.guest_image.SOURCES / 'init').read_text()
     recorder = re.search(r'(?m)^recorder .*$', init)
     assert recorder is not None
-    shell.write(tree / 'init', init.replace(
-        recorder[0], f'{recorder[0]}\nload ${{disk}}4 {cases.REWRITTEN} '
-        f'{rate} &'), mode=0o755)
+    shell.write(tree / 'init', init.replace(recorder[0], commands),
+                mode=0o755)
     more = scratch / 'more'
     shell.run(['sh', '-c', 'find . | cpio -o -H newc --quiet -R 0:0 '
                '| gzip -9 > "$1"', 'sh', more], cwd=tree)
@@ -194,6 +203,6 @@ def _digest(base: pathlib.Path, case: cases.Case) -> str:
     parts = [str(base).encode(), repr((
         case.disk, case.data, case.rewrites)).encode(),
         inspect.getsource(case.fill).encode()]
-    parts += [here.with_name(name).read_bytes()
-              for name in ('content.py', 'guest.py', 'load.c')]
+    parts += [path.read_bytes() for path in (
+        here, here.with_name('content.py'), *sorted(PROGRAMS.iterdir()))]
     return hashlib.sha256(b''.join(parts)).hexdigest()[:16]

@@ -33,7 +33,7 @@ from devbench import turns
 #: Name of the guests.
 SERVER = 'benchmark'
 
-#: Seconds for a guest to boot without KVM, and to check its old records.
+#: Seconds for a guest to boot without KVM.
 BOOT_TIMEOUT = 300
 
 #: Records that a guest writes before it is measured.
