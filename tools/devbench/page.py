@@ -31,8 +31,8 @@ within a run say something about another machine.
 .. include:: {PROFILE}
 '''
 
-#: Columns of a case's table.
-COLUMNS = (
+#: Columns of a case's tables: what it takes, and what it costs.
+TIMES = (
     ('Wall, s', lambda case, name: _spread(case, name, 'wall')),
     ('of best PUT', lambda case, name: _ratio(
         case, name, contestants.BEST_PUT)),
@@ -41,6 +41,8 @@ COLUMNS = (
     ('Freeze, s', lambda case, name: _median(case, name, 'freeze', 1, 3)),
     ('Stall, s (before)', lambda case, name: _stall(case, name)),
     ('Guest I/O', lambda case, name: _throughput(case, name)),
+)
+COSTS = (
     ('Read, sent per byte of data', lambda case, name: _bytes(case, name)),
     ('Host space, MiB (scratch)', lambda case, name: _space(case, name)),
     ('CPU, s/GiB: nova-compute, QEMU, Glance',
@@ -73,7 +75,8 @@ def _cloud(results: dict[str, Any], images: dict[str, str]) -> str:
         lines += [*_heading(title[0].upper() + title[1:], '-'), '',
                   f'{case["data"] // MIB:,} MiB of data that are not zeros, '
                   f'{case["allocated"] // MIB:,} MiB allocated.', '',
-                  *_case(case), '', *_bars(case['bars']), '']
+                  *_case(case, TIMES), '', *_case(case, COSTS), '',
+                  *_bars(case['bars']), '']
         lines += _failures(case.get('failures', ()))
     lines += _failures(results.get('failures', ()))
     lines += [
@@ -117,9 +120,10 @@ def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
             yield f'   {" " if number else "*"} - {cell}'.rstrip()
 
 
-def _case(case: dict[str, Any]) -> Iterator[str]:
-    return table(['', *(title for title, _ in COLUMNS)], [
-        [name, *(cell(case, name) for _, cell in COLUMNS)]
+def _case(case: dict[str, Any], columns: tuple[Any, ...]
+          ) -> Iterator[str]:
+    return table(['', *(title for title, _ in columns)], [
+        [name, *(cell(case, name) for _, cell in columns)]
         for name in case['summaries']])
 
 
