@@ -108,6 +108,7 @@ def _micro(arguments: argparse.Namespace) -> None:
     for disk in results['disks']:
         disk['bars'] = bars.micro_bars(disk)
     write(arguments.output / MICRO_RESULTS, results)
+    say(f'results are in {arguments.output / MICRO_RESULTS}')
     print(terminal.micro(results))
 
 
@@ -118,20 +119,22 @@ def _run(arguments: argparse.Namespace) -> None:
     state = runner.running_cloud()
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    def done(results: dict[str, Any]) -> None:
-        write(arguments.output / RESULTS, results)
-        if results['cases']:
-            print(terminal.case(results['cases'][-1]), flush=True)
+    path = arguments.output / RESULTS
+
+    def save(results: dict[str, Any]) -> None:
+        write(path, results)
 
     with cloud.lock(state):
         if arguments.smoke:
-            runner.smoke(state, say, done)
-            return
-        chosen = [cases.BY_NAME[name].scaled(arguments.divide)
-                  for name in arguments.cases or cases.BY_NAME]
-        runner.Run(state, arguments.contestants or contestants.USUAL,
-                   arguments.rounds, arguments.baseline, arguments.settings,
-                   say).run(chosen, done)
+            runner.smoke(state, say, save)
+        else:
+            chosen = [cases.BY_NAME[name].scaled(arguments.divide)
+                      for name in arguments.cases or cases.BY_NAME]
+            runner.Run(
+                state, arguments.contestants or contestants.USUAL,
+                arguments.rounds, arguments.baseline, arguments.settings,
+                say, save).run(chosen)
+    say(f'results are in {path}')
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -156,7 +159,6 @@ def say(text: str) -> None:
 
 def write(path: pathlib.Path, results: dict[str, object]) -> None:
     shell.write(path, json.dumps(results, indent=1) + '\n')
-    say(f'results are in {path}')
 
 
 COMMANDS = {'run': _run, 'micro': _micro, 'plot': _plot}

@@ -28,6 +28,7 @@ from devbench import figures
 from devbench import guest
 from devbench import host
 from devbench import measure
+from devbench import terminal
 from devbench import turns
 
 #: Name of the guests.
@@ -50,25 +51,26 @@ class Run:
     :param baseline: seconds for which a guest is watched before each turn
     :param settings: more settings of nova-compute, for all
     :param say: told what goes on
+    :param save: told the results so far, whenever there are more
     """
 
     def __init__(self, state: cloud_state.State, names: Sequence[str],
                  rounds: int, baseline: float, settings: Sequence[str],
-                 say: Callable[[str], None]) -> None:
+                 say: Callable[[str], None],
+                 save: Callable[[dict[str, Any]], None]) -> None:
         self.state = state
         self.names = names
         self.rounds = rounds
         self.baseline = baseline
         self.settings = settings
         self.say = say
+        self.save = save
         self.place = state.root / 'benchmark'
 
-    def run(self, chosen: Sequence[cases.Case],
-            done: Callable[[dict[str, Any]], None]) -> None:
+    def run(self, chosen: Sequence[cases.Case]) -> None:
         """Measure cases.
 
         :param chosen: the cases
-        :param done: called with the results so far, after each case
         """
         results: dict[str, Any] = {
             'kind': 'cloud', 'rounds': self.rounds,
@@ -82,13 +84,22 @@ class Run:
             for case in chosen:
                 # Hours of other cases are not lost with one.
                 with self._failures_noted(results, case.name):
-                    results['cases'].append(self._case(case))
-                done(results)
+                    for found in self._case(case):
+                        self.save({**results, 'cases': [
+                            *results['cases'], found]})
+                    results['cases'].append(found)
+                    self.say(f'{case.name} is done\n\n'
+                             f'{terminal.case(found)}\n')
+                self.save(results)
         finally:
             self.remove_left()
             compute.configure(self.state, (), reset=True)
 
-    def _case(self, case: cases.Case) -> dict[str, Any]:
+    def _case(self, case: cases.Case) -> Iterator[dict[str, Any]]:
+        """Measure a case.
+
+        :returns: its results so far, after each turn
+        """
         self.say(f'{case.name}: {case.title}')
         image = guest.image(self.state, case)
         with contextlib.ExitStack() as stack:
@@ -96,8 +107,8 @@ class Run:
             stack.callback(shutil.rmtree, self.place)
             subject, facts = self._prepare(case, image, stack)
             facts['failures'] = []
-            runs = self._turns(case, subject, facts)
-        return self.summarize(case, facts, runs)
+            for runs in self._turns(case, subject, facts):
+                yield self.summarize(case, facts, runs)
 
     @contextlib.contextmanager
     def _failures_noted(self, results: dict[str, Any], what: str
@@ -135,7 +146,8 @@ class Run:
                      ready_made.stat().st_size})
 
     def _turns(self, case: cases.Case, subject: measure.Guest,
-               facts: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+               facts: dict[str, Any]
+               ) -> Iterator[dict[str, list[dict[str, Any]]]]:
         taking_part = contestants.of(case, self.names)
         groups = turns.grouped(taking_part, lambda one: one.needs)
         runs: dict[str, list[dict[str, Any]]] = {
@@ -152,7 +164,7 @@ class Run:
                 self._check_nothing_left()
                 self.say(f'{case.name}, {what}: {run["wall"]:.2f} s, '
                          f'{run["sent"] >> 20} MiB')
-        return runs
+            yield runs
 
     def summarize(self, case: cases.Case, facts: dict[str, Any],
                   runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -267,9 +279,9 @@ def make_flavors(admin: api.Client, chosen: Sequence[cases.Case]) -> None:
 
 
 def smoke(state: cloud_state.State, say: Callable[[str], None],
-          done: Callable[[dict[str, Any]], None]) -> None:
+          save: Callable[[dict[str, Any]], None]) -> None:
     """See that the benchmark works, on tiny data and in one round."""
-    Run(state, contestants.SMOKE, 1, 1, (), say).run([cases.SMOKE], done)
+    Run(state, contestants.SMOKE, 1, 1, (), say, save).run([cases.SMOKE])
 
 
 def running_cloud() -> cloud_state.State:
