@@ -83,11 +83,11 @@ class Run:
         try:
             for case in chosen:
                 # Hours of other cases are not lost with one.
+                done = list(results['cases'])
                 with self._failures_noted(results, case.name):
                     for found in self._case(case):
-                        self.save({**results, 'cases': [
-                            *results['cases'], found]})
-                    results['cases'].append(found)
+                        results['cases'] = [*done, found]
+                        self.save(results)
                     self.say(f'{case.name} is done\n\n'
                              f'{terminal.case(found)}\n')
                 self.save(results)
