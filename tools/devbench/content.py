@@ -17,10 +17,10 @@ PIECE = 64 * 1024
 #: Random bytes are made in stretches of so many.
 STRETCH = 16 * layout.MIB
 
-#: Trees of a machine that are much like a system disk's, in the order in
-#: which they are taken until there is enough.
-TREES = ('/usr/bin', '/usr/lib', '/usr/share', '/usr/sbin', '/usr/include',
-         '/usr/libexec', '/var/lib/dpkg')
+#: Trees of a machine that are much like a system disk's: programs, libraries,
+#: text, the package manager's own; and which part of the room each may take.
+TREES = {'/usr/bin': 0.25, '/usr/lib': 0.4, '/usr/share': 0.25,
+         '/var/lib/dpkg': 0.1}
 
 
 def noise(file: pathlib.Path, offset: int, size: int) -> None:
@@ -95,24 +95,35 @@ def system(file: pathlib.Path, size: int, scratch: pathlib.Path) -> None:
 
 
 def _gather(tree: pathlib.Path, room: int) -> None:
-    """Link or copy files into a tree until they are so many bytes."""
-    for top in TREES:
-        # Where /usr/bin is also /bin, each file comes once.
-        for place, directories, files in os.walk(top):
-            directories.sort()
-            for name in sorted(files):
-                source = pathlib.Path(place, name)
-                if source.is_symlink() or not source.is_file():
-                    continue
-                size = -(-source.stat().st_size // 4096) * 4096
-                if size > room:
-                    continue
+    """Copy files into a tree until they are so many bytes."""
+    left = 0
+    for top, share in TREES.items():
+        # What one does not need is for the next.
+        left = _copy(pathlib.Path(top), tree, int(room * share) + left)
+
+
+def _copy(top: pathlib.Path, tree: pathlib.Path, room: int) -> int:
+    """Copy the files of a directory, in the order of their names.
+
+    :param room: bytes that they may take
+    :returns: bytes that they have left
+    """
+    for place, directories, files in os.walk(top):
+        directories.sort()
+        for name in sorted(files):
+            source = pathlib.Path(place, name)
+            if source.is_symlink() or not source.is_file():
+                continue
+            # As much as it takes on a filesystem.
+            size = -(-source.stat().st_size // 4096) * 4096
+            if size <= room:
                 target = tree / source.relative_to('/')
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
                 room -= size
             if room < layout.MIB:
-                return
+                return room
+    return room
 
 
 def copy_sparse(source: pathlib.Path, disk: pathlib.Path, offset: int
