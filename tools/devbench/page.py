@@ -25,10 +25,10 @@ What a snapshot costs, beside Nova's own and beside the limit: the time in
 which the same Glance takes a ready-made file of the same image, the same guest
 running beside it. *Plain PUT* is python-glanceclient as it is, *best PUT* the
 same with pieces of 128 KiB. Nova's own is its own code, reached through the
-strategy ``native``; ``LibvirtDriver live``, where it took part, is Nova without
-anything of ours. All contestants of a case took turns within one
-run; figures are medians, with the least and the most in brackets. Only ratios
-within a run say something about another machine.
+strategy ``native``; *LibvirtDriver live*, where it took part, is Nova without
+anything of ours. All contestants of a case took turns within one run; figures
+are medians, with the least and the most in brackets. Only ratios within a run
+say something about another machine.
 
 .. include:: {PROFILE}
 '''
