@@ -72,7 +72,7 @@ def _add_common(command: argparse.ArgumentParser, rounds: int) -> None:
     command.add_argument('--rounds', type=int, default=rounds,
                          help='turns of each contestant (%(default)s)')
     command.add_argument('--output', type=pathlib.Path, metavar='DIRECTORY',
-                         default=pathlib.Path('.tox/benchmark'),
+                         default=pathlib.Path('.tox/benchmark-results'),
                          help='where results go (%(default)s)')
     command.add_argument('--smoke', action='store_true',
                          help='tiny data and one round: see that it works')
