@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BENCHMARK = pathlib.Path(__file__).parents[3] / 'tools' / 'benchmark'
+
+
+class MicroBenchmarkTest(unittest.TestCase):
+
+    def test_reader_and_encoder_are_measured_beside_qemu_s_and_libnbd_s(
+            self):
+        with tempfile.TemporaryDirectory(prefix='snapext-') as place:
+            subprocess.run([sys.executable, BENCHMARK, 'micro', '--smoke',
+                            '--output', place], check=True,
+                           stdout=subprocess.DEVNULL)
+            results = json.loads(
+                pathlib.Path(place, 'micro.json').read_text())
+        disks = {disk['name']: disk for disk in results['disks']}
+        self.assertEqual({'incompressible', 'system', 'sparse'}, set(disks))
+        runs = disks['incompressible']['runs']
+        self.assertLessEqual(
+            {'reader', 'raw', 'qcow2', 'qcow2, zeros found',
+             'qcow2, compressed', 'qemu-img convert to a file',
+             'qemu-img convert to null', 'nbdcopy'}, set(runs))
+        for [run] in runs.values():
+            self.assertLessEqual({'wall', 'cpu', 'server_cpu'}, set(run))
+        self.assertEqual(results['data'], runs['reader'][0]['read'])
+        self.assertGreater(runs['qcow2'][0]['sent'], results['data'])

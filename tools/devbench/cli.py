@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from devcloud import cloud
+from devcloud import errors
+from devcloud import layout
+from devcloud import shell
+
+from devbench import bars
+from devbench import cases
+from devbench import contestants
+from devbench import micro
+from devbench import page
+from devbench import runner
+from devbench import terminal
+
+DESCRIPTION = """\
+What snapshots cost, beside Nova's own and beside the time that Glance takes to
+swallow the finished image. It needs the cloud of tools/cloud; `micro`, reader
+and encoder alone, does not.
+"""
+
+RESULTS, MICRO_RESULTS = 'benchmark.json', 'micro.json'
+PAGE = 'performance.rst'
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog='benchmark', description=DESCRIPTION)
+    commands = top.add_subparsers(dest='command', required=True)
+    run = commands.add_parser('run', help='measure snapshots, on the cloud')
+    _add_common(run, rounds=8)
+    run.add_argument('--case', action='append', dest='cases',
+                     choices=list(cases.BY_NAME), metavar='CASE',
+                     help=f'measure only this (may be repeated): '
+                          f'{", ".join(cases.BY_NAME)}')
+    run.add_argument('--contestant', action='append', dest='contestants',
+                     choices=list(contestants.BY_NAME), metavar='CONTESTANT',
+                     help=f'only this takes part (may be repeated): '
+                          f'{", ".join(contestants.BY_NAME)}')
+    run.add_argument('--baseline', type=float, default=10, metavar='SECONDS',
+                     help='watch the guest so long before each turn '
+                          '(%(default)s)')
+    run.add_argument('--divide', type=int, default=1, metavar='N',
+                     help="an Nth of each case's data")
+    run.add_argument('--set', action='append', default=[], dest='settings',
+                     metavar='SECTION.OPTION=VALUE',
+                     help='one more setting of nova-compute, for all')
+    alone = commands.add_parser(
+        'micro', help='measure reader and encoder alone')
+    _add_common(alone, rounds=8)
+    alone.add_argument('--size', type=int, default=1024, metavar='MIB',
+                       help='data on each disk (%(default)s)')
+    alone.add_argument('--virtual', type=int, default=1024, metavar='GIB',
+                       help='size of the sparse disk (%(default)s)')
+    draw = commands.add_parser(
+        'plot', help='make plots and a page of the docs of results')
+    draw.add_argument('results', nargs='+', type=pathlib.Path)
+    draw.add_argument('directory', type=pathlib.Path,
+                      help='such as doc/source/admin')
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser, rounds: int) -> None:
+    command.add_argument('--rounds', type=int, default=rounds,
+                         help='turns of each contestant (%(default)s)')
+    command.add_argument('--output', type=pathlib.Path, metavar='DIRECTORY',
+                         default=pathlib.Path('.tox/benchmark-results'),
+                         help='where results go (%(default)s)')
+    command.add_argument('--smoke', action='store_true',
+                         help='tiny data and one round: see that it works')
+
+
+def main(argv: list[str]) -> int:
+    """Run one command.
+
+    :param argv: its arguments
+    :returns: the exit code
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        COMMANDS[arguments.command](arguments)
+    except errors.CloudError as exc:
+        print(f'benchmark: {exc}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _micro(arguments: argparse.Namespace) -> None:
+    micro.check_environment()
+    size, virtual, rounds = (arguments.size * layout.MIB,
+                             arguments.virtual * micro.GIB, arguments.rounds)
+    if arguments.smoke:
+        size, virtual, rounds = 16 * layout.MIB, 16 * micro.GIB, 1
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    place = pathlib.Path(tempfile.mkdtemp(
+        prefix='micro-', dir=arguments.output.absolute()))
+    results = micro.run(place, size, virtual, rounds, say)
+    for disk in results['disks']:
+        disk['bars'] = bars.micro_bars(disk)
+    write(arguments.output / MICRO_RESULTS, results)
+    say(f'results are in {arguments.output / MICRO_RESULTS}')
+    print(terminal.micro(results))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if os.geteuid() != 0:
+        raise errors.CloudError('run this as root: it looks at what other '
+                                "users' processes have used")
+    state = runner.running_cloud()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    path = arguments.output / RESULTS
+
+    def save(results: dict[str, Any]) -> None:
+        write(path, results)
+
+    with cloud.lock(state):
+        if arguments.smoke:
+            runner.smoke(state, say, save)
+        else:
+            chosen = [cases.BY_NAME[name].scaled(arguments.divide)
+                      for name in arguments.cases or cases.BY_NAME]
+            runner.Run(
+                state, arguments.contestants or contestants.USUAL,
+                arguments.rounds, arguments.baseline, arguments.settings,
+                say, save).run(chosen)
+    say(f'results are in {path}')
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    try:
+        from devbench import plot
+    except ImportError as exc:
+        raise errors.CloudError(
+            f'{sys.executable} has no matplotlib: run this with the Python '
+            f"of tox's environment `benchmark`") from exc
+    results = [json.loads(path.read_text()) for path in arguments.results]
+    images: dict[str, str] = {}
+    for one in results:
+        if one['kind'] == 'cloud' and one['cases']:
+            images |= plot.plots(one, arguments.directory)
+    (arguments.directory / PAGE).write_text(page.render(results, images))
+    say(f'the page is {arguments.directory / PAGE}')
+
+
+def say(text: str) -> None:
+    print(f'- {text}', flush=True)
+
+
+def write(path: pathlib.Path, results: dict[str, object]) -> None:
+    shell.write(path, json.dumps(results, indent=1) + '\n')
+
+
+COMMANDS = {'run': _run, 'micro': _micro, 'plot': _plot}

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One turn: a guest's disk gets into Glance, and what it took is counted."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import re
+import subprocess
+import time
+
+from devcloud import api
+from devcloud import errors
+from devcloud import servers
+from devcloud import services
+from devcloud import shell
+from devcloud import state as cloud_state
+from devcloud import wait
+
+from devbench import contestants
+from devbench import guest
+from devbench import process
+from devbench import samples
+
+GIB = 1 << 30
+
+#: Seconds that a turn may take.
+TIMEOUT = 1800
+
+#: Seconds between two looks at a stored file that grows; and between two
+#: at the API, which cost Glance and Nova time.
+LOOK, LOOK_API = 0.05, 2
+
+#: The driver's lines about a snapshot in nova-compute's log.
+FROZEN = re.compile(r'(?m)^(\S+ \S+) .* Root disk \S+ is frozen')
+FINISHED = re.compile(r'Snapshot of root disk \S+ finished: (.*)')
+
+PUT = pathlib.Path(__file__).with_name('put.py')
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """The guest of a case.
+
+    :param server: its id
+    :param console: what it says
+    :param ready_made: file with an image of its disk
+    :param data: bytes of its disk that aren't zeros
+    """
+
+    server: str
+    console: guest.Console
+    ready_made: pathlib.Path
+    data: int
+
+
+@dataclasses.dataclass
+class _Times:
+    """On our monotonic clock, save `clock`: seconds since the epoch."""
+
+    begin: float = 0.0
+    clock: float = 0.0
+    active: float = 0.0
+    end: float = 0.0
+
+
+class Counters:
+    """What everybody concerned has used, from now on."""
+
+    def __init__(self, state: cloud_state.State, server: str) -> None:
+        self.compute = _pid(services.nova_compute(state), state)
+        self.glance = _pid(services.glance(state), state)
+        self.before = self._now()
+        self.idle = process.memory(self.compute)
+        process.forget_peak(self.compute)
+        self.processes = samples.Processes(state, server)
+
+    def _now(self) -> dict[str, process.Usage]:
+        return {name: process.total(samples.family(pid)) for name, pid in (
+            ('compute', self.compute), ('glance', self.glance))}
+
+    def used(self) -> dict[str, process.Usage]:
+        self.processes.look_now()
+        found = {name: now - self.before[name]
+                 for name, now in self._now().items()}
+        found['compute'] += self.processes.used('qemu-nbd')
+        found['qemu'] = self.processes.used('qemu')
+        return found
+
+    def memory(self) -> int:
+        return process.memory(self.compute, 'VmHWM') - self.idle
+
+
+class Turn:
+    """One turn of a contestant.
+
+    :param state: the cloud
+    :param contestant: whose turn it is
+    :param subject: the guest
+    :param baseline: seconds for which the guest is watched before
+    """
+
+    def __init__(self, state: cloud_state.State,
+                 contestant: contestants.Contestant, subject: Guest,
+                 baseline: float) -> None:
+        self.state = state
+        self.contestant = contestant
+        self.subject = subject
+        self.baseline = baseline
+        # Its token is fresh: a run takes longer than one is valid.
+        self.client = api.Client.demo(state)
+        self.times = _Times()
+        self.image = ''
+        self.extra: dict[str, float] = {}
+
+    def run(self) -> dict[str, float | None]:
+        """Take it.
+
+        :returns: what it took, by name
+        :raises: CloudError if the image does not become active
+        """
+        shell.run(['sync'])
+        since = time.monotonic()
+        idle = Counters(self.state, self.subject.server)
+        time.sleep(self.baseline)
+        idle_used = idle.used()
+        log = self.state.log('nova-compute')
+        offset = log.stat().st_size
+        counters = Counters(self.state, self.subject.server)
+        try:
+            with samples.Space(self.state, self.subject.server,
+                               counters.compute) as space, \
+                    counters.processes:
+                if self.contestant.is_put:
+                    self._put()
+                else:
+                    self._snapshot()
+            used, memory = counters.used(), counters.memory()
+            space.check()
+            counters.processes.check()
+            size = self.client.get('glance', f'/images/{self.image}')['size']
+        finally:
+            if self.image:
+                self.client.delete('glance', f'/images/{self.image}',
+                                   missing_ok=True)
+        with open(log, errors='replace') as lines:
+            lines.seek(offset)
+            told = lines.read()
+        return {**self._wall(), **self._guest(since),
+                **self._told(told), **self.extra,
+                **self._costs(used, idle_used, size), 'sent': size,
+                'memory': memory,
+                **{f'space_{kind}': peak
+                   for kind, peak in space.peaks.items()}}
+
+    def _put(self) -> None:
+        self.image = self.client.post('glance', '/images', {
+            'name': 'benchmark', 'disk_format': 'qcow2',
+            'container_format': 'bare'})['id']
+        child = subprocess.run(
+            [self.state.bin('python'), PUT, cloud_state.url('glance'),
+             self.image, self.subject.ready_made,
+             str(self.contestant.piece)],
+            input=self.client.token(), text=True, capture_output=True,
+            timeout=TIMEOUT)
+        if child.returncode:
+            raise errors.CommandFailed(
+                [str(PUT)], child.returncode, child.stderr)
+        took = json.loads(child.stdout)
+        self.times.begin, self.times.clock = took['begin'], took['clock']
+        self.times.active = self.times.end = took['begin'] + took['wall']
+        self.extra['client_cpu'] = took['cpu']
+
+    def _snapshot(self) -> None:
+        strategy = self.contestant.strategy
+        self.client.token()
+        self.times.begin, self.times.clock = time.monotonic(), time.time()
+        self.image = servers.action(
+            self.client, self.subject.server, 'createImage', {
+                'name': 'benchmark',
+                'metadata': ({'snapext_strategy': strategy}
+                             if strategy else {})})['image_id']
+        self.times.active = self._await_active()
+        wait.until('the end of the snapshot', lambda: not servers.show(
+            self.client, self.subject.server)['OS-EXT-STS:task_state'],
+            TIMEOUT, interval=0.2)
+        self.times.end = time.monotonic()
+
+    def _await_active(self) -> float:
+        """Wait until the image is active.
+
+        Glance is asked when what it has stored does not grow: asking costs
+        it time.
+
+        :returns: when it was
+        """
+        stored = self.state.glance_store / self.image
+        size, asked = 0, time.monotonic()
+        deadline = asked + TIMEOUT
+        while time.monotonic() < deadline:
+            time.sleep(LOOK)
+            before, size = size, samples.size_of(stored)
+            now = time.monotonic()
+            if not (size and size == before) and now - asked < LOOK_API:
+                continue
+            asked = now
+            if self._is_active():
+                return now
+        raise errors.TimedOut(f'image {self.image}: not active in '
+                              f'{TIMEOUT} s')
+
+    def _is_active(self) -> bool:
+        try:
+            shown = self.client.get('glance', f'/images/{self.image}')
+        except errors.ApiError as exc:
+            if exc.code != 404:
+                raise
+            raise errors.CloudError(
+                f'{self.contestant.name}: the snapshot failed; the end of '
+                f"nova-compute's log:\n"
+                f"{wait.tail(self.state.log('nova-compute'))}") from exc
+        return shown['status'] == 'active'
+
+    def _wall(self) -> dict[str, float]:
+        return {'wall': self.times.active - self.times.begin,
+                'until_released': self.times.end - self.times.begin}
+
+    def _guest(self, since: float) -> dict[str, float | None]:
+        """How the guest fared before and meanwhile."""
+        if self.contestant.off:
+            return {}
+        console, times = self.subject.console, self.times
+        before = (since, since + self.baseline)
+        during = (times.begin, times.end)
+        found = {'stall': console.pause(*during),
+                 'stall_before': console.pause(*before),
+                 'records': console.rate(*during),
+                 'records_before': console.rate(*before)}
+        if console.loads:
+            found['rewrites'] = console.load_rate(*during)
+            found['rewrites_before'] = console.load_rate(*before)
+        return found
+
+    def _told(self, log: str) -> dict[str, float | None]:
+        """What the driver's log says."""
+        found: dict[str, float | None] = {}
+        if frozen := FROZEN.search(log):
+            when = datetime.datetime.fromisoformat(frozen[1]).timestamp()
+            found['until_frozen'] = when - self.times.clock
+        if finished := FINISHED.search(log):
+            told = dict(re.findall(r'(\w+)=([\d.]+)', finished[1]))
+            found['freeze'] = float(told['freeze'])
+            found['read'] = int(told['read'])
+        return found
+
+    def _costs(self, used: dict[str, process.Usage],
+               idle: dict[str, process.Usage], size: int
+               ) -> dict[str, float | None]:
+        """CPU, page faults and bytes that processes have used.
+
+        Of QEMU, what the guest itself used before is taken off.
+        """
+        length = self.times.end - self.times.begin
+        share = 0 if self.contestant.off else length / self.baseline
+        qemu, gib = used['qemu'], self.subject.data / GIB
+        found: dict[str, float | None] = {
+            'compute_cpu': used['compute'].cpu,
+            'qemu_cpu': qemu.cpu - idle['qemu'].cpu * share,
+            'glance_cpu': used['glance'].cpu,
+            'glance_faults': used['glance'].minor_faults}
+        for name in ('compute_cpu', 'qemu_cpu', 'glance_cpu'):
+            found[f'{name}_per_gib'] = found[name] / gib  # type: ignore
+        for who, counts in used.items():
+            for field in ('read_calls', 'write_calls', 'read_disk',
+                          'written_disk'):
+                found[f'{who}_{field}'] = getattr(counts, field)
+        if (self.contestant.name.startswith('Nova')
+                or self.contestant.name == contestants.LIBVIRT_DRIVER):
+            # No log tells: qemu-img and the upload, and QEMU's mirror.
+            found['read'] = used['compute'].read_calls + max(
+                qemu.read_calls - idle['qemu'].read_calls * share,
+                qemu.read_disk - idle['qemu'].read_disk * share, 0)
+        return found
+
+
+def _pid(service: services.Service, state: cloud_state.State) -> int:
+    identity = service.daemon(state).identity()
+    if identity is None:
+        raise errors.CloudError(f'{service.name} does not run: run '
+                                f'`tools/cloud up`')
+    return identity.pid

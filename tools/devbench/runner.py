@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: all cases, all contestants in turns, round after round."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import json
+import pathlib
+import shutil
+import time
+from typing import Any
+
+from devcloud import api
+from devcloud import cloud
+from devcloud import compute
+from devcloud import errors
+from devcloud import servers
+from devcloud import shell
+from devcloud import state as cloud_state
+from devcloud import wait
+
+from devbench import bars
+from devbench import cases
+from devbench import chain
+from devbench import contestants
+from devbench import figures
+from devbench import guest
+from devbench import host
+from devbench import measure
+from devbench import terminal
+from devbench import turns
+
+#: Name of the guests.
+SERVER = 'benchmark'
+
+#: Seconds for a guest to boot without KVM.
+BOOT_TIMEOUT = 300
+
+#: Records that a guest writes before it is measured.
+WARM_UP_RECORDS = 20
+
+PACKAGES = ('nova', 'glance', 'python-glanceclient', 'nova-snapext')
+
+
+class Run:
+    """One run.
+
+    :param names: of the contestants
+    :param rounds: turns of each contestant
+    :param baseline: seconds for which a guest is watched before each turn
+    :param settings: more settings of nova-compute, for all
+    :param say: told what goes on
+    :param save: told the results so far, whenever there are more
+    """
+
+    def __init__(self, state: cloud_state.State, names: Sequence[str],
+                 rounds: int, baseline: float, settings: Sequence[str],
+                 say: Callable[[str], None],
+                 save: Callable[[dict[str, Any]], None]) -> None:
+        self.state = state
+        self.names = names
+        self.rounds = rounds
+        self.baseline = baseline
+        self.settings = settings
+        self.say = say
+        self.save = save
+        self.place = state.root / 'benchmark'
+
+    def run(self, chosen: Sequence[cases.Case]) -> None:
+        """Measure cases.
+
+        :param chosen: the cases
+        """
+        results: dict[str, Any] = {
+            'kind': 'cloud', 'rounds': self.rounds,
+            'baseline': self.baseline, 'settings': list(self.settings),
+            'host': {**host.facts(), 'packages': host.packages(
+                self.state.bin('python'), PACKAGES)},
+            'cases': [], 'failures': []}
+        make_flavors(api.Client.admin(self.state), chosen)
+        self.remove_left()
+        try:
+            for case in chosen:
+                # Hours of other cases are not lost with one.
+                done = list(results['cases'])
+                with self._failures_noted(results, case.name):
+                    for found in self._case(case):
+                        results['cases'] = [*done, found]
+                        self.save(results)
+                    self.say(f'{case.name} is done\n\n'
+                             f'{terminal.case(found)}\n')
+                self.save(results)
+        finally:
+            self.remove_left()
+            compute.configure(self.state, (), reset=True)
+
+    def _case(self, case: cases.Case) -> Iterator[dict[str, Any]]:
+        """Measure a case.
+
+        :returns: its results so far, after each turn
+        """
+        self.say(f'{case.name}: {case.title}')
+        image = guest.image(self.state, case)
+        with contextlib.ExitStack() as stack:
+            self.place.mkdir(exist_ok=True)
+            stack.callback(shutil.rmtree, self.place)
+            subject, facts = self._prepare(case, image, stack)
+            facts['failures'] = []
+            for runs in self._turns(case, subject, facts):
+                yield self.summarize(case, facts, runs)
+
+    @contextlib.contextmanager
+    def _failures_noted(self, results: dict[str, Any], what: str
+                        ) -> Iterator[None]:
+        """Go on with the next, and have the results tell."""
+        try:
+            yield
+        except errors.CloudError as exc:
+            results['failures'].append(f'{what}: {exc}')
+            self.say(f'{what} FAILED: {exc}')
+
+    def _prepare(self, case: cases.Case, image: str,
+                 stack: contextlib.ExitStack
+                 ) -> tuple[measure.Guest, dict[str, Any]]:
+        """Boot a case's guest, and look at its disk."""
+        self._configure(case, ())
+        server = servers.create(
+            self.client, SERVER, image, flavor(case), timeout=900)
+        stack.callback(self._delete, server)
+        if case.overlays:
+            self._power(server, False)
+            chain.deepen(self.state.instances / server / 'disk',
+                         case.overlays, case.data // 4)
+            self._power(server, True)
+        console = stack.enter_context(guest.Console(
+            self.state.instances / server / 'console.log'))
+        self._await_writes(console)
+        ready_made, data = self._ready_made(server)
+        allocated = self._allocated(case, server)
+        self.say(f'{case.name}: {data >> 20} MiB that are not zeros, '
+                 f'{allocated >> 20} MiB allocated')
+        return (measure.Guest(server, console, ready_made, data),
+                {'data': data, 'allocated': allocated,
+                 'virtual': case.disk << 30, 'ready_made':
+                     ready_made.stat().st_size})
+
+    def _turns(self, case: cases.Case, subject: measure.Guest,
+               facts: dict[str, Any]
+               ) -> Iterator[dict[str, list[dict[str, Any]]]]:
+        taking_part = contestants.of(case, self.names)
+        groups = turns.grouped(taking_part, lambda one: one.needs)
+        runs: dict[str, list[dict[str, Any]]] = {
+            one.name: [] for one in taking_part}
+        for number, (settings, off), one in turns.rounds(
+                groups, self.rounds):
+            what = f'round {number + 1}: {one.name}'
+            with self._failures_noted(facts, what):
+                self._configure(case, settings)
+                self._bring(subject, off)
+                run = measure.Turn(self.state, one, subject,
+                                   self.baseline).run()
+                runs[one.name].append({'round': number, **run})
+                self._check_nothing_left()
+                self.say(f'{case.name}, {what}: {run["wall"]:.2f} s, '
+                         f'{run["sent"] >> 20} MiB')
+            yield runs
+
+    def summarize(self, case: cases.Case, facts: dict[str, Any],
+                  runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        """Give a case's results."""
+        summaries = {name: figures.summaries(
+            [{key: value for key, value in run.items() if key != 'round'}
+             for run in turns_]) for name, turns_ in runs.items()}
+        found = {'name': case.name, 'title': case.title,
+                 'block': case.is_block, **facts, 'runs': runs,
+                 'summaries': summaries}
+        found['ratios'] = bars.ratios(found)
+        found['bars'] = bars.bars(found)
+        return found
+
+    @property
+    def client(self) -> api.Client:
+        # A fresh one each time: its token expires.
+        return api.Client.demo(self.state)
+
+    def _configure(self, case: cases.Case, settings: Sequence[str]) -> None:
+        compute.configure(
+            self.state, (*contestants.SETTINGS, *case.settings,
+                         *self.settings, *settings), reset=True)
+
+    def _bring(self, subject: measure.Guest, off: bool) -> None:
+        """Have the guest run, or shut off."""
+        wanted = 'SHUTOFF' if off else 'ACTIVE'
+        if servers.show(self.client, subject.server)['status'] == wanted:
+            return
+        self._power(subject.server, not off)
+        if not off:
+            self._await_writes(subject.console)
+
+    def _power(self, server: str, on: bool) -> None:
+        client = self.client
+        servers.action(client, server, 'os-start' if on else 'os-stop')
+        servers.await_status(client, server, 'ACTIVE' if on else 'SHUTOFF')
+
+    def _await_writes(self, console: guest.Console) -> None:
+        since = time.monotonic()
+        wait.until('records of the guest', lambda: sum(
+            one.when > since for one in list(console.seen))
+            >= WARM_UP_RECORDS, BOOT_TIMEOUT)
+
+    def _ready_made(self, server: str) -> tuple[pathlib.Path, int]:
+        """Make an image of the guest's disk as a file.
+
+        From a snapshot, which warms up all that the measured ones need.
+
+        :returns: the file, and how many bytes of the disk aren't zeros
+        """
+        client = self.client
+        image = servers.action(client, server, 'createImage', {
+            'name': 'benchmark',
+            'metadata': {'snapext_strategy': 'backup'}})['image_id']
+        servers.await_status(client, server, 'ACTIVE', timeout=1800)
+        file = self.place / 'snapshot'
+        servers.download(client, image, file)
+        client.delete('glance', f'/images/{image}')
+        # Without what reads as zeros.
+        ready_made = self.place / 'ready-made.qcow2'
+        shell.run(['qemu-img', 'convert', '-f', 'qcow2', '-O', 'qcow2', '-S',
+                   '64k', '-t', 'unsafe', '-T', 'unsafe', file, ready_made])
+        file.unlink()
+        checked = json.loads(shell.run(
+            ['qemu-img', 'check', '--output=json', ready_made]))
+        return ready_made, checked['allocated-clusters'] * 64 * 1024
+
+    def _allocated(self, case: cases.Case, server: str) -> int:
+        """Give the bytes that the guest's disk has allocated."""
+        if case.is_block:
+            return case.disk << 30
+        extents = json.loads(shell.run([
+            'qemu-img', 'map', '--force-share', '--output=json',
+            self.state.instances / server / 'disk']))
+        return sum(one['length'] for one in extents
+                   if one['data'] and not one['zero'])
+
+    def _check_nothing_left(self) -> None:
+        left = [path.name for path in self.state.snapshots.glob('*')]
+        if left:
+            raise errors.CloudError(f'left among the snapshots: {left}')
+
+    def _delete(self, server: str) -> None:
+        servers.delete(self.client, server)
+
+    def remove_left(self) -> None:
+        """Delete what this run, or an earlier one, has left."""
+        client = self.client
+        for server in client.get('nova-api', '/servers')['servers']:
+            if server['name'] == SERVER:
+                servers.delete(client, server['id'])
+        for image in client.get('glance', '/images?visibility=private'
+                                )['images']:
+            if image['name'] == 'benchmark':
+                client.delete('glance', f'/images/{image["id"]}')
+
+
+def flavor(case: cases.Case) -> str:
+    """The name of the flavor with a disk of a case's size."""
+    return f'snap.bench.{case.disk}'
+
+
+def make_flavors(admin: api.Client, chosen: Sequence[cases.Case]) -> None:
+    """Make the flavors that cases need."""
+    known = {one['id'] for one in admin.get('nova-api', '/flavors')['flavors']}
+    for case in {case.disk: case for case in chosen}.values():
+        if flavor(case) not in known:
+            admin.post('nova-api', '/flavors', {'flavor': {
+                'id': flavor(case), 'name': flavor(case), 'vcpus': 1,
+                'ram': 192, 'disk': case.disk}})
+
+
+def smoke(state: cloud_state.State, say: Callable[[str], None],
+          save: Callable[[dict[str, Any]], None]) -> None:
+    """See that the benchmark works, on tiny data and in one round."""
+    Run(state, contestants.SMOKE, 1, 1, (), say, save).run([cases.SMOKE])
+
+
+def running_cloud() -> cloud_state.State:
+    """Give the cloud.
+
+    :raises: CloudError if it is not up
+    """
+    state = cloud_state.State.default()
+    if not all(daemon.is_running() for daemon in cloud.daemons(state)):
+        raise errors.CloudError('the cloud is not up: run `tools/cloud up`')
+    return state
