@@ -88,7 +88,10 @@ def install_checkout(state: cloud_state.State) -> bool:
     wheels = state.root / 'build' / 'wheels'
     _pip(state, 'wheel', '--no-deps', '-w', wheels, source, env=env)
     (wheel,) = wheels.glob('*.whl')
+    # The first takes a wheel of the same version too, and the second gets what
+    # it needs and is not there.
     _pip(state, 'install', '--no-deps', '--force-reinstall', wheel)
+    _pip(state, 'install', wheel)
     shutil.rmtree(source)
     state.mark_done('wheel', fingerprint)
     return True
