@@ -3,6 +3,8 @@
 
 import concurrent.futures
 
+from devcloud import api
+
 from tests.e2e import base
 
 STRATEGIES = ('backup', 'external', 'internal', 'cold')
@@ -19,6 +21,13 @@ class ManyInstancesTest(base.CloudTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        # Nova's own default is 10.
+        admin = api.Client.admin(cls.state)
+        project = cls.client.get('keystone', '/auth/projects')['projects'][0]
+        quotas = f"/os-quota-sets/{project['id']}"
+        admin.put('nova-api', quotas, {'quota_set': {
+            name: -1 for name in ('instances', 'cores', 'ram')}})
+        cls.addClassCleanup(admin.delete, 'nova-api', quotas)
         cls.servers = [cls.boot() for _ in range(cls.GUESTS)]
 
     def test_each_image_is_right_and_of_its_own_guest(self):

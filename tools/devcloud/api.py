@@ -2,6 +2,7 @@
 """A small client of the OpenStack APIs: requests and answers in JSON."""
 
 import json
+import time
 from typing import Any
 import urllib.error
 import urllib.request
@@ -11,6 +12,9 @@ from devcloud import state as cloud_state
 
 #: Seconds that a service may take to answer.
 TIMEOUT = 120
+
+#: Seconds for which a token is used; Keystone's are valid for an hour.
+TOKEN_AGE = 1800
 
 #: Newest microversion of the compute API that we have tried.
 COMPUTE_VERSION = '2.96'
@@ -38,6 +42,7 @@ class Client:
         self.password = password
         self.project = project
         self._token = ''
+        self._token_until = 0.0
 
     @classmethod
     def admin(cls, state: cloud_state.State) -> 'Client':
@@ -100,8 +105,8 @@ class Client:
         return _send(request)
 
     def token(self) -> str:
-        """A token for the project, asked for once."""
-        if not self._token:
+        """A token for the project, the same for some time."""
+        if time.monotonic() > self._token_until:
             domain = {'name': 'Default'}
             body = {'auth': {
                 'identity': {
@@ -117,6 +122,7 @@ class Client:
                 headers={'Content-Type': 'application/json'})
             with _send(request) as answer:
                 self._token = answer.headers['X-Subject-Token']
+            self._token_until = time.monotonic() + TOKEN_AGE
         return self._token
 
 
