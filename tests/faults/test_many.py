@@ -25,8 +25,8 @@ class ManyInstancesTest(base.CloudTestCase):
         admin = api.Client.admin(cls.state)
         project = cls.client.get('keystone', '/auth/projects')['projects'][0]
         quotas = f"/os-quota-sets/{project['id']}"
-        admin.put('nova-api', quotas, {'quota_set': {
-            name: -1 for name in ('instances', 'cores', 'ram')}})
+        admin.put('nova-api', quotas, {'quota_set': dict.fromkeys(
+            ('instances', 'cores', 'ram'), -1)})
         cls.addClassCleanup(admin.delete, 'nova-api', quotas)
         cls.servers = [cls.boot() for _ in range(cls.GUESTS)]
 
