@@ -187,18 +187,17 @@ ENCODE_OPTS = [
         'find_zeros',
         default='auto',
         choices=[
-            ('auto', 'Look at a hundredth of it first, and at all of it where '
-                     'a twentieth or more is zeros'),
-            ('always', 'Look at all of it'),
-            ('never', 'Read the disk once, and send every allocated cluster'),
+            ('auto', 'Where a sample of it, a hundredth, has zeros'),
+            ('always', 'Whatever a sample says'),
+            ('never', 'Send every allocated cluster'),
         ],
         help="""
 Look for zeros in what the root disk has allocated, and leave them out of
 qcow2 images.
 
-The size of an image is announced to Glance before its first byte, so this
-takes a reading of its own before the upload. It pays where the storage can't
-tell holes from data (a block device reports none) and where guests write
+They are found while the image is sent, in the same reading; but its size can't
+be announced to Glance before its first byte then. It pays where the storage
+can't tell holes from data (a block device reports none) and where guests write
 zeros.
 
 Images in raw format always hold every byte of the disk, and compressed ones
@@ -244,16 +243,16 @@ Threads that compress one snapshot's image. 0: as many as nova-compute may use
 CPUs.
 """),
     cfg.IntOpt(
-        'compression_store',
+        'qcow2_store',
         default=32,
         min=1,
         help="""
-Memory in which a snapshot keeps what it has compressed and can't send yet, in
-MiB.
+Memory in which a snapshot keeps what it has read and can't send yet, in MiB,
+where zeros are left out of its image or it is compressed.
 
-The tables of an image come behind as much of it as a sample of the disk makes
-expect, less this. What comes behind them and has no place here is compressed
-twice. 16 MiB more are taken by what is being compressed.
+The tables of such an image come behind as much of it as a sample of the disk
+makes expect, less this. What comes behind them and has no place here is read
+and compressed twice. 16 MiB more are taken by what is being compressed.
 """),
     cfg.IntOpt(
         'compression_min_saving',

@@ -12,12 +12,8 @@ from nova_snapext.encode.base import Encoder
 from nova_snapext.encode.base import Piece
 from nova_snapext.encode import clusters
 from nova_snapext.encode import codec as codecs
-from nova_snapext.encode.compressed import CompressedQcow2Encoder
-from nova_snapext.encode.compressed import estimate
-from nova_snapext.encode.data import allocated
-from nova_snapext.encode.data import FIND
-from nova_snapext.encode.data import nonzero
-from nova_snapext.encode.data import sampled
+from nova_snapext.encode import packed
+from nova_snapext.encode.packed import PackedQcow2Encoder
 from nova_snapext.encode.qcow2 import Qcow2Encoder
 from nova_snapext.encode.raw import RawEncoder
 from nova_snapext.encode.room import NoRoom
@@ -26,17 +22,17 @@ from nova_snapext.encode.staged import VdiEncoder
 from nova_snapext.encode.staged import VmdkEncoder
 from nova_snapext import read
 
-__all__ = ['FORMATS', 'CompressedQcow2Encoder', 'EncodeError', 'Encoder',
-           'NoRoom', 'Piece', 'Qcow2Encoder', 'RawEncoder', 'StagedEncoder',
-           'VdiEncoder', 'VmdkEncoder', 'allocated', 'encoder', 'estimate',
-           'nonzero', 'sampled']
+__all__ = ['FORMATS', 'EncodeError', 'Encoder', 'NoRoom',
+           'PackedQcow2Encoder', 'Piece', 'Qcow2Encoder', 'RawEncoder',
+           'StagedEncoder', 'VdiEncoder', 'VmdkEncoder', 'encoder']
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
-#: By Glance's disk_format: all that can be made.
-FORMATS: dict[str, type[Encoder]] = {
-    'qcow2': Qcow2Encoder,
+#: Glance's disk_formats: all that can be made.
+FORMATS = frozenset({'qcow2', 'raw', 'vdi', 'vmdk'})
+
+_OTHERS: dict[str, type[Encoder]] = {
     'raw': RawEncoder,
     'vdi': VdiEncoder,
     'vmdk': VmdkEncoder,
@@ -50,31 +46,42 @@ def encoder(image_format: str, disk: read.Disk) -> Encoder:
     :raises DiskReadError: the disk can't be read
     """
     if image_format != 'qcow2':
-        return FORMATS[image_format](disk)
+        return _OTHERS[image_format](disk)
+    data_clusters = clusters.ClusterMap.of(disk)
+    estimated = None
     # As in Nova, the option is for qcow2 alone.
     if CONF.libvirt.snapshot_compression:
-        compressed = _compressed(disk)
-        if compressed is not None:
-            return compressed
-    return Qcow2Encoder(disk, FIND[CONF.snapext.find_zeros])
+        codec = codecs.CODECS[CONF.snapext.compression_type](
+            CONF.snapext.compression_level)
+        estimated = packed.estimate(disk, data_clusters, codec)
+        if _is_worthwhile(disk, estimated):
+            return _packed(disk, data_clusters, codec, estimated,
+                           threads=(CONF.snapext.compression_threads or
+                                    len(os.sched_getaffinity(0))))
+    if CONF.snapext.find_zeros != 'never':
+        codec = codecs.Plain()
+        estimated = (estimated.uncompressed() if estimated else
+                     packed.estimate(disk, data_clusters, codec))
+        if estimated.has_zeros or CONF.snapext.find_zeros == 'always':
+            return _packed(disk, data_clusters, codec, estimated, threads=0)
+    return Qcow2Encoder(disk, data_clusters)
 
 
-def _compressed(disk: read.Disk) -> CompressedQcow2Encoder | None:
-    """Give the encoder that compresses, where it is worth it."""
-    codec = codecs.CODECS[CONF.snapext.compression_type](
-        CONF.snapext.compression_level)
-    data_clusters = clusters.ClusterMap.of(disk.size, allocated(disk))
-    estimated = estimate(disk, data_clusters, codec)
+def _is_worthwhile(disk: read.Disk, estimated: packed.Estimate) -> bool:
     saving = 100 * estimated.saving
-    if saving < CONF.snapext.compression_min_saving:
-        LOG.info('The image of %(disk)s is not compressed: that would save '
-                 '%(saving).0f %% of the data ([snapext]'
-                 'compression_min_saving: %(least)d)',
-                 {'disk': disk.uri, 'saving': saving,
-                  'least': CONF.snapext.compression_min_saving})
-        return None
-    return CompressedQcow2Encoder(
+    if saving >= CONF.snapext.compression_min_saving:
+        return True
+    LOG.info('The image of %(disk)s is not compressed: that would save '
+             '%(saving).0f %% of the data ([snapext]compression_min_saving: '
+             '%(least)d)',
+             {'disk': disk.uri, 'saving': saving,
+              'least': CONF.snapext.compression_min_saving})
+    return False
+
+
+def _packed(disk: read.Disk, data_clusters: clusters.ClusterMap,
+            codec: codecs.Codec, estimated: packed.Estimate,
+            threads: int) -> PackedQcow2Encoder:
+    return PackedQcow2Encoder(
         disk, data_clusters, codec, estimated,
-        store=CONF.snapext.compression_store * units.Mi,
-        threads=(CONF.snapext.compression_threads or
-                 len(os.sched_getaffinity(0))))
+        store=CONF.snapext.qcow2_store * units.Mi, threads=threads)

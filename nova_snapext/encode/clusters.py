@@ -26,17 +26,21 @@ class ClusterMap:
         self._tables = [0] * -(-clusters // TABLE_CLUSTERS)
 
     @classmethod
-    def of(cls, disk_size: int, extents: Iterable[read.Extent],
+    def of(cls, disk: read.Disk,
            cluster_size: int = layout.CLUSTER_SIZE) -> ClusterMap:
-        """Note the clusters that extents of data touch.
+        """Note the clusters that a disk has data in, reading none of it.
 
-        :param disk_size: in bytes
+        The zeros that a guest wrote, and those of a block device, are data
+        for the server.
+
         :param cluster_size: in bytes
+        :raises DiskReadError: the server fails
         """
-        found = cls(layout.ceil(disk_size, cluster_size))
-        for extent in extents:
-            found.add(extent.offset // cluster_size,
-                      layout.ceil(extent.end, cluster_size))
+        found = cls(layout.ceil(disk.size, cluster_size))
+        for extent in disk.extents():
+            if extent.data:
+                found.add(extent.offset // cluster_size,
+                          layout.ceil(extent.end, cluster_size))
         return found
 
     def __len__(self) -> int:

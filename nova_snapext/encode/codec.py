@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By what the clusters of a qcow2 image are compressed."""
+"""By what the clusters of a qcow2 image are compressed, if by anything."""
 
 from __future__ import annotations
 
@@ -31,8 +31,20 @@ class Codec(abc.ABC):
         self.level = level
 
     @abc.abstractmethod
-    def compress(self, cluster: memoryview | bytes) -> bytes:
+    def compress(self, cluster: memoryview | bytes) -> memoryview | bytes:
         """Compress one cluster."""
+
+
+class Plain(Codec):
+    """None."""
+
+    compression_type = 0
+
+    def __init__(self) -> None:
+        super().__init__(level=0)
+
+    def compress(self, cluster: memoryview | bytes) -> memoryview | bytes:
+        return cluster
 
 
 class Zlib(Codec):

@@ -11,8 +11,9 @@ import array
 from nova_snapext.encode import base
 from nova_snapext.encode import layout
 
-# A cluster as the image holds it: whole, so that it is plain; shorter, so that
-# it is compressed; or None, where it is all zeros and the image has none.
+# What the image holds of a cluster: less, where it is compressed; or nothing,
+# None, where it is all zeros. Plain ones may come several at once, all of them
+# whole.
 Packed = bytes | memoryview | None
 
 # "Compressed Clusters Descriptor", bit 62; the offset has as many bits as are
@@ -51,8 +52,8 @@ class Packer:
         run = len(self._run)
         if cluster is None:
             more = 0
-        elif len(cluster) == layout.CLUSTER_SIZE:
-            more = 1
+        elif len(cluster) >= layout.CLUSTER_SIZE:
+            more = len(cluster) // layout.CLUSTER_SIZE
         elif run + len(cluster) <= RUN_SIZE:
             more, run = 0, run + len(cluster)
         else:
@@ -61,7 +62,7 @@ class Packer:
                 layout.ceil(run, layout.CLUSTER_SIZE))
 
     def add(self, cluster: Packed) -> list[base.Piece]:
-        """Find the place of the next cluster.
+        """Find the place of the next cluster, or of several.
 
         :returns: what comes next in the image, if that is known now: pieces
             of whole clusters
@@ -69,11 +70,11 @@ class Packer:
         if cluster is None:
             self.entries.append(0)
             return []
-        if len(cluster) == layout.CLUSTER_SIZE:
-            self.entries.append(
-                layout.OFLAG_COPIED |
-                len(self.refcounts) * layout.CLUSTER_SIZE)
-            self.refcounts.append(1)
+        if len(cluster) >= layout.CLUSTER_SIZE:
+            count = len(cluster) // layout.CLUSTER_SIZE
+            self.entries += layout.offsets(
+                len(self.refcounts), count, layout.OFLAG_COPIED)
+            self.refcounts.extend([1] * count)
             return [cluster]
         pieces = []
         if len(self._run) + len(cluster) > RUN_SIZE:

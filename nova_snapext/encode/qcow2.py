@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
-from nova_snapext.encode import data
 from nova_snapext.encode import layout
 from nova_snapext import read
 
@@ -15,17 +14,17 @@ ONE = b'\0\1'
 
 
 class Qcow2Encoder(base.Encoder):
-    """A plain qcow2 version 3, with only the clusters that hold data.
+    """A plain qcow2 version 3 of all that is allocated, zeros among it.
 
-    Looks for the data at once, which may mean to read all of the disk.
+    :param data_clusters: of the disk
     """
 
     image_format = 'qcow2'
 
     def __init__(self, disk: read.Disk,
-                 find_data: data.FindData = data.nonzero) -> None:
+                 data_clusters: clusters.ClusterMap) -> None:
         super().__init__(disk)
-        self._map = clusters.ClusterMap.of(disk.size, find_data(disk))
+        self._map = data_clusters
         self._tables = self._map.tables()
         self._layout = layout.lay_out(disk.size, len(self._tables),
                                       len(self._map))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nova_snapext.encode import base
-from nova_snapext.encode import data
 
 
 class RawEncoder(base.Encoder):
@@ -21,7 +20,7 @@ class RawEncoder(base.Encoder):
     def _pieces(self) -> Iterator[base.Piece]:
         position = 0
         runs = ((extent.offset, extent.length)
-                for extent in data.allocated(self.disk))
+                for extent in self.disk.extents() if extent.data)
         for offset, piece in self.disk.read(runs):
             yield from base.zeros(offset - position)
             yield piece

@@ -25,7 +25,6 @@ import psutil
 from nova_snapext import conf
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
-from nova_snapext.encode import data
 from nova_snapext.encode import room
 from nova_snapext import read
 
@@ -101,7 +100,7 @@ class StagedEncoder(base.Encoder):
                 self.disk.probe()
                 raise
         self._read_by_qemu_img = sum(
-            extent.length for extent in data.allocated(self.disk))
+            extent.length for extent in self.disk.extents() if extent.data)
         LOG.info('Staged the %(format)s image of %(disk)s in %(seconds).1f '
                  's: %(written)d bytes on the host, of %(most)d at the most',
                  {'format': self.image_format, 'disk': self.disk.uri,
@@ -114,8 +113,7 @@ class StagedEncoder(base.Encoder):
         As if nothing that is allocated were zeros, or could be compressed.
         Reads nothing of the disk.
         """
-        grains = clusters.ClusterMap.of(
-            self.disk.size, data.allocated(self.disk), self.GRAIN)
+        grains = clusters.ClusterMap.of(self.disk, self.GRAIN)
         return self._tables_size(grains) + len(grains) * self.GRAIN
 
     @abc.abstractmethod

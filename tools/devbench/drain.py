@@ -37,7 +37,7 @@ def main(kind: str, uri: str) -> None:
     before, begin = _cpu(), time.monotonic()
     with read.Disk(uri) as disk:
         if KINDS[kind] is None:
-            found, planned = _read(disk, encode)
+            found, planned = _read(disk)
         else:
             found, planned = _encode(disk, conf, encode, *KINDS[kind])
     print(json.dumps({
@@ -46,9 +46,9 @@ def main(kind: str, uri: str) -> None:
         'memory': process.memory(os.getpid(), 'VmHWM') - idle}))
 
 
-def _read(disk, encode):
+def _read(disk):
     runs = [(extent.offset, extent.length)
-            for extent in encode.allocated(disk)]
+            for extent in disk.extents() if extent.data]
     planned = time.monotonic()
     for _offset, _piece in disk.read(runs):
         pass

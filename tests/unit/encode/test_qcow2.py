@@ -7,6 +7,7 @@ import tracemalloc
 from oslotest import base
 
 from nova_snapext import encode
+from nova_snapext.encode import clusters
 from nova_snapext.encode import layout
 from nova_snapext import read
 from tests.unit.encode import fake_disk
@@ -58,7 +59,7 @@ class Qcow2EncoderTest(base.BaseTestCase):
 
     def image(self, size, data):
         disk = fake_disk.FakeDisk(size, data)
-        encoder = encode.Qcow2Encoder(disk)
+        encoder = encode.Qcow2Encoder(disk, clusters.ClusterMap.of(disk))
         image = b''.join(encoder.stream())
         self.assertEqual(encoder.size, len(image))
         return image
@@ -100,8 +101,8 @@ class Qcow2EncoderTest(base.BaseTestCase):
     def test_every_cluster_of_the_image_has_a_refcount_of_one(self):
         image = self.image(GIB, [(0, 3 * MIB)])
         refcounts = struct.unpack_from('>32768H', image, 3 * CLUSTER)
-        clusters = len(image) // CLUSTER
-        self.assertEqual((1,) * clusters + (0,) * (32768 - clusters),
+        used = len(image) // CLUSTER
+        self.assertEqual((1,) * used + (0,) * (32768 - used),
                          refcounts)
 
     def test_the_end_of_the_disk_is_padded_to_a_cluster(self):
@@ -115,7 +116,7 @@ class Qcow2EncoderTest(base.BaseTestCase):
 
     def test_a_disk_of_another_content_than_planned_is_an_error(self):
         disk = fake_disk.FakeDisk(MIB, [(0, MIB)])
-        encoder = encode.Qcow2Encoder(disk)
+        encoder = encode.Qcow2Encoder(disk, clusters.ClusterMap.of(disk))
         disk.read = lambda runs: iter([(0, memoryview(bytes(CLUSTER)))])
         self.assertRaises(encode.EncodeError, list, encoder.stream())
 
@@ -126,7 +127,7 @@ class MemoryTest(base.BaseTestCase):
     def peak(self, disk):
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        encoder = encode.Qcow2Encoder(disk, encode.allocated)
+        encoder = encode.Qcow2Encoder(disk, clusters.ClusterMap.of(disk))
         stream = encoder.stream()
         # All refcounts, the L1 table, and more L2 tables than fit into what
         # is allowed, if they were kept. Each piece is a cluster here.

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compressed qcow2 that is sent while it is made.
+"""A qcow2 without zeros, and compressed or not, that is sent as it is made.
 
 A qcow2 image is found through its header, which comes first and names the
-place of its tables, which in turn name the place of each cluster. How large
-the compressed clusters become is not known then. So the tables are put
-*behind* about as many clusters as a sample promises that there are: up to
-there clusters are sent as soon as they are compressed. Only what comes behind
-the tables is compressed before they are sent. It is little, and is kept in
-memory; what does not fit is compressed a second time.
+place of its tables, which in turn name the place of each cluster. How many of
+the clusters hold more than zeros, and how large they become compressed, is not
+known then. So the tables are put *behind* about as many clusters as a sample
+promises that there are: up to there clusters are sent as soon as they are
+read, and compressed. Only what comes behind the tables is read before they are
+sent. It is little, and is kept in memory; what does not fit is read and
+compressed a second time.
 
 The codecs are deterministic and the disk is frozen: each stream is the same.
 """
@@ -47,17 +48,36 @@ LOOK_AHEAD = 64
 class Estimate:
     """How large the clusters with data become, told from a sample.
 
-    :ivar mean: of a cluster, in bytes
-    :ivar error: standard error of the mean, in bytes
+    :param sizes: of each cluster of the sample, in bytes
     """
 
-    mean: float
-    error: float
+    sizes: array.array[int]
+
+    @property
+    def mean(self) -> float:
+        """Size of a cluster, in bytes; zeros have none."""
+        return statistics.fmean(self.sizes) if self.sizes else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, in bytes."""
+        if len(self.sizes) < 2:
+            return 0.0
+        return statistics.stdev(self.sizes) / len(self.sizes) ** 0.5
+
+    @property
+    def has_zeros(self) -> bool:
+        return 0 in self.sizes
 
     @property
     def saving(self) -> float:
-        """The share of the data that is saved, from 0 to 1."""
-        return 1 - self.mean / layout.CLUSTER_SIZE
+        """The share that is saved of what isn't zeros, from 0 to 1."""
+        return 1 - self.mean / (self.uncompressed().mean or 1)
+
+    def uncompressed(self) -> Estimate:
+        """Give the estimate for the same without compression."""
+        return Estimate(array.array('I', (
+            layout.CLUSTER_SIZE if size else 0 for size in self.sizes)))
 
 
 def estimate(disk: read.Disk, data_clusters: clusters.ClusterMap,
@@ -66,33 +86,48 @@ def estimate(disk: read.Disk, data_clusters: clusters.ClusterMap,
 
     :raises DiskReadError: the disk can't be read
     """
-    sizes = [len(cluster or b'')
-             for piece in sample.sample(disk, data_clusters)
-             for cluster in _packed(codec, piece)]
-    if len(sizes) < 2:
-        return Estimate(float(sum(sizes)), 0.0)
-    return Estimate(statistics.fmean(sizes),
-                    statistics.stdev(sizes) / len(sizes) ** 0.5)
+    return Estimate(array.array('I', (
+        len(cluster or b'')
+        for piece in sample.sample(disk, data_clusters)
+        for cluster in _packed(codec, piece))))
 
 
 def _packed(codec: codecs.Codec, piece: memoryview) -> list[packing.Packed]:
-    """Compress what is worth it of a piece of the disk.
+    """Leave zeros out of a piece of the disk, and compress what is worth it.
 
     :param piece: begins with a cluster; its last one may be cut short by the
         disk's end
     """
     found: list[packing.Packed] = []
+    # Where the plain clusters begin that end here.
+    plain = 0
     for begin in range(0, len(piece), layout.CLUSTER_SIZE):
-        cluster: memoryview | bytes = piece[begin:begin + layout.CLUSTER_SIZE]
-        if read.is_zero(memoryview(cluster)):
-            found.append(None)
-            continue
-        if len(cluster) < layout.CLUSTER_SIZE:
-            cluster = layout.whole_clusters(bytes(cluster))
-        packed = codec.compress(cluster)
-        found.append(packed if len(packed) < (
-            1 - WORTHWHILE) * layout.CLUSTER_SIZE else cluster)
+        end = begin + layout.CLUSTER_SIZE
+        packed = _packed_cluster(codec, piece[begin:end])
+        if isinstance(packed, memoryview):
+            if plain < begin:
+                found.pop()
+            found.append(piece[plain:end])
+        else:
+            found.append(packed)
+            plain = end
     return found
+
+
+def _packed_cluster(codec: codecs.Codec,
+                    cluster: memoryview) -> packing.Packed:
+    """Compress one cluster.
+
+    :returns: the same where it stays plain
+    """
+    if read.is_zero(cluster):
+        return None
+    whole: memoryview | bytes = cluster
+    if len(cluster) < layout.CLUSTER_SIZE:
+        whole = layout.whole_clusters(bytes(cluster))
+    packed = codec.compress(whole)
+    return packed if len(packed) < (
+        1 - WORTHWHILE) * layout.CLUSTER_SIZE else whole
 
 
 class _Rest(ty.NamedTuple):
@@ -108,12 +143,13 @@ class _Rest(ty.NamedTuple):
     kept_clusters: int
 
 
-class CompressedQcow2Encoder(base.Encoder):
-    """A qcow2 version 3 of compressed clusters; zeros are left out.
+class PackedQcow2Encoder(base.Encoder):
+    """A qcow2 version 3 of what isn't zeros, compressed or not.
 
+    :param data_clusters: of the disk
     :param estimated: how large they become
-    :param store: bytes of compressed clusters that are kept in memory
-    :param threads: that compress
+    :param store: bytes of the image that are kept in memory
+    :param threads: that compress; 0: who reads the stream does
     """
 
     image_format = 'qcow2'
@@ -189,7 +225,7 @@ class CompressedQcow2Encoder(base.Encoder):
             if room > 0:
                 room -= len(cluster or b'')
                 kept += pieces
-                kept_clusters += 1
+                kept_clusters = len(packer.entries)
                 if room <= 0:
                     kept += packer.flush()
         last = packer.flush()
@@ -216,8 +252,8 @@ class CompressedQcow2Encoder(base.Encoder):
             if now != expected[checked:packer.settled]:
                 raise base.EncodeError(
                     image_format=self.image_format,
-                    reason='a cluster was compressed twice, with results '
-                           'that differ')
+                    reason='a cluster was read twice, with results that '
+                           'differ')
             checked = packer.settled
             return pieces
 
@@ -258,16 +294,21 @@ class CompressedQcow2Encoder(base.Encoder):
     def _clusters(
         self, skipped: int = 0,
     ) -> Generator[packing.Packed, None, None]:
-        """Read and compress the clusters with data, several at once.
+        """Read and pack the clusters with data, several at once.
 
         :param skipped: so many are passed over
         """
+        pieces = self.disk.read(clusters.parts(
+            self._map.spans(skipped), self.disk.size))
+        if not self._threads:
+            for _offset, piece in pieces:
+                yield from _packed(self._codec, piece)
+            return
         pool = futures.ThreadPoolExecutor(self._threads, 'snapext-compress')
         pending: collections.deque[
             futures.Future[list[packing.Packed]]] = collections.deque()
         try:
-            for _offset, piece in self.disk.read(clusters.parts(
-                    self._map.spans(skipped), self.disk.size)):
+            for _offset, piece in pieces:
                 if len(pending) == LOOK_AHEAD:
                     yield from pending.popleft().result()
                 pending.append(pool.submit(_packed, self._codec, piece))
