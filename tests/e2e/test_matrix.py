@@ -12,20 +12,9 @@ class FlatQcow2Test(matrix.MatrixTestCase):
         self.row('suspended', 'vdi')
 
 
-class RawFileTest(matrix.MatrixTestCase):
-
-    DISK = 'raw file'
-
-    def test_running(self):
-        self.row('running', 'qcow2')
-
-
 class BlockDeviceTest(matrix.MatrixTestCase):
 
     DISK = 'block device'
 
     def test_running(self):
         self.row('running', 'qcow2')
-
-    def test_stopped(self):
-        self.row('stopped', 'raw')

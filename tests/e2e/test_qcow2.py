@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests whose root disk is a qcow2 on a backing file, Nova's default."""
 
+import json
 import pwd
+import subprocess
 
 from devcloud import servers
 from devcloud import services
 from oslo_utils import units
 
 from tests.e2e import base
+from tests.e2e import matrix
 
 
 class RunningGuestTest(base.CloudTestCase):
@@ -88,6 +91,31 @@ class RunningGuestTest(base.CloudTestCase):
         self.assertEqual('nova', user_of(daemon.identity().pid))
         self.assertEqual('libvirt-qemu',
                          user_of(self.host.guests()[domain].pid))
+
+
+class CompressedTest(base.CloudTestCase):
+
+    # Nova makes neither of the disks raw: the second guest reads what we have
+    # compressed.
+    CONFIGURATION = (*matrix.DISKS['flat qcow2'],
+                     *matrix.FORMATS['compressed qcow2'])
+
+    def test_a_second_guest_boots_from_a_compressed_image(self):
+        first = self.boot(self.copy_image('snap-guest'),
+                          add_cleanup=self.addCleanup)
+        shot = self.snapshot(first)
+        last = self.assert_snapshot_right(shot).records.last
+        with self.downloaded(shot.image) as file:
+            checked = json.loads(subprocess.run(
+                ['qemu-img', 'check', '--output=json', file], check=True,
+                capture_output=True).stdout)
+        self.assertGreater(checked['compressed-clusters'],
+                           checked['allocated-clusters'] / 2)
+        self.assert_nothing_left(first)
+        second = self.boot(shot.image, add_cleanup=self.addCleanup)
+        self.assert_boots_with_records(second, last)
+        self.assertRegex(self.host.virsh('dumpxml', second),
+                         matrix.DEFINITIONS['flat qcow2'])
 
 
 def user_of(pid):
