@@ -109,8 +109,7 @@ class CompressedTest(base.CloudTestCase):
             checked = json.loads(subprocess.run(
                 ['qemu-img', 'check', '--output=json', file], check=True,
                 capture_output=True).stdout)
-        self.assertGreater(checked['compressed-clusters'],
-                           checked['allocated-clusters'] / 2)
+        self.assertGreater(checked['compressed-clusters'], 0)
         self.assert_nothing_left(first)
         second = self.boot(shot.image, add_cleanup=self.addCleanup)
         self.assert_boots_with_records(second, last)
