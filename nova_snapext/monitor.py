@@ -56,15 +56,20 @@ class Look(abc.ABC):
 
 class _Repeated:
 
-    def __init__(self, look: Look, switch: abort.Switch,
+    def __init__(self, look: Look, interval: float, switch: abort.Switch,
                  instance: objects.Instance):
         self._look = look
+        self._interval = interval
         self._switch = switch
         self._instance = instance
         self._works = True
         self.closing = False
 
-    def __call__(self) -> None:
+    def __call__(self) -> float:
+        """Look once.
+
+        :returns: seconds until the next look
+        """
         try:
             cause = self._look()
         except Exception as error:
@@ -75,13 +80,14 @@ class _Repeated:
                             {'look': type(self._look).__name__,
                              'error': error}, instance=self._instance)
             self._works = False
-            return
+            return self._interval
         self._works = True
         if cause is not None:
             if self._switch.trip(cause):
                 LOG.info('Giving the snapshot up: %s', cause,
                          instance=self._instance)
             raise loopingcall.LoopingCallDone()
+        return self._interval
 
 
 @contextlib.contextmanager
@@ -91,9 +97,11 @@ def watched(look: Look, interval: float, switch: abort.Switch,
 
     :param interval: seconds between two looks
     """
-    repeated = _Repeated(look, switch, instance)
-    timer = loopingcall.FixedIntervalLoopingCall(repeated)
-    timer.start(interval=interval)
+    repeated = _Repeated(look, interval, switch, instance)
+    # A fixed interval would be warned of where a busy host makes a look take
+    # longer.
+    timer = loopingcall.DynamicLoopingCall(repeated)
+    timer.start()
     try:
         yield
     finally:

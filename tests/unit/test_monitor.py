@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from unittest import mock
 
 import fixtures
@@ -69,6 +70,18 @@ class WatchedTest(base.TestCase):
         with self.watched(look):
             look.exhausted.wait()
         self.assertEqual(2, self.stdlog.logger.output.count('no answer'))
+
+    def test_looks_that_take_long_are_not_told_of(self):
+        class SlowLook(FakeLook):
+            def __call__(self):
+                # How long it takes is what is tested.
+                time.sleep(0.02)
+                return super().__call__()
+
+        look = SlowLook(None, None)
+        with self.watched(look):
+            look.exhausted.wait()
+        self.assertNotIn('outlasted', self.stdlog.logger.output)
 
     def test_a_look_is_closed_at_the_end(self):
         look = FakeLook()
