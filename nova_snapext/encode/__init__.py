@@ -29,14 +29,14 @@ __all__ = ['FORMATS', 'EncodeError', 'Encoder', 'NoRoom',
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
-#: Glance's disk_formats: all that can be made.
-FORMATS = frozenset({'qcow2', 'raw', 'vdi', 'vmdk'})
-
 _OTHERS: dict[str, type[Encoder]] = {
     'raw': RawEncoder,
     'vdi': VdiEncoder,
     'vmdk': VmdkEncoder,
 }
+
+#: Glance's disk_formats: all that can be made.
+FORMATS = frozenset({'qcow2', *_OTHERS})
 
 
 def encoder(image_format: str, disk: read.Disk) -> Encoder:
