@@ -279,14 +279,16 @@ class CloudTestCase(base.BaseTestCase):
         self.assertEqual([], qemu_nbds(str(self.state.nova)))
 
     def assert_task_states(self, documented, seen):
-        """Prove the order of states, of which a look at the API may miss one.
+        """Prove the order of states, of which looks at the API may miss one.
 
         :param documented: all that Nova documents, in order
         :param seen: what TaskStates.names() gave
         """
         following = iter(documented)
         self.assertTrue(all(state in following for state in seen), seen)
-        self.assertEqual(documented[-1], seen[-1])
+        # Any one, the last as well: a guest that shuts down fast is offloaded
+        # between two looks.
+        self.assertLessEqual(len(documented) - len(seen), 1, seen)
 
     def assert_boots_with_records(self, server, last):
         """Prove that a guest that boots finds all records up to the last."""
