@@ -180,6 +180,18 @@ Possible values:
 * 0: as fast as Glance takes it
 * any number of bytes per second
 """),
+    cfg.IntOpt(
+        'niceness',
+        default=10,
+        min=0,
+        max=19,
+        help="""
+By how much the priority of the threads is lowered that read, encode, digest
+and send, see nice(1): on a host without an idle CPU they yield to the guests,
+and to a Glance that runs there. Where CPUs are idle it costs nothing.
+
+It has no effect where nova-compute runs under eventlet.
+"""),
 ]
 
 ENCODE_OPTS = [

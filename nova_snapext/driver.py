@@ -19,7 +19,6 @@ from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
-from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -28,6 +27,7 @@ from oslo_utils import excutils
 from oslo_utils import timeutils
 
 from nova_snapext import abort
+from nova_snapext import background
 from nova_snapext import choose
 from nova_snapext import conf
 from nova_snapext import encode
@@ -283,9 +283,9 @@ class SnapextDriver(driver.LibvirtDriver):
                                         switch, plan.instance), \
                         monitor.watched(space, monitor.CHEAP_INTERVAL,
                                         switch, plan.instance):
-                    # It blocks in libnbd: under eventlet, in a native thread.
-                    read_bytes, sent_bytes = utils.tpool_wrap(self._stream)(
-                        plan, strategy, frozen, switch, told.on_sent)
+                    read_bytes, sent_bytes = background.run(
+                        self._stream, plan, strategy, frozen, switch,
+                        told.on_sent)
                 # A release that fails leaves an image that is whole.
                 finished()
         LOG.info('Snapshot of root disk %(disk)s finished: '
