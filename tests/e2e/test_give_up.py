@@ -98,6 +98,26 @@ class GiveUpTest(held.HeldUploadTestCase):
         self.assert_right(running)
         self.assert_as_before()
 
+    def test_a_libvirtd_that_hangs_is_waited_for_until_it_is_killed(self):
+        for strategy in ('backup', 'external'):
+            self.assert_hung_libvirtd_is_waited_for(strategy)
+
+    def assert_hung_libvirtd_is_waited_for(self, strategy):
+        running = self.begin(self.server, strategy)
+        _virtlogd, libvirtd = self.host.daemons
+        # To whatever libvirtd there is then.
+        self.addCleanup(lambda: libvirtd.identity().signal(signal.SIGCONT))
+        libvirtd.identity().signal(signal.SIGSTOP)
+        running.faults.release.set()
+        wait.until(f'image {running.image} active', lambda: (
+            self.image(running.image)['status'] == 'active'),
+            base.SNAPSHOT_TIMEOUT)
+        self.assertNotIn('finished: strategy=', running.log)
+        self.host.kill()
+        self.host.start()
+        self.assert_right(running)
+        self.assert_as_before()
+
     def test_an_image_that_a_killed_glance_left_saving_is_given_up(self):
         running = self.begin(self.server)
         glance = services.glance(self.state)
