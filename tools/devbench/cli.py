@@ -144,11 +144,12 @@ def _plot(arguments: argparse.Namespace) -> None:
         raise errors.CloudError(
             f'{sys.executable} has no matplotlib: run this with the Python '
             f"of tox's environment `benchmark`") from exc
-    results = [json.loads(path.read_text()) for path in arguments.results]
+    results = page.merged(
+        json.loads(path.read_text()) for path in arguments.results)
     images: dict[str, str] = {}
     for one in results:
         if one['kind'] == 'cloud' and one['cases']:
-            images |= plot.plots(one, arguments.directory)
+            images = plot.plots(one, arguments.directory)
     (arguments.directory / PAGE).write_text(page.render(results, images))
     say(f'the page is {arguments.directory / PAGE}')
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as a page of the docs."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,23 @@ COSTS = (
 )
 
 
+def merged(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make one of several runs on the cloud, each of other cases.
+
+    :returns: the others are as they were
+    """
+    found: list[dict[str, Any]] = []
+    for one in results:
+        first = next((earlier for earlier in found
+                      if earlier['kind'] == one['kind'] == 'cloud'), None)
+        if first is None:
+            found.append(dict(one))
+        else:
+            for what in ('cases', 'failures'):
+                first[what] = [*first[what], *one[what]]
+    return found
+
+
 def render(results: list[dict[str, Any]], images: dict[str, str]) -> str:
     """Give results as reStructuredText.
 
@@ -69,14 +87,15 @@ def render(results: list[dict[str, Any]], images: dict[str, str]) -> str:
 
 def _cloud(results: dict[str, Any], images: dict[str, str]) -> str:
     lines = [*_heading('Through Nova\'s API', '='), '',
-             f'{results["rounds"]} rounds. {_host(results["host"])}', '']
+             _host(results['host']), '']
     for title, file in images.items():
         lines += [f'.. figure:: {file}', '', f'   {title}', '']
     for case in results['cases']:
         title = case['title']
         lines += [*_heading(title[0].upper() + title[1:], '-'), '',
                   f'{case["data"] // MIB:,} MiB of data that are not zeros, '
-                  f'{case["allocated"] // MIB:,} MiB allocated.', '',
+                  f'{case["allocated"] // MIB:,} MiB allocated; rounds: '
+                  f'{_rounds(case)}.', '',
                   *_case(case, TIMES), '', *_case(case, COSTS), '',
                   *_bars(case['bars']), '']
         lines += _failures(case.get('failures', ()))
@@ -89,6 +108,11 @@ def _cloud(results: dict[str, Any], images: dict[str, str]) -> str:
         'the scratch file that keeps what the guest writes meanwhile. '
         'Memory: of nova-compute,', 'above idle.', '']
     return '\n'.join(lines)
+
+
+def _rounds(case: dict[str, Any]) -> int:
+    return max(found['wall']['rounds']
+               for found in case['summaries'].values() if 'wall' in found)
 
 
 def _micro(results: dict[str, Any]) -> str:

@@ -35,6 +35,18 @@ class PageTest(unittest.TestCase):
                       '     - at most 1.1\n     - reached\n', text)
         self.assertIn('* ``round 1: external: it failed``\n', text)
 
+    def test_several_runs_on_the_cloud_are_one_with_all_cases(self):
+        micro = {'kind': 'micro'}
+        first, second = results(), results()
+        second['cases'][0]['title'] = 'another case'
+        cloud, alone = page.merged([first, micro, second])
+        self.assertEqual(micro, alone)
+        self.assertEqual(['a case', 'another case'],
+                         [case['title'] for case in cloud['cases']])
+        text = page.render([cloud], {})
+        self.assertEqual(1, text.count("Through Nova's API"))
+        self.assertIn('rounds: 1.', text)
+
     def test_every_row_of_a_table_has_as_many_cells(self):
         lines = list(page.table(['a', 'b'], [['1', ''], ['2', '3']]))
         self.assertEqual(
