@@ -182,13 +182,13 @@ Possible values:
 """),
     cfg.IntOpt(
         'niceness',
-        default=10,
+        default=0,
         min=0,
         max=19,
         help="""
 By how much the priority of the threads is lowered that read, encode, digest
 and send, see nice(1): on a host without an idle CPU they yield to the guests,
-and to a Glance that runs there. Where CPUs are idle it costs nothing.
+and to a Glance that runs there. Where CPUs are idle it makes no difference.
 
 It has no effect where nova-compute runs under eventlet.
 """),
