@@ -12,16 +12,19 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
+from oslo_log import log as logging
 
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.freeze import directory as snapshot_directory
 from nova_snapext.freeze import jobs
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import starved
 from nova_snapext import journal
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
+LOG = logging.getLogger(__name__)
 
 # What libvirt answers when the job, or the guest with it, is gone.
 JOB_IS_OVER = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP,
@@ -109,8 +112,21 @@ class BackupJob(journal.Resource):
     def end(self) -> None:
         """End it, if it runs at all, and wait until libvirt has let go of it.
 
+        A libvirtd that goes meanwhile, as when it is restarted, is waited for.
+
         :raises ReleaseFailed: it is still there
+        :raises HypervisorUnavailable: libvirtd does not come back
         """
+        while not self._ended():
+            LOG.info('libvirtd went while the backup job was ended: looking '
+                     'again', instance=self._instance)
+
+    def _ended(self) -> bool:
+        """End it, with libvirtd as it is.
+
+        :returns: whether it is over; or else libvirtd has gone meanwhile
+        """
+        libvirtd.answer_to(self._host.get_connection)
         # A guest object of the time of begin() may hold a connection that
         # libvirtd's restart has closed.
         try:
@@ -119,11 +135,15 @@ class BackupJob(journal.Resource):
                 self._abort(guest)
             self._starvation.end(guest, CONF.snapext.freeze_directory)
         except nova_exception.InstanceNotFound:
-            return
-        except libvirt.libvirtError as error:
+            return True
+        except (libvirt.libvirtError,
+                nova_exception.HypervisorUnavailable) as error:
+            if libvirtd.was_lost(error):
+                return False
             # Or Nova is deleting it at this moment.
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
+        return True
 
     def _abort(self, guest: libvirt_guest.Guest) -> None:
         with jobs.event_awaited(

@@ -22,6 +22,9 @@ UNREACHABLE = (libvirt.libvirtError,
                nova_exception.HypervisorUnavailable,
                nova_exception.InternalError)
 
+# Domains of the errors in which calls end whose connection is lost meanwhile.
+CONNECTION_LOST = (libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_RPC)
+
 # Between questions, in seconds: a daemon that is away tells nobody when it is
 # back.
 PAUSE = 1
@@ -41,6 +44,13 @@ def answer_to(question: Callable[[], Answer]) -> Answer:
         wait=tenacity.wait_fixed(PAUSE),
         before_sleep=_log,
         reraise=True)(question)
+
+
+def was_lost(error: Exception) -> bool:
+    """Tell an error by which libvirtd has gone while it was asked."""
+    if isinstance(error, libvirt.libvirtError):
+        return error.get_error_domain() in CONNECTION_LOST
+    return isinstance(error, nova_exception.HypervisorUnavailable)
 
 
 def _log(state: tenacity.RetryCallState) -> None:

@@ -64,8 +64,6 @@ SNAPSHOT = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
 # In Nova's directory of the instance.
 NAME = 'disk.snapext'
 
-CONNECTION_LOST = (libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_RPC)
-
 MERGE_ERRORS = (*base.FREEZE_ERRORS,
                 *libvirtd.UNREACHABLE,
                 exception.CommitFailed,
@@ -276,7 +274,7 @@ class Overlay(journal.Resource):
             return (self._merge_of_running(guest) if running else
                     self._merge_of_shut_off(guest))
         except libvirt.libvirtError as error:
-            if (error.get_error_domain() in CONNECTION_LOST or
+            if (libvirtd.was_lost(error) or
                     self._is_running() != running):
                 return False
             raise

@@ -4,18 +4,22 @@ from unittest import mock
 
 import fixtures
 import libvirt
+from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import jobs
+from nova_snapext.freeze import libvirtd
 from tests.unit import base
 
 JOB = "<domainbackup mode='pull'><server socket='/s/nbd'/></domainbackup>"
 
+OTHER = JOB.replace('/s/', '/other/')
 
-def libvirt_error(code):
+
+def libvirt_error(code, domain=0):
     error = libvirt.libvirtError('libvirt says no')
-    error.err = (code, 0, 'libvirt says no', 0, None, None, None, 0, 0)
+    error.err = (code, domain, 'libvirt says no', 0, None, None, None, 0, 0)
     return error
 
 
@@ -27,10 +31,10 @@ class EndTest(base.TestCase):
         plan = self.plan()
         self.guest = plan.guest
         self.guest._domain.backupGetXMLDesc.return_value = JOB
-        host = mock.create_autospec(libvirt_host.Host, instance=True)
-        host.get_guest.return_value = self.guest
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        self.host.get_guest.return_value = self.guest
         self.job = backup_job.BackupJob(
-            host, plan, mock.Mock(socket='/s/nbd', path='/s'))
+            self.host, plan, mock.Mock(socket='/s/nbd', path='/s'))
         awaited = self.useFixture(fixtures.MockPatchObject(
             jobs, 'event_awaited')).mock.return_value
         awaited.__exit__.return_value = None
@@ -48,6 +52,18 @@ class EndTest(base.TestCase):
         self.guest._domain.state.side_effect = libvirt_error(
             libvirt.VIR_ERR_NO_DOMAIN)
         self.job.end()
+
+    def test_a_libvirtd_that_goes_meanwhile_is_waited_for(self):
+        away = nova_exception.HypervisorUnavailable()
+        lost = libvirt_error(
+            libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC)
+        self.host.get_connection.side_effect = [None, away, None, None]
+        self.host.get_guest.side_effect = [away, self.guest, self.guest]
+        self.guest.abort_job.side_effect = [lost, None]
+        self.guest._domain.backupGetXMLDesc.side_effect = [JOB, JOB, OTHER]
+        self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0))
+        self.job.end()
+        self.await_job_end.assert_called_once()
 
     def test_what_else_libvirt_says_is_an_error(self):
         self.guest.abort_job.side_effect = libvirt_error(
