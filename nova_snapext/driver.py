@@ -79,6 +79,11 @@ class SnapextDriver(driver.LibvirtDriver):
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         super().__init__(virtapi, read_only)
+        # libvirt tells of a connection that is lost in the thread that finds
+        # out. Where that is _get_connection(), it has the lock already for
+        # which Nova's callback waits: a libvirtd that is killed at the wrong
+        # moment would hang nova-compute for ever.
+        self._host._wrapped_conn_lock = threading.RLock()
         self.late_releases = passthrough.LateReleases()
         self._strategies = choose.load_strategies(self)
         choose.check_options(self._strategies)

@@ -398,6 +398,25 @@ class StreamTest(SnapshotTestCase):
         self.snapshot()
 
 
+class LostConnectionTest(SnapshotTestCase):
+    """libvirt calls back in the thread that finds its connection lost."""
+
+    def test_whoever_finds_it_lost_gets_a_new_one(self):
+        host = self.driver._host
+        host._wrapped_conn = lost = mock.Mock()
+        new = self.patch(host, '_get_new_connection')
+
+        def break_off():
+            host._close_callback(lost, 1, None)
+            error = libvirt.libvirtError('Connection reset by peer')
+            error.err = (libvirt.VIR_ERR_INTERNAL_ERROR,
+                         libvirt.VIR_FROM_RPC, *[None] * 7)
+            raise error
+
+        lost.getLibVersion.side_effect = break_off
+        self.assertIs(new.return_value, host._get_connection())
+
+
 class DirectSnapshotTest(SnapshotTestCase):
     """An RBD disk, which Nova may snapshot within Ceph."""
 
