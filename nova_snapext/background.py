@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on a snapshot's bytes that yields to whoever else needs the CPU."""
+"""Work on a snapshot's bytes, which may have to yield to all else."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def run(function: Callable[_P, _R], *args: _P.args,
         **kwargs: _P.kwargs) -> _R:
     """Run a function that may block, and wait for it.
 
-    In a thread of its own, whose priority is lowered; whatever threads and
-    processes it starts inherit that. Where Nova runs under eventlet it is a
-    native thread of eventlet's pool, whose priority stays: it is lent to
-    others too.
+    In a thread of its own, whose priority is lowered by [snapext]niceness;
+    whatever threads and processes it starts inherit that. Where Nova runs
+    under eventlet it is a native thread of eventlet's pool, whose priority
+    stays: it is lent to others too.
     """
     if not utils.concurrency_mode_threading():
         return ty.cast(_R, utils.tpool_wrap(function)(*args, **kwargs))
