@@ -11,9 +11,13 @@ import hashlib
 
 from nova_snapext import encode
 
-# Digesting may lag so many pieces of 256 KiB behind the sending, at the most:
-# what it holds in memory.
-DIGEST_BACKLOG = 16
+# So many pieces of 256 KiB are digested in one go: to wake the thread for each
+# costs more than reading it.
+DIGEST_BATCH = 4
+
+# Digesting may lag so many batches behind the sending, at the most: what it
+# holds in memory.
+DIGEST_BACKLOG = 4
 
 
 # Called with the number of bytes sent so far, and about those to send in all.
@@ -31,18 +35,30 @@ class Digest:
         self.algorithm = algorithm
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self._thread = futures.ThreadPoolExecutor(max_workers=1)
+        self._batch: list[encode.Piece] = []
         self._backlog: collections.deque[futures.Future[None]] = (
             collections.deque())
 
     def update(self, buffer: encode.Piece) -> None:
-        if len(self._backlog) >= DIGEST_BACKLOG:
-            self._backlog.popleft().result()
-        self._backlog.append(self._thread.submit(self._hash.update, buffer))
+        self._batch.append(buffer)
+        if len(self._batch) == DIGEST_BATCH:
+            self._submit()
 
     def hexdigest(self) -> str:
+        self._submit()
         while self._backlog:
             self._backlog.popleft().result()
         return self._hash.hexdigest()
+
+    def _submit(self) -> None:
+        if len(self._backlog) >= DIGEST_BACKLOG:
+            self._backlog.popleft().result()
+        self._backlog.append(self._thread.submit(self._digest, self._batch))
+        self._batch = []
+
+    def _digest(self, batch: list[encode.Piece]) -> None:
+        for buffer in batch:
+            self._hash.update(buffer)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

@@ -12,6 +12,7 @@ from keystoneauth1 import service_token
 from keystoneauth1 import session as ks_session
 from nova import context as nova_context
 from nova.image import glance
+from nova import utils
 
 from nova_snapext import abort
 from nova_snapext import conf
@@ -40,7 +41,8 @@ class AbortableClient(glance.GlanceClientWrapper):
         client = super()._create_onetime_client(context, version)
         # Nova's own is everybody's, and has connections of others.
         client.http_client.session = self._own_session()
-        client.http_client.auth = self._own_auth(context)
+        if not utils.concurrency_mode_threading():
+            client.http_client.auth = self._own_auth(context)
         return client
 
     def _own_session(self) -> ks_session.Session:
@@ -53,7 +55,8 @@ class AbortableClient(glance.GlanceClientWrapper):
 
         The plugin of the service user has a lock, which under eventlet
         greenlets of different native threads can't wait for: the upload is in
-        one, and looks at the image in another.
+        one, and looks at the image in another. Elsewhere Nova's own spares
+        Keystone a password for each snapshot.
         """
         user_auth = context.get_auth_plugin()
         if not CONF.service_user.send_service_user_token:
