@@ -128,6 +128,22 @@ How long libvirt may take to end a backup job, and qemu-nbd to start or to
 end, in seconds, before it is given up with an error.
 """),
     cfg.IntOpt(
+        'libvirtd_timeout',
+        default=30,
+        min=0,
+        help="""
+How long libvirtd may give no sign of life until it is taken for hung, in
+seconds; 0: for ever, as without this driver.
+
+Its connection is then closed, and what waits for it in nova-compute fails,
+whatever that is. As always when the connection is lost, Nova disables the host
+for new instances until libvirtd answers again; what a snapshot could not clean
+up meanwhile is cleaned up then.
+
+A libvirtd that is only busy gives its signs of life, however long its calls
+take.
+"""),
+    cfg.IntOpt(
         'space_headroom',
         default=512,
         min=0,

@@ -19,6 +19,7 @@ from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
+from nova import thread_pool_factory
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -34,6 +35,7 @@ from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import freeze
 from nova_snapext.freeze import jobs
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import native
 from nova_snapext.freeze import passthrough
 from nova_snapext.freeze import quiesce
@@ -79,11 +81,7 @@ class SnapextDriver(driver.LibvirtDriver):
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         super().__init__(virtapi, read_only)
-        # libvirt tells of a connection that is lost in the thread that finds
-        # out. Where that is _get_connection(), it has the lock already for
-        # which Nova's callback waits: a libvirtd that is killed at the wrong
-        # moment would hang nova-compute for ever.
-        self._host._wrapped_conn_lock = threading.RLock()
+        libvirtd.bound(self._host)
         self.late_releases = passthrough.LateReleases()
         self._strategies = choose.load_strategies(self)
         choose.check_options(self._strategies)
@@ -93,6 +91,7 @@ class SnapextDriver(driver.LibvirtDriver):
         self._running: set[str] = set()
         self._running_lock = threading.Lock()
         self._journal = contextlib.ExitStack()
+        self._has_recovered = False
 
     def init_host(self, host: str) -> None:
         """Clean up what a crash has left, before the service takes work."""
@@ -100,6 +99,20 @@ class SnapextDriver(driver.LibvirtDriver):
         # For as long as this process lives.
         self._journal.enter_context(journal.locked(wait=True))
         recovery.recover_all(self)
+        self._has_recovered = True
+
+    def _handle_conn_event(self, enabled: bool, reason: str | None) -> None:
+        """Clean up what libvirtd, which is back, has kept from it."""
+        super()._handle_conn_event(enabled, reason)
+        if enabled and self._has_recovered:
+            thread_pool_factory.spawn(self._recover_idle)
+
+    def _recover_idle(self) -> None:
+        """Clean up after the snapshots that nothing is done about now."""
+        for entry in journal.entries():
+            with contextlib.suppress(exception.SnapshotOutstanding), \
+                    self._only_one(entry.instance):
+                recovery.recover_one(self, entry.instance)
 
     def emit_event(self, event: virtevent.InstanceEvent) -> None:
         super().emit_event(event)
@@ -116,7 +129,7 @@ class SnapextDriver(driver.LibvirtDriver):
         with contextlib.ExitStack() as stack:
             stack.enter_context(report.reported(context, instance))
             stack.enter_context(self._failure_logged(instance, image_id))
-            stack.enter_context(self._only_one(instance))
+            stack.enter_context(self._only_one(instance.uuid))
             recovery.ensure_whole(self, context, instance)
             stack.enter_context(self._gone_guest_translated(instance))
             plan, asked = self._plan(context, instance, image_id)
@@ -172,21 +185,22 @@ class SnapextDriver(driver.LibvirtDriver):
                 self._take_native(plan, strategy, set_task_state)
 
     @contextlib.contextmanager
-    def _only_one(self, instance: objects.Instance) -> Iterator[None]:
+    def _only_one(self, uuid: str) -> Iterator[None]:
         """Refuse what comes to an instance beside its snapshot.
 
+        :param uuid: of the instance
         :raises SnapshotOutstanding: there is one, or one is cleaned up
         """
         with self._running_lock:
-            if instance.uuid in self._running:
+            if uuid in self._running:
                 raise exception.SnapshotOutstanding(
-                    instance=instance.uuid, path='it runs in nova-compute')
-            self._running.add(instance.uuid)
+                    instance=uuid, path='it runs in nova-compute')
+            self._running.add(uuid)
         try:
             yield
         finally:
             with self._running_lock:
-                self._running.discard(instance.uuid)
+                self._running.discard(uuid)
 
     def _ensure_whole(self, context: nova_context.RequestContext | None,
                       instance: objects.Instance) -> None:
@@ -195,7 +209,7 @@ class SnapextDriver(driver.LibvirtDriver):
         :raises SnapshotOutstanding: its snapshot is being taken
         :raises NotRecovered: one was interrupted, and can't be cleaned up
         """
-        with self._only_one(instance):
+        with self._only_one(instance.uuid):
             recovery.ensure_whole(self, context, instance)
 
     def _take_native(self, plan: planning.Plan, strategy: freeze.Strategy,

@@ -65,12 +65,24 @@ def recover_all(driver: libvirt_driver.LibvirtDriver) -> bool:
     done = True
     journal.finish_writes()
     for entry in journal.entries():
-        try:
-            recover(driver, entry)
-        except exception.NotRecovered as error:
-            LOG.error('%s', error)
-            done = False
+        done &= recover_one(driver, entry.instance)
     return done
+
+
+def recover_one(driver: libvirt_driver.LibvirtDriver, uuid: str) -> bool:
+    """Clean up after the snapshot of an instance, if the journal has one.
+
+    :param uuid: of the instance
+    :returns: whether nothing is left. What is was logged, with its remedy.
+    """
+    entry = journal.find(uuid)
+    try:
+        if entry is not None:
+            recover(driver, entry)
+    except exception.NotRecovered as error:
+        LOG.error('%s', error)
+        return False
+    return True
 
 
 def recover(driver: libvirt_driver.LibvirtDriver, entry: journal.Entry,

@@ -114,19 +114,18 @@ class BackupJob(journal.Resource):
 
         A libvirtd that goes meanwhile, as when it is restarted, is waited for.
 
-        :raises ReleaseFailed: it is still there
-        :raises HypervisorUnavailable: libvirtd does not come back
+        :raises ReleaseFailed: it is still there, or libvirtd does not tell
         """
-        while not self._ended():
-            LOG.info('libvirtd went while the backup job was ended: looking '
-                     'again', instance=self._instance)
+        try:
+            libvirtd.outlived(self._host, self._end, self._instance)
+        except libvirtd.UNREACHABLE as error:
+            raise exception.ReleaseFailed(
+                instance=self._instance.uuid,
+                reason=f'{self} may still run: {error}. It is cleaned up when '
+                       f'libvirtd answers anew, before the guest is started, '
+                       f'or by "nova-snapext recover"') from error
 
-    def _ended(self) -> bool:
-        """End it, with libvirtd as it is.
-
-        :returns: whether it is over; or else libvirtd has gone meanwhile
-        """
-        libvirtd.answer_to(self._host.get_connection)
+    def _end(self) -> None:
         # A guest object of the time of begin() may hold a connection that
         # libvirtd's restart has closed.
         try:
@@ -135,15 +134,11 @@ class BackupJob(journal.Resource):
                 self._abort(guest)
             self._starvation.end(guest, CONF.snapext.freeze_directory)
         except nova_exception.InstanceNotFound:
-            return True
-        except (libvirt.libvirtError,
-                nova_exception.HypervisorUnavailable) as error:
-            if libvirtd.was_lost(error):
-                return False
+            return
+        except libvirt.libvirtError as error:
             # Or Nova is deleting it at this moment.
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
-        return True
 
     def _abort(self, guest: libvirt_guest.Guest) -> None:
         with jobs.event_awaited(

@@ -242,7 +242,7 @@ class InternalSnapshot(journal.Resource):
         :raises ReleaseFailed: libvirtd does not
         """
         try:
-            return libvirtd.answer_to(self._active_guest)
+            return libvirtd.answer_to(self._active_guest, self._instance)
         except libvirtd.UNREACHABLE as error:
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,

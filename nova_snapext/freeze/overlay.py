@@ -231,10 +231,10 @@ class Overlay(journal.Resource):
             do. Nothing that the guest has written is lost.
         """
         try:
-            while not self._merged():
-                LOG.info('The guest was started or stopped, or libvirtd '
-                         'restarted, while the overlay was merged: looking '
-                         'again', instance=self._instance)
+            while not libvirtd.outlived(self._host, self._merged,
+                                        self._instance):
+                LOG.info('The guest was started or stopped while the overlay '
+                         'was merged: looking again', instance=self._instance)
         except MERGE_ERRORS as error:
             if self._is_being_deleted():
                 LOG.info('The overlay is not merged: Nova is deleting the '
@@ -260,11 +260,10 @@ class Overlay(journal.Resource):
             return False
 
     def _merged(self) -> bool:
-        """Merge it, with guest and libvirtd as they are.
+        """Merge it, with the guest as it is.
 
-        :returns: whether it is done; or else they have changed meanwhile
+        :returns: whether it is done; or else the guest has changed meanwhile
         """
-        libvirtd.answer_to(self._host.get_connection)
         running = self._is_running()
         if running is None:
             self._merge_of_undefined()
@@ -273,11 +272,10 @@ class Overlay(journal.Resource):
             guest = self._host.get_guest(self._instance)
             return (self._merge_of_running(guest) if running else
                     self._merge_of_shut_off(guest))
-        except libvirt.libvirtError as error:
-            if (libvirtd.was_lost(error) or
-                    self._is_running() != running):
-                return False
-            raise
+        except libvirt.libvirtError:
+            if self._is_running() == running:
+                raise
+            return False
 
     def _is_running(self) -> bool | None:
         """Tell whether the guest is running; None when it is undefined."""
@@ -287,6 +285,9 @@ class Overlay(journal.Resource):
             return None
 
     def _merge_of_running(self, guest: libvirt_guest.Guest) -> bool:
+        # What libvirt was told by a connection that is lost it may still be
+        # doing: it answers this when it has nothing else to do.
+        guest._domain.blockJobInfo(self._disk.target)
         state = self._commit.run(guest)
         if state is active_commit.State.ENDED:
             return False

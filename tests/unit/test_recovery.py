@@ -12,6 +12,7 @@ import fixtures
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
+from nova import thread_pool_factory
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 import oslo_messaging
@@ -157,6 +158,48 @@ class RecoverTest(RecoveryTestCase):
         self.assertEqual(['spell'], self.left())
 
 
+class ReconnectTest(RecoveryTestCase):
+    """libvirtd is back, as Nova's Host tells the driver."""
+
+    def setUp(self):
+        super().setUp()
+        self.enabled = self.patch(self.driver, '_set_host_enabled')
+        self.patch(thread_pool_factory, 'spawn').side_effect = (
+            lambda function: function())
+        self.leave(('image', {}))
+
+    def reconnect(self):
+        self.driver._handle_conn_event(True, None)
+        self.enabled.assert_called_once_with(True, None)
+
+    def start(self):
+        self.patch(nova_driver.LibvirtDriver, 'init_host')
+        self.patch(recovery, 'recover_all')
+        with mock.patch.object(journal, 'locked'):
+            self.driver.init_host('host')
+
+    def test_what_it_has_kept_from_being_cleaned_up_is(self):
+        self.start()
+        self.reconnect()
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_a_snapshot_that_runs_is_left_alone(self):
+        self.start()
+        with self.driver._only_one(self.instance_.uuid):
+            self.reconnect()
+        self.assertEqual(['image'], self.left())
+
+    def test_before_the_service_has_cleaned_up_it_does_that(self):
+        self.reconnect()
+        self.assertEqual(['image'], self.left())
+
+    def test_a_connection_that_is_lost_is_told_to_nova_alone(self):
+        self.start()
+        self.driver._handle_conn_event(False, 'lost')
+        self.enabled.assert_called_once_with(False, 'lost')
+        self.assertEqual(['image'], self.left())
+
+
 class GuardTest(RecoveryTestCase):
     """What Nova starts or moves a guest by."""
 
@@ -175,17 +218,17 @@ class GuardTest(RecoveryTestCase):
                 self.assertIn('two histories', str(error))
 
     def test_each_refuses_an_instance_while_its_snapshot_is_taken(self):
-        with self.driver._only_one(self.instance_):
+        with self.driver._only_one(self.instance_.uuid):
             for name in driver.GUARDED:
                 self.assertRaises(exception.SnapshotOutstanding,
                                   self.calls, name)
 
     def test_a_second_snapshot_is_refused_and_the_first_goes_on(self):
         def again():
-            with self.driver._only_one(self.instance_):
+            with self.driver._only_one(self.instance_.uuid):
                 pass
 
-        with self.driver._only_one(self.instance_):
+        with self.driver._only_one(self.instance_.uuid):
             for _ in range(2):
                 self.assertRaises(exception.SnapshotOutstanding, again)
         again()

@@ -7,6 +7,7 @@ import libvirt
 from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 
+from nova_snapext import exception
 from nova_snapext.freeze import backup_job
 from nova_snapext.freeze import jobs
 from nova_snapext.freeze import libvirtd
@@ -30,6 +31,7 @@ class EndTest(base.TestCase):
         super().setUp()
         plan = self.plan()
         self.guest = plan.guest
+        self.instance = plan.instance
         self.guest._domain.backupGetXMLDesc.return_value = JOB
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host.get_guest.return_value = self.guest
@@ -68,4 +70,13 @@ class EndTest(base.TestCase):
     def test_what_else_libvirt_says_is_an_error(self):
         self.guest.abort_job.side_effect = libvirt_error(
             libvirt.VIR_ERR_OPERATION_TIMEOUT)
-        self.assertRaises(libvirt.libvirtError, self.job.end)
+        error = self.assertRaises(exception.ReleaseFailed, self.job.end)
+        self.assertIn('libvirt says no', str(error))
+        self.assertIn(self.instance.uuid, str(error))
+
+    def test_a_libvirtd_that_does_not_come_back_is_an_error(self):
+        self.flags(job_timeout=1, group='snapext')
+        self.host.get_connection.side_effect = (
+            nova_exception.HypervisorUnavailable())
+        error = self.assertRaises(exception.ReleaseFailed, self.job.end)
+        self.assertIn(self.instance.uuid, str(error))
