@@ -135,13 +135,13 @@ end, in seconds, before it is given up with an error.
 How long libvirtd may give no sign of life until it is taken for hung, in
 seconds; 0: for ever, as without this driver.
 
-Its connection is then closed, and what waits for it in nova-compute fails,
-whatever that is. As always when the connection is lost, Nova disables the host
-for new instances until libvirtd answers again; what a snapshot could not clean
-up meanwhile is cleaned up then.
+The connections to it are then ended, and what waits for it in nova-compute
+fails, whatever that is. As always when the connection is lost, Nova disables
+the host for new instances until libvirtd answers again; what a snapshot could
+not clean up meanwhile is cleaned up then.
 
 A libvirtd that is only busy gives its signs of life, however long its calls
-take.
+take. It is looked for on this host, and not where Nova runs under eventlet.
 """),
     cfg.IntOpt(
         'space_headroom',

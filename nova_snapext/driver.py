@@ -20,6 +20,7 @@ from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
 from nova import thread_pool_factory
+from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -81,7 +82,11 @@ class SnapextDriver(driver.LibvirtDriver):
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         super().__init__(virtapi, read_only)
-        libvirtd.bound(self._host)
+        # libvirt tells of a connection that is lost in the thread that finds
+        # out. Where that is _get_connection(), it has the lock already for
+        # which Nova's callback waits: a libvirtd that is killed at the wrong
+        # moment would hang nova-compute for ever.
+        self._host._wrapped_conn_lock = threading.RLock()
         self.late_releases = passthrough.LateReleases()
         self._strategies = choose.load_strategies(self)
         choose.check_options(self._strategies)
@@ -95,11 +100,20 @@ class SnapextDriver(driver.LibvirtDriver):
 
     def init_host(self, host: str) -> None:
         """Clean up what a crash has left, before the service takes work."""
+        self._watch_libvirtd()
         super().init_host(host)
         # For as long as this process lives.
         self._journal.enter_context(journal.locked(wait=True))
         recovery.recover_all(self)
         self._has_recovered = True
+
+    def _watch_libvirtd(self) -> None:
+        # Under eventlet no native thread can log.
+        if (CONF.snapext.libvirtd_timeout and
+                utils.concurrency_mode_threading()):
+            self._host.initialize()
+            libvirtd.Watch(
+                self._host._uri, CONF.snapext.libvirtd_timeout).start()
 
     def _handle_conn_event(self, enabled: bool, reason: str | None) -> None:
         """Clean up what libvirtd, which is back, has kept from it."""

@@ -40,8 +40,8 @@ from nova_snapext import read
 WORTHWHILE = 1 / 16
 
 # Pieces of 256 KiB that are being compressed, or wait for their turn to be
-# sent.
-LOOK_AHEAD = 64
+# sent: for each thread, and at the most.
+LOOK_AHEAD, MOST_AHEAD = 16, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,11 +305,12 @@ class PackedQcow2Encoder(base.Encoder):
                 yield from _packed(self._codec, piece)
             return
         pool = futures.ThreadPoolExecutor(self._threads, 'snapext-compress')
+        ahead = min(self._threads * LOOK_AHEAD, MOST_AHEAD)
         pending: collections.deque[
             futures.Future[list[packing.Packed]]] = collections.deque()
         try:
             for _offset, piece in pieces:
-                if len(pending) == LOOK_AHEAD:
+                if len(pending) == ahead:
                     yield from pending.popleft().result()
                 pending.append(pool.submit(_packed, self._codec, piece))
             while pending:

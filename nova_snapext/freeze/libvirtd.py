@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
+import os
+import queue
+import socket
+import stat
 import threading
 import typing as ty
+from urllib import parse
 
 import libvirt
 from nova import exception as nova_exception
 from nova import objects
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
-from oslo_utils import timeutils
 import tenacity
 
 from nova_snapext import conf
@@ -37,77 +42,123 @@ PAUSE = 1
 # One that goes so often while it is told the same goes because of it.
 MOST_LOSSES = 5
 
-# Messages that may stay unanswered until a connection is given up.
+# Messages of a keepalive that may stay unanswered until libvirt ends the
+# connection.
 KEEPALIVES = 5
+
+# Sockets of the daemon that serves guests, among others or them alone; where
+# they are is libvirt's business.
+SOCKETS = ('libvirt-sock', 'virtqemud-sock')
 
 Answer = ty.TypeVar('Answer')
 
 
-def bound(host: libvirt_host.Host) -> None:
-    """Have nobody wait for ever for a libvirtd that hangs, or was killed.
+class Watch:
+    """Hangs up on a libvirtd that gives no sign of life.
 
-    :param host: Nova's, which has no connection yet
-    """
-    # libvirt tells of a connection that is lost in the thread that finds out.
-    # Where that is _get_connection(), it has the lock already for which Nova's
-    # callback waits: a libvirtd that is killed at the wrong moment would hang
-    # nova-compute for ever.
-    host._wrapped_conn_lock = threading.RLock()
-    if CONF.snapext.libvirtd_timeout:
-        host._connect = _Connector(host._connect)
+    Whatever waits for it in this process then fails as if it had gone. A
+    keepalive of Nova's connection alone would not do: where several threads
+    wait on one connection, libvirt 9.0 ends the wait of one of them. And
+    connecting has none.
 
-
-class _Connector:
-    """Connects to libvirtd, with a bound on each wait for it.
-
-    libvirt has a keepalive for connections, but none until one is open.
+    :param uri: of Nova's connection; what is not on this host is not hung up
+        on
+    :param timeout: seconds without a sign of life
     """
 
-    def __init__(self, connect: Callable[..., ty.Any]):
-        self._connect = connect
-        self._attempt: futures.Future[ty.Any] | None = None
-        self._watch = timeutils.StopWatch(CONF.snapext.libvirtd_timeout)
+    def __init__(self, uri: str, timeout: int):
+        self._uri = uri
+        self._timeout = timeout
+        asked = parse.parse_qs(parse.urlsplit(uri).query).get('socket', [])
+        self._sockets = {*SOCKETS, *map(os.path.basename, asked)}
+        # Why connections have ended; None: it is over.
+        self._ends: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+        # Nothing ends its waits but libvirtd.
+        self._thread = threading.Thread(
+            target=self._run, name='snapext-libvirtd', daemon=True)
 
-    def __call__(self, *args: ty.Any) -> ty.Any:
+    def start(self) -> None:
+        """Begin, once libvirt's events are dispatched."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._ends.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                with contextlib.closing(self._connect()) as connection:
+                    hangs = self._end_of(connection) == (
+                        libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+            except futures.TimeoutError:
+                hangs = True
+            except libvirt.libvirtError:
+                # It is away, as Nova says itself.
+                self._is_over.wait(PAUSE)
+                continue
+            if hangs:
+                self._hang_up()
+
+    def _connect(self) -> ty.Any:
         """Connect.
 
-        One caller at a time, as Nova has it. What others have waited for in
-        vain is waited for on, and not once more for as long.
-
-        :raises libvirtError: libvirtd can't be reached, or does not answer
+        :raises TimeoutError: it does not answer
+        :raises libvirtError: it can't be reached
         """
-        if self._attempt is None:
-            self._attempt = futures.Future()
-            self._watch.restart()
-            # Nothing ends it but libvirtd, which must not keep nova-compute
-            # from being stopped.
-            threading.Thread(
-                target=self._run, args=(self._attempt, *args),
-                name='snapext-libvirtd', daemon=True).start()
-        try:
-            connection = self._attempt.result(
-                max(self._watch.leftover(), PAUSE))
-        except futures.TimeoutError:
-            raise libvirt.libvirtError(
-                f'libvirtd hangs: it has not answered for '
-                f'{self._watch.elapsed():.0f} seconds. Restart it') from None
-        except BaseException:
-            self._attempt = None
-            raise
-        self._attempt = None
-        return connection
+        attempt: futures.Future[ty.Any] = futures.Future()
 
-    def _run(self, attempt: futures.Future[ty.Any], *args: ty.Any) -> None:
+        def connect() -> None:
+            try:
+                attempt.set_result(libvirt.open(self._uri))
+            except libvirt.libvirtError as error:
+                attempt.set_exception(error)
+
+        threading.Thread(target=connect, daemon=True).start()
+        return attempt.result(self._timeout)
+
+    def _end_of(self, connection: ty.Any) -> int | None:
+        """Wait for the end of a connection.
+
+        :returns: the reason that libvirt gives
+        """
+        connection.registerCloseCallback(
+            lambda _connection, reason, ends: ends.put(reason), self._ends)
+        # After so many intervals, and one more.
+        connection.setKeepAlive(
+            max(1, self._timeout // (KEEPALIVES + 1)), KEEPALIVES)
+        return self._ends.get()
+
+    def _hang_up(self) -> None:
+        ended = sum(map(self._is_hung_up, os.listdir('/proc/self/fd')))
+        if ended:
+            LOG.error('libvirtd hangs: it has given no sign of life for '
+                      '%(timeout)d seconds. What waits for it in nova-compute '
+                      'is ended as if it had gone (%(ended)d connections). '
+                      'Restart it', {'timeout': self._timeout,
+                                     'ended': ended})
+
+    def _is_hung_up(self, descriptor: str) -> bool:
+        """End a connection to libvirtd, if a descriptor is one.
+
+        For whoever reads or writes there; the descriptor itself stays open.
+        """
         try:
-            connection = self._connect(*args)
-            # After so many intervals, and one more, it is closed.
-            connection.setKeepAlive(max(
-                1, CONF.snapext.libvirtd_timeout // (KEEPALIVES + 1)),
-                KEEPALIVES)
-        except BaseException as error:
-            attempt.set_exception(error)
-        else:
-            attempt.set_result(connection)
+            if not stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode):
+                return False
+            with socket.socket(fileno=os.dup(int(descriptor))) as own:
+                peer = own.getpeername()
+                if (own.family != socket.AF_UNIX or
+                        os.path.basename(os.fsdecode(peer))
+                        not in self._sockets):
+                    return False
+                own.shutdown(socket.SHUT_RDWR)
+                return True
+        except OSError:
+            # It was closed just now, or is connected to nobody.
+            return False
 
 
 def answer_to(question: Callable[[], Answer],

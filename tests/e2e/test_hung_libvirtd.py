@@ -16,7 +16,7 @@ class HungLibvirtdTest(held.HeldUploadTestCase):
 
     CONFIGURATION = ('snapext.libvirtd_timeout=6', 'snapext.job_timeout=5')
 
-    def test_it_ends_a_snapshot_in_time_and_is_cleaned_up_when_it_is_back(self):
+    def test_a_snapshot_ends_in_time_and_is_cleaned_up_when_it_is_back(self):
         self.server = self.boot()
         for strategy in ('backup', 'external'):
             self.assert_given_up_and_cleaned_up(strategy)

@@ -24,9 +24,7 @@ class TestCase(test.NoDBTestCase):
     def setUp(self):
         super().setUp()
         self.journal = self.useFixture(fixtures.TempDir()).path
-        # Nova's fixture of libvirt has no keepalive.
-        self.flags(journal_directory=self.journal, libvirtd_timeout=0,
-                   group='snapext')
+        self.flags(journal_directory=self.journal, group='snapext')
 
     def instance(self, **image_properties):
         return fake_instance.fake_instance_obj(

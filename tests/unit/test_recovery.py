@@ -20,6 +20,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_snapext import driver
 from nova_snapext import exception
+from nova_snapext.freeze import libvirtd
 from nova_snapext.freeze import overlay
 from nova_snapext import journal
 from nova_snapext import recovery
@@ -174,6 +175,8 @@ class ReconnectTest(RecoveryTestCase):
 
     def start(self):
         self.patch(nova_driver.LibvirtDriver, 'init_host')
+        self.watch = self.patch(libvirtd, 'Watch')
+        self.patch(self.driver._host, 'initialize')
         self.patch(recovery, 'recover_all')
         with mock.patch.object(journal, 'locked'):
             self.driver.init_host('host')
@@ -192,6 +195,17 @@ class ReconnectTest(RecoveryTestCase):
     def test_before_the_service_has_cleaned_up_it_does_that(self):
         self.reconnect()
         self.assertEqual(['image'], self.left())
+
+    def test_libvirtd_is_watched_for_as_long_as_asked_for(self):
+        self.flags(libvirtd_timeout=7, group='snapext')
+        self.start()
+        self.watch.assert_called_once_with(self.driver._host._uri, 7)
+        self.watch.return_value.start.assert_called_once_with()
+
+    def test_libvirtd_is_not_watched_where_that_is_turned_off(self):
+        self.flags(libvirtd_timeout=0, group='snapext')
+        self.start()
+        self.watch.assert_not_called()
 
     def test_a_connection_that_is_lost_is_told_to_nova_alone(self):
         self.start()

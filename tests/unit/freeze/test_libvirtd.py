@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import threading
+import queue
+import socket
 from unittest import mock
 
+from devcloud import wait
 import fixtures
 import libvirt
 from nova import exception as nova_exception
@@ -22,63 +24,86 @@ def libvirt_error(domain):
 LOST = libvirt_error(libvirt.VIR_FROM_RPC)
 
 
-class ConnectTest(base.TestCase):
+class WatchTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.flags(libvirtd_timeout=1, group='snapext')
-        self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0.01))
-        self.host = mock.Mock()
-        self.open = self.host._connect
-        # What ends the threads that hang.
-        self.answer = threading.Event()
-        self.addCleanup(self.answer.set)
+        self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0))
+        self.directory = self.useFixture(fixtures.TempDir()).path
+        self.connection = mock.Mock()
+        self.asked = queue.SimpleQueue()
+        self.connection.registerCloseCallback.side_effect = (
+            lambda callback, ends: self.asked.put(
+                lambda reason: callback(self.connection, reason, ends)))
+        self.open = self.useFixture(fixtures.MockPatchObject(
+            libvirt, 'open')).mock
+        self.open.return_value = self.connection
 
-    def connect(self):
-        return self.host._connect('qemu:///system', False)
+    def watch(self, uri='qemu:///system', timeout=30):
+        watch = libvirtd.Watch(uri, timeout)
+        watch.start()
+        self.addCleanup(watch.stop)
 
-    def bound(self):
-        libvirtd.bound(self.host)
+    def connected(self, name):
+        """Connect to a socket of this name."""
+        server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(server.close)
+        server.bind(f'{self.directory}/{name}')
+        server.listen()
+        client = socket.socket(socket.AF_UNIX)
+        self.addCleanup(client.close)
+        client.connect(f'{self.directory}/{name}')
+        answering, _address = server.accept()
+        self.addCleanup(answering.close)
+        return client, answering
 
-    def test_a_connection_is_given_up_after_the_time_asked_for(self):
-        self.flags(libvirtd_timeout=30, group='snapext')
-        self.bound()
-        connection = self.connect()
-        self.assertIs(self.open.return_value, connection)
-        self.open.assert_called_once_with('qemu:///system', False)
+    def end(self, reason):
+        self.asked.get()(reason)
+
+    def test_a_connection_ends_after_the_time_asked_for(self):
+        self.watch()
+        self.asked.get()
+        wait.until('keepalive', lambda: self.connection.setKeepAlive.called,
+                   60)
         # So often without an answer, and the time for the last.
-        interval, count = connection.setKeepAlive.call_args.args
+        interval, count = self.connection.setKeepAlive.call_args.args
         self.assertEqual(30, interval * (count + 1))
 
-    def test_what_libvirt_says_is_told_and_it_is_asked_anew(self):
-        self.open.side_effect = [LOST, mock.Mock()]
-        self.bound()
-        self.assertIs(LOST, self.assertRaises(
-            libvirt.libvirtError, self.connect))
-        self.connect()
+    def test_one_that_hangs_is_hung_up_on_and_nobody_else(self):
+        waiting = [self.connected(name)[0] for name in (
+            'libvirt-sock', 'virtqemud-sock', 'asked-sock')]
+        other, answering = self.connected('other-sock')
+        with self.assertLogs('nova_snapext.freeze.libvirtd', 'ERROR') as logs:
+            self.watch(f'qemu:///system?socket={self.directory}/asked-sock')
+            self.end(libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+            for one in waiting:
+                self.assertEqual(b'', one.recv(1))
+            self.asked.get()
+        self.assertIn('libvirtd hangs', logs.output[0])
+        self.assertIn('Restart it', logs.output[0])
+        answering.send(b'!')
+        self.assertEqual(b'!', other.recv(1))
 
-    def test_one_that_hangs_is_told_and_its_late_answer_is_used(self):
-        late = mock.Mock()
+    def test_one_that_is_restarted_is_watched_again(self):
+        waiting, _answering = self.connected('libvirt-sock')
+        self.open.side_effect = [
+            self.connection, LOST, LOST, self.connection, self.connection]
+        self.watch()
+        self.end(libvirt.VIR_CONNECT_CLOSE_REASON_EOF)
+        self.end(libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+        self.assertEqual(b'', waiting.recv(1))
 
-        def hang(*_args):
-            self.answer.wait()
-            return late
+    def test_one_that_does_not_answer_who_connects_is_hung_up_on(self):
+        waiting, _answering = self.connected('libvirt-sock')
+
+        def hang(_uri):
+            # As libvirt does.
+            waiting.recv(1)
+            raise LOST
 
         self.open.side_effect = hang
-        self.bound()
-        for _caller in range(2):
-            error = self.assertRaises(libvirt.libvirtError, self.connect)
-            self.assertIn('libvirtd hangs', str(error))
-            self.assertIn('Restart it', str(error))
-        self.answer.set()
-        self.host._connect._watch.restart()
-        self.assertIs(late, self.connect())
-        self.open.assert_called_once()
-
-    def test_without_a_bound_it_is_nova_s_own(self):
-        self.flags(libvirtd_timeout=0, group='snapext')
-        self.bound()
-        self.assertIs(self.open, self.host._connect)
+        self.watch(timeout=1)
+        self.assertEqual(b'', waiting.recv(1))
 
 
 class OutlivedTest(base.TestCase):
