@@ -179,6 +179,13 @@ class EstimateTest(base.BaseTestCase):
         self.assertLess(abs(1024 * told.mean - size),
                         4 * 1024 * told.error)
 
+    def test_data_in_one_run_is_told_far_better_than_scattered(self):
+        sizes = [CLUSTER] * 100 + [0] * 900
+        one_run = packed.Estimate(array.array('I', sizes))
+        random.Random(1).shuffle(sizes)
+        scattered = packed.Estimate(array.array('I', sizes))
+        self.assertLess(5 * one_run.error, scattered.error)
+
 
 class MemoryTest(base.BaseTestCase):
 
