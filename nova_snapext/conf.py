@@ -141,7 +141,8 @@ the host for new instances until libvirtd answers again; what a snapshot could
 not clean up meanwhile is cleaned up then.
 
 A libvirtd that is only busy gives its signs of life, however long its calls
-take. It is looked for on this host, and not where Nova runs under eventlet.
+take, and one that starts has ten times as long. It is looked for on this host,
+and not where Nova runs under eventlet.
 """),
     cfg.IntOpt(
         'space_headroom',

@@ -94,6 +94,7 @@ class SnapextDriver(driver.LibvirtDriver):
         self._direct_only: set[str] = set()
         self._native: dict[str, native.NativeSnapshot] = {}
         self._running: set[str] = set()
+        self._recovered_later: set[str] = set()
         self._running_lock = threading.Lock()
         self._journal = contextlib.ExitStack()
         self._has_recovered = False
@@ -108,25 +109,36 @@ class SnapextDriver(driver.LibvirtDriver):
         self._has_recovered = True
 
     def _watch_libvirtd(self) -> None:
+        timeout, uri = CONF.snapext.libvirtd_timeout, self._host._uri
         # Under eventlet no native thread can log.
-        if (CONF.snapext.libvirtd_timeout and
-                utils.concurrency_mode_threading()):
-            self._host.initialize()
-            libvirtd.Watch(
-                self._host._uri, CONF.snapext.libvirtd_timeout).start()
+        if (timeout and utils.concurrency_mode_threading() and
+                libvirtd.Watch.serves(uri)):
+            libvirtd.Watch(uri, timeout).start()
 
     def _handle_conn_event(self, enabled: bool, reason: str | None) -> None:
         """Clean up what libvirtd, which is back, has kept from it."""
+        # Before init_host() cleans up itself, nobody else does.
+        is_back = enabled and self._has_recovered
         super()._handle_conn_event(enabled, reason)
-        if enabled and self._has_recovered:
-            thread_pool_factory.spawn(self._recover_idle)
+        if is_back:
+            for entry in journal.entries():
+                thread_pool_factory.spawn(self._recover, entry.instance)
 
-    def _recover_idle(self) -> None:
-        """Clean up after the snapshots that nothing is done about now."""
-        for entry in journal.entries():
-            with contextlib.suppress(exception.SnapshotOutstanding), \
-                    self._only_one(entry.instance):
-                recovery.recover_one(self, entry.instance)
+    def _recover(self, uuid: str) -> None:
+        """Clean up after a snapshot, now or when it does not run any more."""
+        with self._running_lock:
+            if uuid in self._running:
+                self._recovered_later.add(uuid)
+                return
+        try:
+            with self._only_one(uuid):
+                recovery.recover_one(self, uuid)
+        except Exception:
+            # Nobody waits for this thread.
+            LOG.exception('Cleaning up after the snapshot of instance %s '
+                          'failed. It is tried again when libvirtd is '
+                          'connected anew, and before the instance is started '
+                          'or moved', uuid)
 
     def emit_event(self, event: virtevent.InstanceEvent) -> None:
         super().emit_event(event)
@@ -215,6 +227,10 @@ class SnapextDriver(driver.LibvirtDriver):
         finally:
             with self._running_lock:
                 self._running.discard(uuid)
+                later = uuid in self._recovered_later
+                self._recovered_later.discard(uuid)
+            if later:
+                thread_pool_factory.spawn(self._recover, uuid)
 
     def _ensure_whole(self, context: nova_context.RequestContext | None,
                       instance: objects.Instance) -> None:

@@ -12,7 +12,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
-from oslo_log import log as logging
+import tenacity
 
 from nova_snapext import conf
 from nova_snapext import exception
@@ -24,7 +24,6 @@ from nova_snapext import journal
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
-LOG = logging.getLogger(__name__)
 
 # What libvirt answers when the job, or the guest with it, is gone.
 JOB_IS_OVER = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP,
@@ -121,15 +120,16 @@ class BackupJob(journal.Resource):
         except libvirtd.UNREACHABLE as error:
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
-                reason=f'{self} may still run: {error}. It is cleaned up when '
-                       f'libvirtd answers anew, before the guest is started, '
-                       f'or by "nova-snapext recover"') from error
+                reason=f'{self} may still run: {error}. It is cleaned up '
+                       f'before the next snapshot or start, or when libvirtd '
+                       f'is connected anew') from error
 
     def _end(self) -> None:
         # A guest object of the time of begin() may hold a connection that
         # libvirtd's restart has closed.
         try:
             guest = self._host.get_guest(self._instance)
+            self._await_begun(guest)
             if self._runs(guest):
                 self._abort(guest)
             self._starvation.end(guest, CONF.snapext.freeze_directory)
@@ -154,12 +154,8 @@ class BackupJob(journal.Resource):
             await_job_end(CONF.snapext.job_timeout)
         self._await_clean_up(guest)
         if self._runs(guest):
-            raise exception.ReleaseFailed(
-                instance=self._instance.uuid,
-                reason=f'its backup job has not ended within '
-                       f'{CONF.snapext.job_timeout} seconds. End it with '
-                       f'"virsh domjobabort {self._instance.name}", then '
-                       f'remove {self._directory.path}')
+            self._fail(f'its backup job has not ended within '
+                       f'{CONF.snapext.job_timeout} seconds')
 
     def _await_clean_up(self, guest: libvirt_guest.Guest) -> None:
         """Let libvirt remove the scratch file before the directory goes."""
@@ -171,14 +167,55 @@ class BackupJob(journal.Resource):
             if error.get_error_code() not in JOB_IS_OVER:
                 raise
 
-    def _runs(self, guest: libvirt_guest.Guest) -> bool:
-        """Whether the guest has a backup job, and it is this one."""
+    def _await_begun(self, guest: libvirt_guest.Guest) -> None:
+        """Wait for a job that is just beginning, which has no XML yet.
+
+        libvirt may still be at what it was told by a connection that is lost.
+
+        :raises ReleaseFailed: it takes too long
+        """
+        tenacity.Retrying(
+            retry=tenacity.retry_if_result(bool),
+            stop=tenacity.stop_after_delay(CONF.snapext.job_timeout),
+            wait=tenacity.wait_fixed(jobs.LOOK),
+            retry_error_callback=lambda _state: self._fail(
+                'a backup job of its guest neither runs nor ends'),
+        )(lambda: self._xml(guest) is None and self._is_beginning(guest))
+
+    def _is_beginning(self, guest: libvirt_guest.Guest) -> bool:
         try:
-            xml = guest._domain.backupGetXMLDesc(0)
+            stats = guest._domain.jobStats()
         except libvirt.libvirtError as error:
             if error.get_error_code() in JOB_IS_OVER:
                 return False
+            # "backup job data missing"
+            if (error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and
+                    error.get_error_domain() == libvirt.VIR_FROM_QEMU):
+                return True
             raise
-        server = etree.fromstring(xml).find('server')
+        return bool(stats.get('operation') ==
+                    libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP)
+
+    def _runs(self, guest: libvirt_guest.Guest) -> bool:
+        """Whether the guest has a backup job, and it is this one."""
+        xml = self._xml(guest)
+        server = None if xml is None else etree.fromstring(xml).find('server')
         return (server is not None and
                 server.get('socket') == self._directory.socket)
+
+    @staticmethod
+    def _xml(guest: libvirt_guest.Guest) -> str | None:
+        """Give the description of the guest's backup job, if it has one."""
+        try:
+            return ty.cast(str, guest._domain.backupGetXMLDesc(0))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in JOB_IS_OVER:
+                return None
+            raise
+
+    def _fail(self, reason: str) -> ty.NoReturn:
+        raise exception.ReleaseFailed(
+            instance=self._instance.uuid,
+            reason=f'{reason}. End it with "virsh domjobabort '
+                   f'{self._instance.name}", then remove '
+                   f'{self._directory.path}')

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent import futures
-import contextlib
+import errno
 import os
-import queue
 import socket
 import stat
 import threading
@@ -42,9 +41,12 @@ PAUSE = 1
 # One that goes so often while it is told the same goes because of it.
 MOST_LOSSES = 5
 
-# Messages of a keepalive that may stay unanswered until libvirt ends the
-# connection.
-KEEPALIVES = 5
+# So often within its timeout a watched one is asked for a sign of life.
+SIGNS = 6
+
+# One that starts lets whoever connects wait until it knows all its guests: for
+# so many timeouts.
+STARTING = 10
 
 # Sockets of the daemon that serves guests, among others or them alone; where
 # they are is libvirt's business.
@@ -56,13 +58,13 @@ Answer = ty.TypeVar('Answer')
 class Watch:
     """Hangs up on a libvirtd that gives no sign of life.
 
-    Whatever waits for it in this process then fails as if it had gone. A
-    keepalive of Nova's connection alone would not do: where several threads
-    wait on one connection, libvirt 9.0 ends the wait of one of them. And
-    connecting has none.
+    Whatever waits for it in this process then fails as if it had gone. The
+    keepalive of libvirt's connections would not do: in 9.0 it depends on the
+    thread of libvirt's events, in which Nova asks libvirt too; where several
+    threads wait on one connection it ends the wait of one of them; and for who
+    connects there is none.
 
-    :param uri: of Nova's connection; what is not on this host is not hung up
-        on
+    :param uri: of Nova's connection
     :param timeout: seconds without a sign of life
     """
 
@@ -71,94 +73,100 @@ class Watch:
         self._timeout = timeout
         asked = parse.parse_qs(parse.urlsplit(uri).query).get('socket', [])
         self._sockets = {*SOCKETS, *map(os.path.basename, asked)}
-        # Why connections have ended; None: it is over.
-        self._ends: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._is_over = threading.Event()
         # Nothing ends its waits but libvirtd.
         self._thread = threading.Thread(
             target=self._run, name='snapext-libvirtd', daemon=True)
 
+    @staticmethod
+    def serves(uri: str) -> bool:
+        """Tell whether the libvirtd of an URI is on this host."""
+        parts = parse.urlsplit(uri)
+        _driver, _plus, transport = parts.scheme.partition('+')
+        return not parts.netloc and transport in ('', 'unix')
+
     def start(self) -> None:
-        """Begin, once libvirt's events are dispatched."""
         self._thread.start()
 
     def stop(self) -> None:
         self._is_over.set()
-        self._ends.put(None)
         self._thread.join()
 
     def _run(self) -> None:
+        patience = STARTING * self._timeout
         while not self._is_over.is_set():
             try:
-                with contextlib.closing(self._connect()) as connection:
-                    hangs = self._end_of(connection) == (
-                        libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+                # Not closed here, as that asks libvirtd, too.
+                connection = _answer(
+                    lambda: libvirt.open(self._uri), patience)
+                patience = self._timeout
+                while not self._is_over.wait(self._timeout / SIGNS):
+                    # Of high priority: it waits for no guest, and for no other
+                    # call but a few of these.
+                    _answer(connection.getLibVersion, patience)
             except futures.TimeoutError:
-                hangs = True
+                self._hang_up(patience)
+                patience = self._timeout
             except libvirt.libvirtError:
                 # It is away, as Nova says itself.
+                patience = STARTING * self._timeout
                 self._is_over.wait(PAUSE)
-                continue
-            if hangs:
-                self._hang_up()
+            except Exception:
+                LOG.exception('libvirtd can\'t be watched')
+                self._is_over.wait(self._timeout)
 
-    def _connect(self) -> ty.Any:
-        """Connect.
+    def _hang_up(self, silence: int) -> None:
+        """End all connections to it.
 
-        :raises TimeoutError: it does not answer
-        :raises libvirtError: it can't be reached
+        :param silence: seconds for which it has given no sign of life
         """
-        attempt: futures.Future[ty.Any] = futures.Future()
-
-        def connect() -> None:
-            try:
-                attempt.set_result(libvirt.open(self._uri))
-            except libvirt.libvirtError as error:
-                attempt.set_exception(error)
-
-        threading.Thread(target=connect, daemon=True).start()
-        return attempt.result(self._timeout)
-
-    def _end_of(self, connection: ty.Any) -> int | None:
-        """Wait for the end of a connection.
-
-        :returns: the reason that libvirt gives
-        """
-        connection.registerCloseCallback(
-            lambda _connection, reason, ends: ends.put(reason), self._ends)
-        # After so many intervals, and one more.
-        connection.setKeepAlive(
-            max(1, self._timeout // (KEEPALIVES + 1)), KEEPALIVES)
-        return self._ends.get()
-
-    def _hang_up(self) -> None:
         ended = sum(map(self._is_hung_up, os.listdir('/proc/self/fd')))
-        if ended:
-            LOG.error('libvirtd hangs: it has given no sign of life for '
-                      '%(timeout)d seconds. What waits for it in nova-compute '
-                      'is ended as if it had gone (%(ended)d connections). '
-                      'Restart it', {'timeout': self._timeout,
-                                     'ended': ended})
+        LOG.error('libvirtd hangs: it has given no sign of life for '
+                  '%(silence)d seconds. What waits for it in nova-compute is '
+                  'ended as if it had gone (%(ended)d connections). Restart '
+                  'it', {'silence': silence, 'ended': ended})
 
     def _is_hung_up(self, descriptor: str) -> bool:
         """End a connection to libvirtd, if a descriptor is one.
 
         For whoever reads or writes there; the descriptor itself stays open.
         """
+        number = int(descriptor)
         try:
-            if not stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode):
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 return False
-            with socket.socket(fileno=os.dup(int(descriptor))) as own:
+            with socket.fromfd(
+                    number, socket.AF_UNIX, socket.SOCK_STREAM) as own:
                 peer = own.getpeername()
-                if (own.family != socket.AF_UNIX or
-                        os.path.basename(os.fsdecode(peer))
-                        not in self._sockets):
+                if (not isinstance(peer, str) or
+                        os.path.basename(peer) not in self._sockets):
                     return False
                 own.shutdown(socket.SHUT_RDWR)
                 return True
-        except OSError:
-            # It was closed just now, or is connected to nobody.
-            return False
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTCONN):
+                # It was closed just now, or is connected to nobody.
+                return False
+            raise
+
+
+def _answer(question: Callable[[], Answer], patience: float) -> Answer:
+    """Ask what libvirt may never answer.
+
+    :param patience: seconds to wait
+    :raises TimeoutError: it does not answer in time; the thread that waits
+        for it ends when the connection does
+    """
+    answer: futures.Future[Answer] = futures.Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer.result(patience)
 
 
 def answer_to(question: Callable[[], Answer],

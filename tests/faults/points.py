@@ -314,6 +314,19 @@ RELEASE_ERRORS = {
     COLD: (*COMMITTING, REMOVING),
 }
 
+#: Where libvirtd can hang: in the middle of what is asked of it.
+HANGS = {
+    BACKUP: (
+        *ERRORS[BACKUP][1:2],
+        Point('the filesystems are to be thawed',
+              f'{FREEZE}quiesce:Filesystems.thaw', BEFORE, guest=FROZEN),
+        *RELEASE_ERRORS[BACKUP][:1],
+    ),
+    EXTERNAL: (SNAPSHOTTING, COMMITTING[0], COMMITTING[2]),
+    INTERNAL: (SNAPSHOTTING, *RELEASE_ERRORS[INTERNAL][:2]),
+    COLD: (ERRORS[COLD][0], ERRORS[COLD][5], *COMMITTING[:1]),
+}
+
 #: Points of the healing of what a first kill has left, by case and by the
 #: point of that.
 HEALING = {
@@ -352,5 +365,6 @@ HEALING = {
 FUNCTIONS = tuple(sorted({
     point.function
     for points in (*(case.points for case in CASES), *ERRORS.values(),
-                   *RELEASE_ERRORS.values(), *HEALING.values())
+                   *RELEASE_ERRORS.values(), *HANGS.values(),
+                   *HEALING.values())
     for point in points}))

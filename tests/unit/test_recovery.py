@@ -166,7 +166,7 @@ class ReconnectTest(RecoveryTestCase):
         super().setUp()
         self.enabled = self.patch(self.driver, '_set_host_enabled')
         self.patch(thread_pool_factory, 'spawn').side_effect = (
-            lambda function: function())
+            lambda function, *args: function(*args))
         self.leave(('image', {}))
 
     def reconnect(self):
@@ -175,8 +175,9 @@ class ReconnectTest(RecoveryTestCase):
 
     def start(self):
         self.patch(nova_driver.LibvirtDriver, 'init_host')
+        serves = libvirtd.Watch.serves
         self.watch = self.patch(libvirtd, 'Watch')
-        self.patch(self.driver._host, 'initialize')
+        self.watch.serves.side_effect = serves
         self.patch(recovery, 'recover_all')
         with mock.patch.object(journal, 'locked'):
             self.driver.init_host('host')
@@ -186,11 +187,25 @@ class ReconnectTest(RecoveryTestCase):
         self.reconnect()
         self.assertEqual([], os.listdir(self.journal))
 
-    def test_a_snapshot_that_runs_is_left_alone(self):
+    def test_of_a_snapshot_that_runs_it_is_when_that_has_ended(self):
         self.start()
         with self.driver._only_one(self.instance_.uuid):
             self.reconnect()
-        self.assertEqual(['image'], self.left())
+            self.assertEqual(['image'], self.left())
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_one_that_fails_is_told_and_does_not_keep_the_others_from_it(self):
+        self.start()
+        other = self.plan()
+        other.instance.uuid = uuids.other
+        self.plan_ = other
+        self.leave(('image', {}))
+        find = self.patch(recovery, '_find_instance')
+        find.side_effect = [ZeroDivisionError(), self.instance_]
+        with self.assertLogs('nova_snapext.driver', 'ERROR') as logs:
+            self.reconnect()
+        self.assertIn('failed. It is tried again', logs.output[0])
+        self.assertEqual(1, len(os.listdir(self.journal)))
 
     def test_before_the_service_has_cleaned_up_it_does_that(self):
         self.reconnect()
@@ -201,6 +216,11 @@ class ReconnectTest(RecoveryTestCase):
         self.start()
         self.watch.assert_called_once_with(self.driver._host._uri, 7)
         self.watch.return_value.start.assert_called_once_with()
+
+    def test_a_libvirtd_of_another_host_is_not_watched(self):
+        self.driver._host._uri = 'qemu+ssh://host/system'
+        self.start()
+        self.watch.assert_not_called()
 
     def test_libvirtd_is_not_watched_where_that_is_turned_off(self):
         self.flags(libvirtd_timeout=0, group='snapext')

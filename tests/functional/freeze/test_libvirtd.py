@@ -2,6 +2,8 @@
 
 from concurrent import futures
 import signal
+import threading
+from unittest import mock
 
 from devcloud import wait
 import libvirt
@@ -18,12 +20,22 @@ class HungLibvirtdTest(base.GuestTestCase):
     def setUp(self):
         super().setUp()
         self.daemon = self.libvirtd.daemons[1].identity()
-        watch = libvirtd.Watch(self.libvirtd.uri, 3)
-        watch.start()
+        watched = threading.Event()
+
+        def connect(uri, original=libvirt.open):
+            connection = original(uri)
+            watched.set()
+            return connection
+
+        with mock.patch.object(libvirt, 'open', connect):
+            watch = libvirtd.Watch(self.libvirtd.uri, 3)
+            watch.start()
+            self.assertTrue(watched.wait(SOON))
         self.addCleanup(watch.stop)
-        self.addCleanup(self.daemon.signal, signal.SIGCONT)
         self.threads = futures.ThreadPoolExecutor(3)
         self.addCleanup(self.threads.shutdown)
+        # The first of all cleanups: all others need its answers.
+        self.addCleanup(lambda: self.daemon.signal(signal.SIGCONT))
 
     def test_nothing_waits_for_one_that_hangs_and_all_is_well_after(self):
         connection = self.host.get_connection()

@@ -62,10 +62,35 @@ class EndTest(base.TestCase):
         self.host.get_connection.side_effect = [None, away, None, None]
         self.host.get_guest.side_effect = [away, self.guest, self.guest]
         self.guest.abort_job.side_effect = [lost, None]
-        self.guest._domain.backupGetXMLDesc.side_effect = [JOB, JOB, OTHER]
+        self.guest._domain.backupGetXMLDesc.side_effect = [
+            JOB, JOB, JOB, JOB, OTHER]
         self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0))
         self.job.end()
         self.await_job_end.assert_called_once()
+
+    def test_one_that_libvirt_is_just_beginning_is_waited_for(self):
+        # In the words of qemuDomainGetJobStats: it has begun, and then says
+        # what.
+        self.useFixture(fixtures.MockPatchObject(jobs, 'LOOK', 0))
+        none = libvirt_error(libvirt.VIR_ERR_NO_DOMAIN_BACKUP)
+        self.guest._domain.backupGetXMLDesc.side_effect = [
+            none, none, JOB, JOB, none]
+        self.guest._domain.jobStats.side_effect = [
+            {'operation': libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP},
+            libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR,
+                          libvirt.VIR_FROM_QEMU)]
+        self.job.end()
+        self.guest.abort_job.assert_called_once_with()
+
+    def test_one_that_never_begins_is_an_error(self):
+        self.useFixture(fixtures.MockPatchObject(jobs, 'LOOK', 0.1))
+        self.flags(job_timeout=1, group='snapext')
+        self.guest._domain.backupGetXMLDesc.side_effect = libvirt_error(
+            libvirt.VIR_ERR_NO_DOMAIN_BACKUP)
+        self.guest._domain.jobStats.return_value = {
+            'operation': libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP}
+        error = self.assertRaises(exception.ReleaseFailed, self.job.end)
+        self.assertIn('virsh domjobabort', str(error))
 
     def test_what_else_libvirt_says_is_an_error(self):
         self.guest.abort_job.side_effect = libvirt_error(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import queue
+import itertools
 import socket
+import threading
 from unittest import mock
 
 from devcloud import wait
@@ -28,19 +29,18 @@ class WatchTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.useFixture(fixtures.MockPatchObject(libvirtd, 'PAUSE', 0))
+        for name, value in (('PAUSE', 0), ('STARTING', 1)):
+            self.useFixture(
+                fixtures.MockPatchObject(libvirtd, name, value))
         self.directory = self.useFixture(fixtures.TempDir()).path
         self.connection = mock.Mock()
-        self.asked = queue.SimpleQueue()
-        self.connection.registerCloseCallback.side_effect = (
-            lambda callback, ends: self.asked.put(
-                lambda reason: callback(self.connection, reason, ends)))
         self.open = self.useFixture(fixtures.MockPatchObject(
             libvirt, 'open')).mock
         self.open.return_value = self.connection
+        self.waiting, self.answering = self.connected('libvirt-sock')
 
-    def watch(self, uri='qemu:///system', timeout=30):
-        watch = libvirtd.Watch(uri, timeout)
+    def watch(self, uri='qemu:///system'):
+        watch = libvirtd.Watch(uri, 0.05)
         watch.start()
         self.addCleanup(watch.stop)
 
@@ -57,53 +57,64 @@ class WatchTest(base.TestCase):
         self.addCleanup(answering.close)
         return client, answering
 
-    def end(self, reason):
-        self.asked.get()(reason)
-
-    def test_a_connection_ends_after_the_time_asked_for(self):
-        self.watch()
-        self.asked.get()
-        wait.until('keepalive', lambda: self.connection.setKeepAlive.called,
-                   60)
-        # So often without an answer, and the time for the last.
-        interval, count = self.connection.setKeepAlive.call_args.args
-        self.assertEqual(30, interval * (count + 1))
+    def hang(self, *_args):
+        """Do as libvirt does."""
+        self.waiting.recv(1)
+        raise LOST
 
     def test_one_that_hangs_is_hung_up_on_and_nobody_else(self):
-        waiting = [self.connected(name)[0] for name in (
-            'libvirt-sock', 'virtqemud-sock', 'asked-sock')]
+        hung = [self.waiting] + [self.connected(name)[0] for name in (
+            'virtqemud-sock', 'asked-sock')]
         other, answering = self.connected('other-sock')
+        self.connection.getLibVersion.side_effect = self.hang
         with self.assertLogs('nova_snapext.freeze.libvirtd', 'ERROR') as logs:
             self.watch(f'qemu:///system?socket={self.directory}/asked-sock')
-            self.end(libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
-            for one in waiting:
+            for one in hung:
                 self.assertEqual(b'', one.recv(1))
-            self.asked.get()
+            wait.until('what is told', lambda: logs.output, 60)
         self.assertIn('libvirtd hangs', logs.output[0])
         self.assertIn('Restart it', logs.output[0])
         answering.send(b'!')
         self.assertEqual(b'!', other.recv(1))
 
-    def test_one_that_is_restarted_is_watched_again(self):
-        waiting, _answering = self.connected('libvirt-sock')
-        self.open.side_effect = [
-            self.connection, LOST, LOST, self.connection, self.connection]
-        self.watch()
-        self.end(libvirt.VIR_CONNECT_CLOSE_REASON_EOF)
-        self.end(libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
-        self.assertEqual(b'', waiting.recv(1))
-
     def test_one_that_does_not_answer_who_connects_is_hung_up_on(self):
-        waiting, _answering = self.connected('libvirt-sock')
+        self.open.side_effect = self.hang
+        self.watch()
+        self.assertEqual(b'', self.waiting.recv(1))
 
-        def hang(_uri):
-            # As libvirt does.
-            waiting.recv(1)
-            raise LOST
+    def test_one_that_is_restarted_is_watched_again(self):
+        again = mock.Mock()
+        again.getLibVersion.side_effect = self.hang
+        self.connection.getLibVersion.side_effect = [9, LOST]
+        self.open.side_effect = itertools.chain(
+            [self.connection, LOST, LOST], itertools.repeat(again))
+        self.watch()
+        self.assertEqual(b'', self.waiting.recv(1))
 
-        self.open.side_effect = hang
-        self.watch(timeout=1)
-        self.assertEqual(b'', waiting.recv(1))
+    def test_one_that_answers_is_left_alone(self):
+        asked = threading.Semaphore(0)
+        self.connection.getLibVersion.side_effect = asked.release
+        self.watch()
+        for _time in range(2 * libvirtd.SIGNS):
+            asked.acquire()
+        self.answering.send(b'!')
+        self.assertEqual(b'!', self.waiting.recv(1))
+
+    def test_what_can_not_be_watched_is_told_of_and_tried_again(self):
+        self.open.side_effect = itertools.chain(
+            [OSError('too many open files')],
+            itertools.repeat(self.connection))
+        self.connection.getLibVersion.side_effect = self.hang
+        with self.assertLogs('nova_snapext.freeze.libvirtd', 'ERROR') as logs:
+            self.watch()
+            self.assertEqual(b'', self.waiting.recv(1))
+        self.assertIn('too many open files', logs.output[0])
+
+    def test_one_of_another_host_is_not_served(self):
+        self.assertEqual(
+            [True, True, False, False], list(map(libvirtd.Watch.serves, (
+                'qemu:///system', 'qemu+unix:///system?socket=/s',
+                'qemu+ssh://host/system', 'qemu+tcp:///system'))))
 
 
 class OutlivedTest(base.TestCase):
