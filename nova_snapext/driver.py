@@ -133,6 +133,8 @@ class SnapextDriver(driver.LibvirtDriver):
         try:
             with self._only_one(uuid):
                 recovery.recover_one(self, uuid)
+        except exception.SnapshotOutstanding:
+            LOG.debug('Instance %s is cleaned up by what has just begun', uuid)
         except Exception:
             # Nobody waits for this thread.
             LOG.exception('Cleaning up after the snapshot of instance %s '

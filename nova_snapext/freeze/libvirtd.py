@@ -96,24 +96,32 @@ class Watch:
         patience = STARTING * self._timeout
         while not self._is_over.is_set():
             try:
-                # Not closed here, as that asks libvirtd, too.
-                connection = _answer(
-                    lambda: libvirt.open(self._uri), patience)
-                patience = self._timeout
-                while not self._is_over.wait(self._timeout / SIGNS):
-                    # Of high priority: it waits for no guest, and for no other
-                    # call but a few of these.
-                    _answer(connection.getLibVersion, patience)
-            except futures.TimeoutError:
-                self._hang_up(patience)
-                patience = self._timeout
-            except libvirt.libvirtError:
-                # It is away, as Nova says itself.
-                patience = STARTING * self._timeout
-                self._is_over.wait(PAUSE)
+                patience = self._look(patience)
             except Exception:
                 LOG.exception('libvirtd can\'t be watched')
                 self._is_over.wait(self._timeout)
+
+    def _look(self, patience: int) -> int:
+        """Connect, and look until it hangs, or goes.
+
+        :param patience: seconds to wait for the connection
+        :returns: for the next one
+        """
+        try:
+            # Not closed here, as that asks libvirtd, too.
+            connection = _answer(lambda: libvirt.open(self._uri), patience)
+            patience = self._timeout
+            while not self._is_over.wait(self._timeout / SIGNS):
+                # Of high priority: it waits for no guest, and for no other
+                # call but a few of these.
+                _answer(connection.getLibVersion, patience)
+        except futures.TimeoutError:
+            self._hang_up(patience)
+            return self._timeout
+        except libvirt.libvirtError:
+            # It is away, as Nova says itself.
+            self._is_over.wait(PAUSE)
+        return STARTING * self._timeout
 
     def _hang_up(self, silence: int) -> None:
         """End all connections to it.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import itertools
+import os
 import socket
 import threading
 from unittest import mock
@@ -105,6 +106,17 @@ class WatchTest(base.TestCase):
             [OSError('too many open files')],
             itertools.repeat(self.connection))
         self.connection.getLibVersion.side_effect = self.hang
+        with self.assertLogs('nova_snapext.freeze.libvirtd', 'ERROR') as logs:
+            self.watch()
+            self.assertEqual(b'', self.waiting.recv(1))
+        self.assertIn('too many open files', logs.output[0])
+
+    def test_one_that_can_not_be_hung_up_on_at_first_is_later(self):
+        listed = os.listdir('/proc/self/fd')
+        self.useFixture(fixtures.MockPatchObject(
+            libvirtd.os, 'listdir', mock.Mock(side_effect=itertools.chain(
+                [OSError('too many open files')], itertools.repeat(listed)))))
+        self.open.side_effect = self.hang
         with self.assertLogs('nova_snapext.freeze.libvirtd', 'ERROR') as logs:
             self.watch()
             self.assertEqual(b'', self.waiting.recv(1))
