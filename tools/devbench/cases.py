@@ -95,7 +95,6 @@ CASES = (
          # Nova's own is never live there.
          without=('internal', 'Nova live'), is_block=True),
     Case('sparse', '1 TiB with 1 GiB scattered in it', 1024, GIB,
-         # Placement gives no guest more disk than its host has.
          _scattered),
     Case('fragmented', '1 GiB in pieces of 64 KiB', 6, GIB, _fragmented),
     Case('rewriting', '1 GiB, of a guest that rewrites 20 MB/s', 4, GIB,

@@ -269,13 +269,20 @@ def flavor(case: cases.Case) -> str:
 
 
 def make_flavors(admin: api.Client, chosen: Sequence[cases.Case]) -> None:
-    """Make the flavors that cases need."""
+    """Make the flavors that cases need.
+
+    Placement gives no guest more disk than its host has: it is told of what
+    they hold.
+    """
     known = {one['id'] for one in admin.get('nova-api', '/flavors')['flavors']}
     for case in {case.disk: case for case in chosen}.values():
         if flavor(case) not in known:
             admin.post('nova-api', '/flavors', {'flavor': {
                 'id': flavor(case), 'name': flavor(case), 'vcpus': 1,
                 'ram': 192, 'disk': case.disk}})
+        admin.post('nova-api', f'/flavors/{flavor(case)}/os-extra_specs', {
+            'extra_specs': {
+                'resources:DISK_GB': str(1 + case.data // cases.GIB)}})
 
 
 def smoke(state: cloud_state.State, say: Callable[[str], None],
