@@ -97,7 +97,8 @@ class Watch:
         while not self._is_over.is_set():
             try:
                 patience = self._look(patience)
-            except Exception:
+            except (OSError, RuntimeError):
+                # There are no more descriptors, or threads, at the moment.
                 LOG.exception('libvirtd can\'t be watched')
                 self._is_over.wait(self._timeout)
 

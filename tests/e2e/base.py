@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 
@@ -267,6 +268,16 @@ class CloudTestCase(base.BaseTestCase):
         """Prove that an image holds all up to its instant, and no gap."""
         return self.assert_image_whole(shot.image, image_format,
                                        shot.acknowledged)
+
+    def hang_libvirtd(self):
+        """Have libvirtd answer nothing, until the end of the test at most.
+
+        :returns: the daemon; it may be another process by then
+        """
+        _virtlogd, libvirtd = self.host.daemons
+        self.addCleanup(lambda: libvirtd.identity().signal(signal.SIGCONT))
+        libvirtd.identity().signal(signal.SIGSTOP)
+        return libvirtd
 
     def assert_nothing_left(self, server):
         self.assertEqual([], list(self.state.snapshots.glob('*')))

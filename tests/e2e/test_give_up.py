@@ -104,10 +104,7 @@ class GiveUpTest(held.HeldUploadTestCase):
 
     def assert_hung_libvirtd_is_waited_for(self, strategy):
         running = self.begin(self.server, strategy)
-        _virtlogd, libvirtd = self.host.daemons
-        # To whatever libvirtd there is then.
-        self.addCleanup(lambda: libvirtd.identity().signal(signal.SIGCONT))
-        libvirtd.identity().signal(signal.SIGSTOP)
+        self.hang_libvirtd()
         running.faults.release.set()
         wait.until(f'image {running.image} active', lambda: (
             self.image(running.image)['status'] == 'active'),

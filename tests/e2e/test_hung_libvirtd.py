@@ -23,9 +23,7 @@ class HungLibvirtdTest(held.HeldUploadTestCase):
 
     def assert_given_up_and_cleaned_up(self, strategy):
         running = self.begin(self.server, strategy)
-        _virtlogd, libvirtd = self.host.daemons
-        self.addCleanup(lambda: libvirtd.identity().signal(signal.SIGCONT))
-        libvirtd.identity().signal(signal.SIGSTOP)
+        libvirtd = self.hang_libvirtd()
         running.faults.release.set()
         self.await_end(running)
         self.assertIn('libvirtd hangs', running.log)

@@ -314,17 +314,35 @@ RELEASE_ERRORS = {
     COLD: (*COMMITTING, REMOVING),
 }
 
+
+def _named(points, *names):
+    return tuple(point for point in points if point.name in names)
+
+
 #: Where libvirtd can hang: in the middle of what is asked of it.
 HANGS = {
     BACKUP: (
-        *ERRORS[BACKUP][1:2],
+        *_named(ERRORS[BACKUP], 'the backup job is to begin'),
         Point('the filesystems are to be thawed',
               f'{FREEZE}quiesce:Filesystems.thaw', BEFORE, guest=FROZEN),
-        *RELEASE_ERRORS[BACKUP][:1],
+        *_named(RELEASE_ERRORS[BACKUP], 'the backup job is to be ended'),
     ),
-    EXTERNAL: (SNAPSHOTTING, COMMITTING[0], COMMITTING[2]),
-    INTERNAL: (SNAPSHOTTING, *RELEASE_ERRORS[INTERNAL][:2]),
-    COLD: (ERRORS[COLD][0], ERRORS[COLD][5], *COMMITTING[:1]),
+    EXTERNAL: (
+        SNAPSHOTTING,
+        *_named(COMMITTING, 'the commit is to begin',
+                'the pivot is to be asked for'),
+    ),
+    INTERNAL: (
+        SNAPSHOTTING,
+        *_named(RELEASE_ERRORS[INTERNAL],
+                'libvirt is to be told of the snapshot',
+                'the snapshot is to be deleted'),
+    ),
+    COLD: (
+        *_named(ERRORS[COLD], 'the memory is to be saved',
+                'the guest is to be resumed'),
+        *_named(COMMITTING, 'the commit is to begin'),
+    ),
 }
 
 #: Points of the healing of what a first kill has left, by case and by the

@@ -30,19 +30,15 @@ class HangTestCase(base.FaultTestCase):
     def fault_at(self, point):
         with self.recorded(point):
             before = self.standing()
-            _virtlogd, libvirtd = self.host.daemons
-            libvirtd = libvirtd.identity()
             self.faults.arm(point, 'wait')
             image = self.ask()
             self.faults.await_act(point, e2e.SNAPSHOT_TIMEOUT)
-            libvirtd.signal(signal.SIGSTOP)
-            try:
-                self.faults.disarm()
-                wait.until('the snapshot to be given up',
-                           lambda: self.task_state() is None,
-                           e2e.SNAPSHOT_TIMEOUT)
-            finally:
-                libvirtd.signal(signal.SIGCONT)
+            libvirtd = self.hang_libvirtd()
+            self.faults.disarm()
+            wait.until('the snapshot to be given up',
+                       lambda: self.task_state() is None,
+                       e2e.SNAPSHOT_TIMEOUT)
+            libvirtd.identity().signal(signal.SIGCONT)
             wait.until('nothing to be in the journal',
                        lambda: not self.journaled(), HEALED)
             self.assert_healed(before, image, self.last_record(self.server))
