@@ -43,7 +43,7 @@ FINISHED = re.compile(
 class Snapshot:
     """A snapshot, as seen from outside.
 
-    :ivar task_states: that the server went through, without repetition
+    :ivar task_states: that the server went through
     :ivar acknowledged: the last record acknowledged before it was asked for
     :ivar host_space: bytes in the snapshots directory, at the most
     :ivar log: what nova-compute logged meanwhile
@@ -155,11 +155,11 @@ class CloudTestCase(base.BaseTestCase):
         """
         log = cls.state.log('nova-compute')
         offset = log.stat().st_size
-        with watch.TaskStates(cls.client, server) as tasks:
+        with watch.TaskStates(cls.state, server) as tasks:
             answer = servers.action(client or cls.client, server, name,
                                     arguments)
             wait.until(f'the end of {name} of server {server}',
-                       lambda: tasks.ended(), SNAPSHOT_TIMEOUT)
+                       tasks.ended, SNAPSHOT_TIMEOUT)
         with open(log, errors='replace') as lines:
             lines.seek(offset)
             return tasks.names(), answer, lines.read()
@@ -288,20 +288,6 @@ class CloudTestCase(base.BaseTestCase):
             self.assertRegex(self.host.virsh('domjobinfo', domain),
                              r'Job type:\s+None')
         self.assertEqual([], qemu_nbds(str(self.state.nova)))
-
-    def assert_task_states(self, documented, seen):
-        """Prove the order of states, of which looks may miss short ones.
-
-        :param documented: all that Nova documents, in order
-        :param seen: what TaskStates.names() gave
-        """
-        following = iter(documented)
-        self.assertTrue(all(state in following for state in seen), seen)
-        # The longest: a guest that shuts down fast is offloaded, once its
-        # image is there, between two looks.
-        longest = next((state for state in documented
-                        if state.endswith('image_uploading')), documented[-1])
-        self.assertIn(longest, seen)
 
     def assert_boots_with_records(self, server, last):
         """Prove that a guest that boots finds all records up to the last."""

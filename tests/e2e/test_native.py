@@ -35,8 +35,8 @@ class SameGuestTest(base.CloudTestCase):
                 native, native[1:])
             if (task, following) != ('image_uploading',
                                      'image_pending_upload')]
-        self.assert_task_states(base.IMAGE_STATES, self.ours.task_states)
-        self.assert_task_states(
+        self.assertSequenceEqual(base.IMAGE_STATES, self.ours.task_states)
+        self.assertSequenceEqual(
             base.IMAGE_STATES,
             [task for task, _ in itertools.groupby(without_detour)])
 

@@ -56,7 +56,7 @@ class _OneServer(base.CloudTestCase):
         )['images']
         self.addCleanup(self.client.delete, 'glance', f'/images/{image["id"]}',
                         missing_ok=True)
-        self.assert_task_states(documented, task_states)
+        self.assertSequenceEqual(documented, task_states)
         self.assertIn('strategy=cold', log)
         servers.await_status(self.client, self.server, status)
         report = self.assert_image_whole(image['id'],
@@ -66,7 +66,7 @@ class _OneServer(base.CloudTestCase):
     def unshelve(self, documented, image, last):
         """Unshelve it, and prove that it has all records, its image none."""
         task_states, _, _ = self.watched(self.server, 'unshelve')
-        self.assert_task_states(documented, task_states)
+        self.assertSequenceEqual(documented, task_states)
         servers.await_status(self.client, self.server, 'ACTIVE')
         self.assert_boots_with_records(self.server, last)
         self.assert_writes_on(self.server)
@@ -87,7 +87,7 @@ class OperationsTest(_OneServer):
         image = answer['image_id']
         self.addCleanup(self.client.delete, 'glance', f'/images/{image}',
                         missing_ok=True)
-        self.assert_task_states(BACKUP, task_states)
+        self.assertSequenceEqual(BACKUP, task_states)
         self.assertIn('strategy=backup', log)
         return image, acknowledged
 
@@ -110,7 +110,7 @@ class OperationsTest(_OneServer):
         self.action(self.server, 'suspend', 'SUSPENDED')
         try:
             shot = self.snapshot(self.server)
-            self.assert_task_states(base.IMAGE_STATES, shot.task_states)
+            self.assertSequenceEqual(base.IMAGE_STATES, shot.task_states)
             # What it had not written yet is in its saved memory.
             self.assertEqual(('cold', 'crash'),
                              (shot.strategy, shot.consistency))
@@ -177,7 +177,7 @@ class ShelvedTest(_OneServer):
         image, last = self.shelve(SHELVE, 'SHELVED')
         task_states, _, _ = self.watched(
             self.server, 'shelveOffload', client=api.Client.admin(self.state))
-        self.assert_task_states(OFFLOAD, task_states)
+        self.assertSequenceEqual(OFFLOAD, task_states)
         servers.await_status(self.client, self.server, 'SHELVED_OFFLOADED')
         self.assertFalse((self.state.instances / self.server).exists())
         self.unshelve(UNSHELVE, image, last)

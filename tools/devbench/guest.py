@@ -34,7 +34,7 @@ INTERVAL = 60
 
 
 class Console(watch.Console):
-    """Follows a console log that may begin anew, as a restored guest's does.
+    """Follows what a guest of the benchmark says.
 
     :ivar loads: when the guest said how much it has rewritten, and that
     """
@@ -47,8 +47,6 @@ class Console(watch.Console):
         self._told = 0
 
     def look(self) -> None:
-        if self.log.exists() and self.log.stat().st_size < self._position:
-            self._position, self._rest = 0, ''
         super().look()
         for line in self.lines[self._told:]:
             if found := self.LOAD.match(line):

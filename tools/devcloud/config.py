@@ -191,6 +191,9 @@ def _nova_controller(state: cloud_state.State) -> Sections:
         'api_database': {'connection': mariadb.connection(state, 'nova_api')},
         'scheduler': {'workers': 1},
         'conductor': {'workers': 1},
+        # watch.TaskStates reads them there.
+        'notifications': {'notify_on_state_change': 'vm_and_task_state'},
+        'oslo_messaging_notifications': {'driver': 'log'},
     }
 
 

@@ -156,7 +156,7 @@ class Demo:
             [self.state.bin(command[0]), *command[1:]], text=True,
             stdout=subprocess.PIPE, env={**os.environ, **env})
         with (watch.DiskUsage(self.state.snapshots) as usage,
-              watch.TaskStates(self.client, server) as tasks):
+              watch.TaskStates(self.state, server) as tasks):
             begin = wait.until(
                 'the start of the snapshot', lambda: tasks.began()
                 or (time.monotonic() if request.poll() else None), 60)
@@ -164,14 +164,14 @@ class Demo:
             if request.returncode:
                 raise errors.CloudError('the snapshot was refused')
             image = json.loads(answer)['id']
-            acknowledged = self.follow(image, begin, tasks, console)
+            acknowledged = self.follow(server, image, begin, tasks, console)
             end = tasks.ended() or time.monotonic()
         usage.check()
         return Snapshot(image, begin, end, acknowledged, usage.peak,
                         tasks.names())
 
-    def follow(self, image: str, begin: float, tasks: watch.TaskStates,
-               console: watch.Console) -> int:
+    def follow(self, server: str, image: str, begin: float,
+               tasks: watch.TaskStates, console: watch.Console) -> int:
         """Show the progress of a snapshot until it has ended.
 
         :param begin: when it began, on our monotonic clock
@@ -186,9 +186,10 @@ class Demo:
             if size and not acknowledged:
                 acknowledged = console.last()
             seconds = time.monotonic() - begin
-            task = tasks.last.get('OS-EXT-STS:task_state') or ''
-            line = (f'  {seconds:5.1f} s  {task:22} '
-                    f'progress {tasks.last.get("progress", 0):3} %  '
+            seen = servers.show(self.client, server)
+            line = (f'  {seconds:5.1f} s  '
+                    f'{seen["OS-EXT-STS:task_state"] or "":22} '
+                    f'progress {seen.get("progress", 0):3} %  '
                     f'in Glance {size / layout.MIB:7.1f} MiB  '
                     f'guest at record {console.last()}')
             self.show_progress(line, shown)
