@@ -29,7 +29,7 @@ TIMEOUT = 1800
 
 #: Seconds between two looks at a stored file that grows; and between two
 #: at the API, which cost Glance and Nova time.
-LOOK, LOOK_API = 0.05, 2
+LOOK, LOOK_API = 0.02, 2
 
 #: The driver's lines about a snapshot in nova-compute's log.
 FROZEN = re.compile(r'(?m)^(\S+ \S+) .* Root disk \S+ is frozen')

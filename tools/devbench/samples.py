@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can only be seen by looking again and again: space, and processes."""
 
+from collections.abc import Iterable
 import contextlib
 import os
 import pathlib
@@ -14,8 +15,9 @@ from devbench import process
 #: meanwhile, by name.
 SCRATCH = ('scratch', 'disk.snapext')
 
-#: Looks at a directory for each look at processes, which costs more.
-EVERY = 10
+#: Looks at the processes that are known for each that searches for others,
+#: which reads of all that the host has.
+EVERY = 5
 
 
 class Space(watch._Watcher):
@@ -29,6 +31,10 @@ class Space(watch._Watcher):
     :param server: the guest's id
     :param compute: process id of nova-compute
     """
+
+    # Looking takes a millisecond of CPU, which snapshots that need both cores
+    # would have to do without; and a file that is staged is there for seconds.
+    interval = 0.1
 
     def __init__(self, state: cloud_state.State, server: str,
                  compute: int) -> None:
@@ -92,6 +98,8 @@ class Processes(watch._Watcher):
     :param server: the guest's id
     """
 
+    interval = 0.2
+
     def __init__(self, state: cloud_state.State, server: str) -> None:
         super().__init__()
         self._words = {'qemu': server, 'qemu-nbd': str(state.nova)}
@@ -105,8 +113,12 @@ class Processes(watch._Watcher):
         self._looks += 1
         if self._looks % EVERY == 0:
             self.look_now()
+            return
+        for last in self._last.values():
+            last.update(_usages(last))
 
     def look_now(self) -> None:
+        """Look for processes that have come, too."""
         for kind, last in self._last.items():
             last.update(self._usages(kind))
 
@@ -121,13 +133,19 @@ class Processes(watch._Watcher):
         return total
 
     def _usages(self, kind: str) -> dict[int, process.Usage]:
-        found = {}
-        for pid, program in process.with_word(self._words[kind]):
+        return _usages(
+            pid for pid, program in process.with_word(self._words[kind])
             if (program.startswith('qemu-system') if kind == 'qemu'
-                    else program == kind):
-                with contextlib.suppress(OSError):
-                    found[pid] = process.usage(pid)
-        return found
+                else program == kind))
+
+
+def _usages(pids: Iterable[int]) -> dict[int, process.Usage]:
+    """Give what processes have used, save those that are gone."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found[pid] = process.usage(pid)
+    return found
 
 
 def family(root: int) -> list[int]:

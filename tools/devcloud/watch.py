@@ -25,7 +25,12 @@ INTERVAL = 0.02
 
 
 class _Watcher:
-    """A thread that looks again and again until stopped."""
+    """A thread that looks again and again until stopped.
+
+    :cvar interval: seconds between two looks
+    """
+
+    interval = INTERVAL
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
@@ -42,7 +47,7 @@ class _Watcher:
 
     def _loop(self) -> None:
         try:
-            while not self._stopping.wait(INTERVAL):
+            while not self._stopping.wait(self.interval):
                 self.look()
         except Exception as exc:  # for whoever asks the watcher later
             self.failure = exc
