@@ -204,11 +204,11 @@ class SnapextDriver(driver.LibvirtDriver):
                  {'disk': plan.disk.target, 'path': plan.disk.path,
                   'strategy': strategy.name, 'format': plan.image_format},
                  instance=plan.instance)
-        properties.take_off_stale(
-            plan.context, plan.image_id, plan.image_properties)
         if isinstance(strategy, freeze.FreezingStrategy):
             self._take_frozen(plan, strategy, set_task_state)
         else:
+            properties.take_off_stale(
+                plan.context, plan.image_id, plan.image_properties)
             with self._suspend_forbidden(plan, asked):
                 self._take_native(plan, strategy, set_task_state)
 
@@ -420,8 +420,9 @@ class SnapextDriver(driver.LibvirtDriver):
         with switch.in_charge(), switch.on_trip(disk.abort), disk:
             encoder = encode.encoder(plan.image_format, disk)
             with switch.on_trip(encoder.abort), encoder:
-                upload.upload(plan.context, plan.image_id, metadata, encoder,
-                              switch, on_sent)
+                upload.upload(
+                    plan.context, plan.image_id, metadata,
+                    properties.ASKED, encoder, switch, on_sent)
                 return encoder.bytes_read, encoder.expected_size
 
     @contextlib.contextmanager

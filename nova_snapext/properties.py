@@ -19,6 +19,8 @@ from nova_snapext import freeze
 STRATEGY = 'snapshot_strategy'
 CONSISTENCY = 'snapshot_consistency'
 INSTANT = 'snapshot_instant'
+# What asks for a strategy, and is of no use to the image.
+ASKED = (choose.PROPERTY,)
 # Nova's own name for it: its API sets it, too.
 INSTANCE = 'instance_uuid'
 
@@ -38,9 +40,11 @@ def take_off_stale(context: nova_context.RequestContext, image_id: str,
                    properties: Mapping[str, ty.Any]) -> None:
     """Take off what asked for this snapshot, or tells of an earlier one.
 
+    For Nova's own snapshot, which sets none of them.
+
     :param properties: that the image has
     """
-    stale = sorted({choose.PROPERTY, STRATEGY, CONSISTENCY, INSTANT} &
+    stale = sorted({*ASKED, STRATEGY, CONSISTENCY, INSTANT} &
                    properties.keys())
     if stale:
         # Nova's image API can only remove all that it isn't given.

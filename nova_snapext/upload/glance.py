@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import contextlib
+import functools
 import hashlib
 import inspect
+import json
 import typing as ty
 
 import glanceclient.exc
@@ -78,6 +81,12 @@ class StreamingClient(connection.AbortableClient):
             return self._read_back(context, version, *args)
         return super().call(context, version, method, controller=controller,
                             args=args, kwargs=kwargs)
+
+    def _create_onetime_client(self, context: nova_context.RequestContext,
+                               version: int) -> ty.Any:
+        client = super()._create_onetime_client(context, version)
+        client.images.update = functools.partial(_update, client.http_client)
+        return client
 
     def _upload(self, context: nova_context.RequestContext, version: int,
                 image_id: str, encoder: encode.Encoder) -> None:
@@ -188,6 +197,34 @@ class StreamingClient(connection.AbortableClient):
         return status
 
 
+def _update(http_client: ty.Any, image_id: str,
+            remove_props: Iterable[str] = (), **attributes: ty.Any) -> None:
+    """Do what glanceclient's update() does, in two requests instead of five.
+
+    A frozen disk waits for them. It asks for the schema, twice, and for the
+    image once more, which nobody looks at before it is uploaded.
+
+    :raises HTTPException: of glanceclient's, as from update()
+    """
+    url = f'/v2/images/{image_id}'
+    _response, image = http_client.get(url)
+    changed = {name: value for name, value in attributes.items()
+               if name not in image or image[name] != value}
+    patch = [{'op': 'add', 'path': _pointer(name), 'value': value}
+             for name, value in changed.items()]
+    patch += [{'op': 'remove', 'path': _pointer(name)}
+              for name in remove_props if name in image]
+    http_client.patch(
+        url, data=json.dumps(patch),
+        headers={'Content-Type':
+                 'application/openstack-images-v2.1-json-patch'})
+
+
+def _pointer(name: str) -> str:
+    """Give the JSON pointer to an attribute, see RFC 6901."""
+    return '/' + name.replace('~', '~0').replace('/', '~1')
+
+
 def _size_argument(client: ty.Any, size: int | None) -> dict[str, int]:
     """Give the argument that names the size, where glanceclient has it.
 
@@ -203,8 +240,9 @@ def _size_argument(client: ty.Any, size: int | None) -> dict[str, int]:
 
 
 def upload(context: nova_context.RequestContext, image_id: str,
-           metadata: dict[str, ty.Any], encoder: encode.Encoder,
-           switch: abort.Switch, on_sent: body.OnSent) -> None:
+           metadata: dict[str, ty.Any], removed: Iterable[str],
+           encoder: encode.Encoder, switch: abort.Switch,
+           on_sent: body.OnSent) -> None:
     """Send an image to Glance, and compare what Glance stored.
 
     When it fails, :func:`discard` the image: it may look whole.
@@ -212,6 +250,7 @@ def upload(context: nova_context.RequestContext, image_id: str,
     :param encoder: the image; read from byte 0 at each attempt
     :param metadata: what Nova says of the image; what the image has already
         is kept
+    :param removed: properties that are taken off the image, if it has them
     :param switch: when it trips, the upload ends at once with its cause
     :param on_sent: called with the bytes sent so far, and those in all
     :raises ImageMismatch: something else arrived
@@ -223,8 +262,10 @@ def upload(context: nova_context.RequestContext, image_id: str,
     client = StreamingClient(switch, on_sent)
     service = glance.GlanceImageServiceV2(client=client)
     with contextlib.closing(client):
-        stored = service.update(context, image_id, metadata, data=encoder,
-                                purge_props=False)
+        # Nova hands what it does not know on to the client's update().
+        stored = service.update(
+            context, image_id, {**metadata, 'remove_props': list(removed)},
+            data=encoder, purge_props=False)
         mismatch = _mismatch(stored, encoder, client.digest)
     if mismatch:
         raise exception.ImageMismatch(image=image_id, reason=mismatch)

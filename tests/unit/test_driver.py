@@ -158,17 +158,21 @@ class SnapshotTest(SnapshotTestCase):
              'instance_uuid': instance.uuid},
             properties.of_snapshot(strategy.name, plan.instance.uuid, frozen))
 
-    def test_what_asked_for_it_or_tells_of_another_is_taken_off(self):
+    def test_what_tells_of_another_is_taken_off_before_nova_s_own(self):
+        self.flags(requestable=['native'], group='snapext')
         self.image['properties'] = {
-            'snapext_strategy': 'backup', 'snapshot_consistency': 'offline',
+            'snapext_strategy': 'native', 'snapshot_consistency': 'offline',
             'os_type': 'linux'}
         self.snapshot()
+        self.native.assert_called_once()
         self.glance.assert_called_once_with(
             None, 2, 'update', args=(base.IMAGE_ID,), kwargs={
                 'remove_props': ['snapext_strategy', 'snapshot_consistency']})
 
     def test_with_nothing_to_take_off_glance_is_not_asked_to(self):
+        self.domain.XMLDesc.return_value = DOMAIN.format('ploop')
         self.snapshot()
+        self.native.assert_called_once()
         self.glance.assert_not_called()
 
     def test_what_is_not_served_goes_to_nova_and_says_why(self):
@@ -382,6 +386,14 @@ class StreamTest(SnapshotTestCase):
         self.stream.side_effect = functools.partial(
             driver.SnapextDriver._stream, self.driver)
         self.cause = exception.ServiceStopping(instance='i')
+
+    def test_what_asked_for_it_is_taken_off_with_the_metadata(self):
+        self.snapshot()
+        _context, image, metadata, removed, *_ = self.upload.call_args.args
+        self.assertEqual(base.IMAGE_ID, image)
+        self.assertEqual('backup',
+                         metadata['properties']['snapshot_strategy'])
+        self.assertEqual(('snapext_strategy',), tuple(removed))
 
     def test_what_reads_and_encodes_is_ended_with_the_rest(self):
         def trip(*_args):

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 from unittest import mock
 
 import fixtures
@@ -53,6 +54,10 @@ class FakeGlance:
         self.stored = stored
         self.images = self
         self.http_client = mock.Mock()
+        self.http_client.get.side_effect = lambda url: (
+            None, self.get(url.rpartition('/')[2]))
+        self.http_client.patch.side_effect = self.patch
+        self.patches = []
         self.status = 'queued'
 
     def upload(self, image_id, image_data, image_size=None):
@@ -78,9 +83,9 @@ class FakeGlance:
                 'os_hash_value': hashlib.sha512(content).hexdigest(),
                 **self.stored}
 
-    def update(self, image_id, **metadata):
-        self.metadata = metadata
-        return self.get(image_id)
+    def patch(self, url, headers, data):
+        self.patches.append(json.loads(data))
+        self.sent_before = len(self.received)
 
 
 class UploadTest(base.TestCase):
@@ -102,7 +107,8 @@ class UploadTest(base.TestCase):
         patch.start()
         self.addCleanup(patch.stop)
 
-    def upload(self, server, on_sent=lambda sent, size: None):
+    def upload(self, server, on_sent=lambda sent, size: None,
+               metadata=None, removed=()):
         context = nova_context.RequestContext('user', 'project')
 
         def client(wrapper, context, _version):
@@ -112,8 +118,9 @@ class UploadTest(base.TestCase):
 
         with mock.patch.object(nova_glance.GlanceClientWrapper,
                                '_create_onetime_client', client):
-            upload.upload(context, base.IMAGE_ID, {'name': 'snap'},
-                          self.encoder, self.switch, on_sent)
+            upload.upload(
+                context, base.IMAGE_ID, metadata or {'name': 'snap'}, removed,
+                self.encoder, self.switch, on_sent)
 
     def test_an_image_is_sent_once_and_its_size_announced(self):
         server = FakeGlance()
@@ -124,7 +131,30 @@ class UploadTest(base.TestCase):
     def test_metadata_is_sent_before_the_bytes(self):
         server = FakeGlance()
         self.upload(server)
-        self.assertEqual('snap', server.metadata['name'])
+        self.assertEqual(
+            [[{'op': 'add', 'path': '/name', 'value': 'snap'}]],
+            server.patches)
+        self.assertEqual(0, server.sent_before)
+
+    def test_metadata_is_what_differs_and_what_is_to_go(self):
+        # Glance may forbid to set what is there, and can't remove what isn't.
+        server = FakeGlance(name='snap', os_type='linux', asked='backup')
+        self.upload(server, removed=('asked', 'gone'), metadata={
+            'name': 'snap', 'properties': {'os_type': None, 'a/b~c': 'd'}})
+        [patch] = server.patches
+        self.assertEqual(
+            [{'op': 'add', 'path': '/os_type', 'value': None},
+             {'op': 'add', 'path': '/a~1b~0c', 'value': 'd'},
+             {'op': 'remove', 'path': '/asked'}], patch)
+
+    def test_a_glance_that_was_away_is_told_metadata_again(self):
+        server = FakeGlance()
+        server.http_client.get.side_effect = [
+            glanceclient.exc.CommunicationError(), (None, {})]
+        with mock.patch('time.sleep'):
+            self.upload(server)
+        self.assertEqual(1, len(server.patches))
+        self.assertEqual([CONTENT], server.received)
 
     def test_an_old_client_is_not_told_the_size(self):
         server = FakeGlance()
@@ -323,7 +353,7 @@ class UploadTest(base.TestCase):
         server.get = mock.Mock(side_effect=[
             glanceclient.exc.HTTPUnauthorized(),
             glanceclient.exc.HTTPNotFound()])
-        server.update = mock.Mock()
+        server.http_client.get.side_effect = [(None, {})]
         self.assertRaises(exception.ImageNotVerified, self.upload, server)
 
 
