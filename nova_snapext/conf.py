@@ -199,13 +199,14 @@ Possible values:
 """),
     cfg.IntOpt(
         'niceness',
-        default=0,
+        default=10,
         min=0,
         max=19,
         help="""
 By how much the priority of the threads is lowered that read, encode, digest
 and send, see nice(1): on a host without an idle CPU they yield to the guests,
-and to a Glance that runs there. Where CPUs are idle it makes no difference.
+and to a Glance that runs there, which is faster for it. Where CPUs are idle
+it makes no difference.
 
 It has no effect where nova-compute runs under eventlet.
 """),

@@ -15,8 +15,7 @@ from nova_snapext import read
 
 Piece = bytes | memoryview
 
-# One block of zeros serves wherever they are sent. It is as large as the
-# pieces that a disk is read in.
+# One block of zeros serves wherever they are sent.
 ZEROS = bytes(256 * 1024)
 
 
@@ -72,7 +71,7 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
 
         May be called again, also after an earlier stream was given up: each
         begins at the image's first byte, and all are the same. No two can be
-        read in turns. A piece has at most 256 KiB and stays as it is for as
+        read in turns. A piece has at most 512 KiB and stays as it is for as
         long as anybody holds it.
 
         :raises DiskReadError: the disk can't be read

@@ -39,9 +39,9 @@ from nova_snapext import read
 # inflated each time that a guest reads a sector of it.
 WORTHWHILE = 1 / 16
 
-# Pieces of 256 KiB that are being compressed, or wait for their turn to be
+# Pieces of 512 KiB that are being compressed, or wait for their turn to be
 # sent: for each thread, and at the most.
-LOOK_AHEAD, MOST_AHEAD = 16, 64
+LOOK_AHEAD, MOST_AHEAD = 8, 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import hashlib
 
 from nova_snapext import encode
 
-# So many pieces of 256 KiB are digested in one go: to wake the thread for each
+# So many pieces of 512 KiB are digested in one go: to wake the thread for each
 # costs more than reading it.
-DIGEST_BATCH = 4
+DIGEST_BATCH = 2
 
 # Digesting may lag so many batches behind the sending, at the most: what it
 # holds in memory.

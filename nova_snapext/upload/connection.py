@@ -22,6 +22,15 @@ CONF = conf.CONF
 # Seconds for a connection to come about, which nothing can interrupt.
 CONNECT_TIMEOUT = 20.0
 
+# Of tcp(7); the socket module has it since Python 3.12.
+TCP_NOTSENT_LOWAT = 25
+
+# The most bytes that wait in the kernel before they may be sent. Without a
+# limit these are megabytes where Glance is slower than the disk, which push
+# out of the CPUs' caches what Glance, on the same host, has just been sent:
+# it takes 5 % more CPU. What is on its way is not limited by it.
+UNSENT = 128 * 1024
+
 
 class AbortableClient(glance.GlanceClientWrapper):
     """Nova's Glance client, on connections that a switch ends.
@@ -135,6 +144,8 @@ def _with_switch(pool: ty.Any, switch: abort.Switch) -> ty.Any:
             finally:
                 self.timeout = patience
             connected.settimeout(patience)
+            connected.setsockopt(
+                socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
             self._abortable = _abortable(connected, switch)
             return connected
 

@@ -274,7 +274,8 @@ class RateLimitTest(DiskTestCase):
             bytes(piece) for _offset, piece in disk.read([(0, disk.size)]))
         self.assertEqual(self.content, found)
         self.assertEqual(
-            [mock.call(256 * 1024, 1000)] * 16,
+            [mock.call(nbd.REQUEST_SIZE, 1000)] * (
+                4 * MIB // nbd.REQUEST_SIZE),
             self.of_host.turn.call_args_list)
 
     def test_nothing_is_read_before_its_turn(self):

@@ -139,9 +139,11 @@ class ConnectionTest(base.TestCase):
         self.addCleanup(session.session.close)
         return session
 
-    def put(self, server, session=None):
+    def put(self, server, session=None, taken=None):
         def body():
             while True:
+                if taken is not None:
+                    taken.append(PIECE)
                 yield PIECE
 
         (session or self.session()).put(server.url, data=body(),
@@ -211,6 +213,16 @@ class ConnectionTest(base.TestCase):
         self.flags(upload_stall_timeout=1, group='snapext')
         self.assertRaises(ks_exceptions.ConnectFailure, self.put,
                           self.stalled())
+
+    def test_little_waits_in_the_kernel_before_it_may_be_sent(self):
+        self.flags(upload_stall_timeout=1, group='snapext')
+        server, taken = self.stalled(), []
+        # The other end has no room for more.
+        server.listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, len(PIECE))
+        self.assertRaises(ks_exceptions.ConnectFailure, self.put, server,
+                          taken=taken)
+        self.assertLess(len(taken), 8)
 
     def test_an_answer_that_does_not_come_in_time_is_given_up(self):
         self.flags(upload_stall_timeout=1, group='snapext')
