@@ -141,7 +141,7 @@ the host for new instances until libvirtd answers again; what a snapshot could
 not clean up meanwhile is cleaned up then.
 
 A libvirtd that is only busy gives its signs of life, however long its calls
-take, and one that starts has ten times as long. It is looked for on this host,
+take; one that starts has ten times as long. It is looked for on this host,
 and not where Nova runs under eventlet.
 """),
     cfg.IntOpt(
