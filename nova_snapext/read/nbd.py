@@ -28,8 +28,8 @@ from nova_snapext.read import pace
 # seconds per GiB, with 512 KiB 0.55. It is slower again beyond 1 MiB.
 REQUEST_SIZE = 512 * 1024
 
-# Reads under way at once, of which QEMU takes no more than 16 of a client. More
-# are no faster, and what they hold pushes out of the CPUs' caches what a
+# Reads under way at once; QEMU takes no more than 16 of a client. More than
+# these are no faster, and what they hold pushes out of the CPUs' caches what a
 # Glance on the same host has just been sent.
 IN_FLIGHT = 4
 
