@@ -22,16 +22,20 @@ from nova_snapext import exception
 from nova_snapext.read import buffers
 from nova_snapext.read import extent
 from nova_snapext.read import pace
+from nova_snapext.read import window
 
 # Bytes of one read. For each QEMU's threads wake one another several times,
 # and put whoever runs there off their CPUs: with 256 KiB it takes 0.8 CPU
 # seconds per GiB, with 512 KiB 0.55. It is slower again beyond 1 MiB.
 REQUEST_SIZE = 512 * 1024
 
-# Reads under way at once; QEMU takes no more than 16 of a client. More than
-# these are no faster, and what they hold pushes out of the CPUs' caches what a
-# Glance on the same host has just been sent.
-IN_FLIGHT = 4
+# Reads under way at once, at least: more are no faster where Glance is the
+# slower one, and what they hold pushes out of the CPUs' caches what a Glance
+# on the same host has just been sent.
+LEAST_IN_FLIGHT = 4
+
+# And at most, where the storage is slow: QEMU takes no more of a client.
+MOST_IN_FLIGHT = 16
 
 # Bytes whose allocation is asked for at once. QEMU lists up to 131,072
 # extents in an answer, which are 10 MiB as Python integers: where each 64 KiB
@@ -98,6 +102,7 @@ class Disk:
         self._describes = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
         self._in_flight: collections.deque[_Request] = collections.deque()
+        self._window = window.Window(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
 
     def __enter__(self) -> Disk:
         """Connect.
@@ -176,7 +181,7 @@ class Disk:
         while self._in_flight:
             self._oldest()
         for offset, length in _pieces(runs):
-            if len(self._in_flight) == IN_FLIGHT:
+            while len(self._in_flight) >= self._window.size:
                 yield self._oldest()
             self._request(offset, length)
         while self._in_flight:
@@ -208,7 +213,9 @@ class Disk:
 
     def _oldest(self) -> tuple[int, memoryview]:
         request = self._in_flight.popleft()
+        begin = time.monotonic()
         self._wait_for(request.cookie)
+        self._window.arrived(begin, time.monotonic())
         self.bytes_read += len(request.view)
         return request.offset, request.view
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import hashlib
+import itertools
 import os
+import re
 import socket
 import threading
 import time
@@ -132,7 +134,8 @@ class ReadTest(DiskTestCase):
         disk = self.connect(server)
         for _piece in disk.read([(0, disk.size)]):
             pass
-        self.assertLessEqual(len(disk._buffers), nbd.IN_FLIGHT + 2)
+        self.assertLessEqual(len(disk._buffers),
+                             nbd.MOST_IN_FLIGHT + 2)
 
     def test_reading_begins_anew_after_it_was_given_up(self):
         server, content = self.random_disk(16 * MIB)
@@ -156,8 +159,21 @@ class ReadTest(DiskTestCase):
         given_up.close()
         for _piece in disk.read([(0, disk.size)]):
             pass
-        self.assertEqual(nbd.IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
+        self.assertEqual(nbd.LEAST_IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
                          disk.bytes_read)
+
+    def test_more_reads_are_under_way_where_the_storage_is_slow(self):
+        server = self.useFixture(servers.nbdkit(
+            '--threads=64', '--filter=log', '--filter=delay', 'memory', '64M',
+            'rdelay=20ms', f'logfile={self.path("log")}'))
+        for _piece in self.connect(server).read([(0, 64 * MIB)]):
+            pass
+        with open(self.path('log')) as log:
+            events = re.findall(r' (\.\.\.)?Read id=', log.read())
+        under_way = list(itertools.accumulate(
+            -1 if ended else 1 for ended in events))
+        self.assertEqual(nbd.MOST_IN_FLIGHT, max(under_way))
+        self.assertEqual(0, under_way[-1])
 
     def test_extents_may_be_asked_for_while_reading(self):
         server, content = self.random_disk(16 * MIB)
