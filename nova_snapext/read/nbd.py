@@ -180,6 +180,7 @@ class Disk:
         # Whoever gave up left requests under way.
         while self._in_flight:
             self._oldest()
+        self._window = window.Window(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
         for offset, length in _pieces(runs):
             while len(self._in_flight) >= self._window.size:
                 yield self._oldest()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import collections
 import hashlib
 
 from oslotest import base
@@ -49,3 +50,19 @@ class BufferPoolTest(base.BaseTestCase):
         self.pool.take(4096)
         self.assertEqual(1, len(self.pool))
         self.assertEqual(hashlib.sha512(copy).digest(), digest.digest())
+
+    def test_buffers_that_are_needed_no_more_go(self):
+        held = [self.pool.take(4096) for _time in range(32)]
+        self.assertEqual(32, len(self.pool))
+        held.clear()
+        for _time in range(32):
+            self.pool.take(4096)
+        self.assertLessEqual(len(self.pool), buffers.SPARE)
+
+    def test_buffers_that_are_needed_stay(self):
+        held = collections.deque(self.pool.take(4096) for _time in range(32))
+        known = set(map(id, self.pool._buffers))
+        for _time in range(64):
+            held.popleft()
+            held.append(self.pool.take(4096))
+        self.assertEqual(known, set(map(id, self.pool._buffers)))
