@@ -38,9 +38,10 @@ def median(case: dict[str, Any], contestant: str, quantity: str,
 
 def bars(case: dict[str, Any]) -> list[dict[str, Any]]:
     """Hold a case against the bars."""
-    found = [*_wall(case), *_bytes(case), *_guest(case), *_memory(case)]
+    found = [*_wall(case), *_bytes(case), *_guest(case),
+             *_memory(case, contestants.BACKUP)]
     if case['name'] == 'system':
-        found += _compressed(case)
+        found += [*_compressed(case), *_memory(case, contestants.COMPRESSED)]
     return _judged(found)
 
 
@@ -88,8 +89,9 @@ def _wall(case: dict[str, Any]) -> list[Bar]:
 
 
 def _compressed(case: dict[str, Any]) -> list[Bar]:
-    quotients = case['ratios'].get(contestants.COMPRESSED, {})
-    return [(f'compressed: wall / {other}', quotients.get(other), bar, False)
+    name = contestants.COMPRESSED
+    quotients = case['ratios'].get(name, {})
+    return [(f'{name}: wall / {other}', quotients.get(other), bar, False)
             for other, bar in ((contestants.PLAIN_PUT, 0.6),
                                (contestants.BEST_PUT, 1))]
 
@@ -132,6 +134,6 @@ def throughput(case: dict[str, Any], contestant: str, what: str
                          median(case, contestant, f'{what}_before'))
 
 
-def _memory(case: dict[str, Any]) -> list[Bar]:
-    return [('backup: memory of nova-compute above idle, MiB', figures.ratio(
-        median(case, contestants.BACKUP, 'memory', 'max'), MIB), 64, False)]
+def _memory(case: dict[str, Any], name: str) -> list[Bar]:
+    return [(f'{name}: memory of nova-compute above idle, MiB', figures.ratio(
+        median(case, name, 'memory', 'max'), MIB), 64, False)]
