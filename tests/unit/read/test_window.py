@@ -36,6 +36,7 @@ class WindowTest(base.BaseTestCase):
         for now in range(4):
             tested.arrived(now, now + 1)
         self.assertEqual(8, tested.size)
-        for now in range(8):
-            tested.arrived(10 + now, 10 + now)
+        for tenth in range(8):
+            now = 4 + tenth / 10
+            tested.arrived(now, now)
         self.assertEqual(4, tested.size)
