@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots for Nova's libvirt driver, by the stages that one passes through.
+"""Snapshots for Nova's libvirt driver, in stages with a package each.
 
-plan, choose, freeze, read, encode, upload, release: one stage, one module or
-package. ``driver`` is the order of them; release is the way out of freeze.
+The stages of a snapshot are plan, select, freeze, read, encode, upload and
+release. ``snapshot.job`` calls them in this order. Leaving the context of the
+freeze is the release.
 """

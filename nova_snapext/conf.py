@@ -4,7 +4,6 @@
 
 import nova.conf
 from oslo_config import cfg
-from oslo_utils import units
 
 CONF = nova.conf.CONF
 
@@ -12,83 +11,84 @@ GROUP = cfg.OptGroup(
     'snapext',
     title='Snapshot options',
     help="""
-How snapshots are taken when ``[DEFAULT]compute_driver`` is
-``snapext.SnapextDriver``: frozen beside the running guest and streamed to
-Glance, with nothing staged on the host.
+These options take effect when ``[DEFAULT]compute_driver`` is
+``snapext.SnapextDriver``. Its snapshots freeze the root disk while the guest
+runs and stream it to Glance; no copy is staged on the host.
 """)
 
-CHOICE_OPTS = [
+STRATEGY_OPTS = [
     cfg.StrOpt(
         'strategy',
         default='auto',
         help="""
-Strategy by which snapshots are taken, unless the request or the flavor asks
-for another.
+Strategy of snapshots whose request and flavor do not ask for another one.
 
 Possible values:
 
-* ``auto``: the first of ``[snapext]preference`` that can serve the guest as
-  it is, and harms it least
-* the name of a strategy, or several, separated by commas, in the order of
-  preference: the first that can serve the guest as it is
+* ``auto``: the first strategy of ``[snapext]auto_strategies`` that can take
+  the snapshot and does not disturb the guest more than a later one would
+* the name of a strategy, or several names separated by commas: the first one
+  that can take the snapshot
 
-A snapshot that none of them can serve fails, with the reasons, and touches
-nothing. ``backup`` and ``external`` serve no guest that is shut off, as one
-that is being shelved is: to prefer one of them, write ``external,cold``.
+If none of them can, the snapshot fails. The error gives the reasons, and
+nothing is changed. ``backup`` and ``external`` can't take snapshots of a guest
+that is shut off, and a guest is shut off when it is shelved. If you prefer one
+of them, write ``external,cold``.
 
 Related options:
 
-* ``[snapext]preference``
-* ``[snapext]flavors_may_ask``
-* ``[snapext]requestable``
+* ``[snapext]auto_strategies``
+* ``[snapext]allowed_flavor_strategies``
+* ``[snapext]allowed_image_strategies``
 """),
     cfg.ListOpt(
-        'preference',
+        'auto_strategies',
         default=['backup', 'external', 'cold', 'native'],
         help="""
-The strategies of ``auto``, in the order of preference.
+Strategies that ``auto`` tries, the preferred one first.
 
-Within this order ``auto`` still passes over what comes at a price that the
-next one does not ask: ``cold`` while the guest runs and Nova's own snapshot
-would be live, ``backup`` where Nova's direct snapshot of a Ceph RBD disk moves
-no data at all. ``internal`` stops the guest while its memory is saved, and is
-for those who ask for it.
+``auto`` skips a strategy that disturbs the guest if a later one does not. It
+skips ``cold`` for a running guest if Nova's own snapshot would be live. It
+skips ``backup`` for a Ceph RBD disk if Nova's direct snapshot may be possible,
+which moves no data through the host. ``internal`` stops the guest while its
+memory is saved; name it here only if that is acceptable for every guest.
 """),
     cfg.ListOpt(
-        'requestable',
+        'allowed_image_strategies',
         default=['auto', 'backup', 'external', 'internal', 'cold'],
         help="""
-The strategies that a request may ask for, by the property ``snapext_strategy``
-(``openstack server image create --property snapext_strategy=external``). A
-request that asks for another one fails. Empty: requests may not ask.
+Strategies that a snapshot request may ask for, with the image property
+``snapext_strategy`` (``openstack server image create --property
+snapext_strategy=external``). A request for another one fails. If the list is
+empty, requests can't ask for a strategy.
 
-An image that a guest was booted from asks for all snapshots of the guest when
-it has this property.
+An image with this property passes it on to the guests that boot from it, and
+so to all of their snapshots.
 """),
-    cfg.BoolOpt(
-        'flavors_may_ask',
-        default=True,
+    cfg.ListOpt(
+        'allowed_flavor_strategies',
+        default=['auto', 'backup', 'external', 'internal', 'cold', 'native'],
         help="""
-Whether flavors may ask for a strategy, by the extra spec
-``snapext:strategy``. Where they may not, snapshots of guests whose flavor does
-so fail.
+Strategies that a flavor may ask for, with the extra spec ``snapext:strategy``.
+If the flavor of a guest asks for another one, the snapshots of this guest
+fail. If the list is empty, flavors can't ask for a strategy.
 """),
 ]
 
 FREEZE_OPTS = [
     cfg.StrOpt(
-        'freeze_directory',
+        'work_directory',
         default='${libvirt.snapshots_directory}',
         help="""
-Directory in which each running snapshot has a directory of its own, with the
-NBD socket that its frozen disk is read from and, for a running guest, the
-scratch file.
+Directory for the work directories of running snapshots. Each contains the NBD
+socket of the frozen disk and, with the strategy ``backup``, the scratch file.
 
-The scratch file keeps what the guest overwrites while the snapshot is read,
-so the file system needs room for that: at the most the size of the root disk.
-The path must be short, as that of a Unix socket can't exceed 107 bytes, and
-every directory on the way must be open (o+x) to the user that QEMU runs as.
-Nothing else on the host can enter the directories made in it.
+The scratch file keeps the data that the guest overwrites while the snapshot
+is read. Its file system needs space for that: at most the size of the root
+disk. The path must be short, because the path of a Unix socket can't exceed
+107 bytes. The user that QEMU runs as needs search permission (o+x) on every
+directory of the path. No other user of the host can enter the work
+directories.
 
 Related options:
 
@@ -98,79 +98,89 @@ Related options:
         'journal_directory',
         default='$state_path/snapext',
         help="""
-Directory in which each running snapshot has a small file that tells what it
-holds, so that whatever a crash leaves is cleaned up when nova-compute starts
-again.
+Directory for the snapshot journal. Each running snapshot has a small file
+there that names everything it holds on the host. After a crash nova-compute
+reads these files when it starts, and cleans up.
 
-It must outlive a reboot, be on this host's own storage (not shared with other
-hosts), and belong to the user that nova-compute runs as. The file system must
-keep what was fsynced.
+The directory must survive a reboot, be on storage of this host only, and
+belong to the user that runs nova-compute. Its file system must keep data that
+was written with fsync.
 """),
     cfg.IntOpt(
         'agent_timeout',
         default=30,
         min=1,
         help="""
-How long the guest agent may take to freeze the guest's filesystems, and to
-thaw them again, in seconds.
+Seconds that the guest agent may take to freeze the guest's filesystems, and
+again to thaw them.
 
-The filesystems are frozen only where the image has the property
-``hw_qemu_guest_agent``. An agent that does not answer in time fails the
-snapshot where the image has ``os_require_quiesce``, and otherwise leaves it
+The filesystems are frozen only if the image has the property
+``hw_qemu_guest_agent``. If the agent does not answer in time, the snapshot
+fails if the image has ``os_require_quiesce``; otherwise it is
 crash-consistent.
 """),
     cfg.IntOpt(
-        'job_timeout',
+        'operation_timeout',
         default=60,
         min=1,
         help="""
-How long libvirt may take to end a backup job, and qemu-nbd to start or to
-end, in seconds, before it is given up with an error.
+Seconds that one operation on the host may take before it fails with an error:
+
+* libvirt starts or ends a backup job
+* a block commit, or a job that an interrupted snapshot left in libvirt, goes
+  on without any progress
+* libvirtd is away, for example during its restart, and the end of a snapshot
+  needs it
+* qemu-nbd starts or stops
+* qemu-img creates an overlay or reads the metadata of an image
+
+Operations whose duration depends on the amount of data, such as a commit that
+makes progress, have no limit.
 """),
     cfg.IntOpt(
-        'libvirtd_timeout',
+        'libvirtd_hang_timeout',
         default=30,
         min=0,
         help="""
-How long libvirtd may give no sign of life until it is taken for hung, in
-seconds; 0: for ever, as without this driver.
+Seconds after which a libvirtd that does not respond is considered hung. 0:
+never, as without this driver.
 
-The connections to it are then ended, and what waits for it in nova-compute
-fails, whatever that is. As always when the connection is lost, Nova disables
-the host for new instances until libvirtd answers again; what a snapshot could
-not clean up meanwhile is cleaned up then.
+All connections to a hung libvirtd are closed. Every call in nova-compute that
+waits for it then fails. As after any lost connection, Nova disables the host
+for new instances until libvirtd responds again. Cleanup that was not possible
+is done at that time.
 
-A libvirtd that is only busy gives its signs of life, however long its calls
-take; one that starts has ten times as long. It is looked for on this host,
-and not where Nova runs under eventlet.
+A busy libvirtd still responds, no matter how long its calls take. A libvirtd
+that is starting has ten times as long. Only a libvirtd on this host is
+watched, and only if Nova runs with native threads, not under eventlet.
 """),
     cfg.IntOpt(
-        'space_headroom',
+        'min_free_disk_mb',
         default=512,
         min=0,
         help="""
-Space that a running snapshot leaves free on the host, in MiB, beside
+Free space that a running snapshot leaves on the host, in MiB, in addition to
 ``[DEFAULT]reserved_host_disk_mb``.
 
-QEMU pauses a guest that finds no space for what it writes. So the file systems
-that fill while the root disk is frozen are looked at every second: that of
-``[snapext]freeze_directory`` for the strategy ``backup``, of the instance's
-directory for ``external`` and ``cold`` (of a guest that runs), of the disks
-themselves for ``internal``. Where less than this is left, or would be in two
-seconds at the pace at which it is shrinking, the snapshot is given up, and
-none is begun. Guests that write fast need more of it: their pace is only seen
-from one look to the next.
+QEMU pauses a guest that has no space to write to. So the free space is checked
+every second on the file systems that fill while the root disk is frozen: the
+file system of ``[snapext]work_directory`` for ``backup``, of the instance
+directory for ``external`` and for ``cold`` of a running guest, of the disks
+themselves for ``internal``. A snapshot is aborted if less than this is free,
+or if less would be free in two seconds at the present rate. No snapshot is
+started in that case. Guests that write fast need a higher value, because
+their rate is known only from one check to the next.
 
 Possible values:
 
-* 0: space is not watched. A guest that is paused all the same is resumed at
-  the snapshot's end, and loses nothing.
+* 0: free space is not checked. A guest that is paused is resumed at the end
+  of the snapshot and loses nothing.
 * any number of MiB
 
 Related options:
 
 * ``[DEFAULT]reserved_host_disk_mb``
-* ``[snapext]freeze_directory``
+* ``[snapext]work_directory``
 """),
 ]
 
@@ -180,58 +190,58 @@ READ_OPTS = [
         default=120,
         min=1,
         help="""
-How long the frozen disk may go without answering any read, in seconds, before
-the snapshot is given up.
+Seconds that the frozen disk may leave all reads unanswered before the snapshot
+fails.
 """),
     cfg.IntOpt(
-        'read_rate_limit',
+        'read_rate_limit_mbps',
         default=0,
         min=0,
         help="""
-The most that all snapshots of this host together read from the frozen disks,
-in bytes per second, so that they leave the storage to the guests. An upload
-waits for what it sends, and is slowed down with it.
+Limit for the data that all snapshots on this host together read from frozen
+disks, in MiB per second, so that storage stays available to guests. An upload
+waits for its data and slows down too.
 
 Possible values:
 
-* 0: as fast as Glance takes it
-* any number of bytes per second
+* 0: no limit
+* any number of MiB per second
 """),
     cfg.IntOpt(
-        'niceness',
+        'worker_niceness',
         default=10,
         min=0,
         max=19,
         help="""
-By how much the priority of the threads is lowered that read, encode, digest
-and send, see nice(1): on a host without an idle CPU they yield to the guests,
-and to a Glance that runs there, which is faster for it. Where CPUs are idle
-it makes no difference.
+nice(1) value of the threads that read, encode, hash and upload. On a host
+without an idle CPU, guests and a Glance on the same host come first, and the
+snapshot is faster because Glance is. If CPUs are idle, the value makes no
+difference.
 
-It has no effect where nova-compute runs under eventlet.
+It has no effect under eventlet.
 """),
 ]
 
 ENCODE_OPTS = [
     cfg.StrOpt(
-        'find_zeros',
+        'detect_zeroes',
         default='auto',
         choices=[
-            ('auto', 'Where a sample of it, a hundredth, has zeros'),
-            ('always', 'Whatever a sample says'),
+            ('auto', 'If a sample of the disk, about 1 %, contains zeros'),
+            ('always', 'Always'),
             ('never', 'Send every allocated cluster'),
         ],
         help="""
-Look for zeros in what the root disk has allocated, and leave them out of
+Detect zeros in the allocated data of the root disk, and leave them out of
 qcow2 images.
 
-They are found while the image is sent, in the same reading; but its size can't
-be announced to Glance before its first byte then. It pays where the storage
-can't tell holes from data (a block device reports none) and where guests write
+The data is read only once for this. The size of the image is not known before
+the upload, so it can't be announced to Glance. This option helps if the
+storage can't report holes (a block device reports none), and if guests write
 zeros.
 
-Images in raw format always hold every byte of the disk, and compressed ones
-never hold a cluster of zeros.
+Raw images always contain every byte of the disk. Compressed images never
+contain a cluster of zeros.
 
 Related options:
 
@@ -242,13 +252,14 @@ Related options:
         'compression_type',
         default='zstd',
         choices=[
-            ('zstd', 'Several times as fast; for QEMU 5.1 and newer, where it '
-                     'is built with it'),
-            ('zlib', 'As in compressed images of Nova; for all versions'),
+            ('zstd', 'Several times as fast; readable by QEMU 5.1 and newer '
+                     'that is built with zstd'),
+            ('zlib', 'As in compressed images of Nova; readable by all '
+                     'versions'),
         ],
         help="""
-What qcow2 images are compressed by, where ``[libvirt]snapshot_compression`` is
-set. They are sent while they are made; nothing is staged on the host.
+Compression of qcow2 images if ``[libvirt]snapshot_compression`` is set. The
+image is compressed while it is uploaded; nothing is staged on the host.
 
 Related options:
 
@@ -260,8 +271,8 @@ Related options:
         min=1,
         max=19,
         help="""
-Level of the compression: a higher one makes the image smaller and the snapshot
-slower. ``zlib`` has 9 of them, and takes more for 9.
+Compression level. A higher level makes the image smaller and the snapshot
+slower. ``zlib`` has 9 levels and uses 9 for any higher value.
 """),
     cfg.IntOpt(
         'compression_threads',
@@ -269,53 +280,53 @@ slower. ``zlib`` has 9 of them, and takes more for 9.
         min=0,
         max=64,
         help="""
-Threads that compress one snapshot's image. 0: as many as nova-compute may use
-CPUs.
+Number of threads that compress the image of one snapshot. 0: one for each CPU
+that nova-compute may use.
 """),
     cfg.IntOpt(
-        'qcow2_store',
+        'qcow2_buffer_mb',
         default=32,
         min=1,
         help="""
-Memory in which a snapshot keeps what it has read and can't send yet, in MiB,
-where zeros are left out of its image or it is compressed.
+Memory for data that a snapshot has read but can't send yet, in MiB. It is used
+when zeros are left out of a qcow2 image or when it is compressed.
 
-The tables of such an image come behind as much of it as a sample of the disk
-makes expect, less this. What comes behind them and has no place here is read
-and compressed twice. 16 MiB more are taken by what is being compressed.
+The tables of such an image are placed behind the amount of data that a sample
+of the disk predicts, less this buffer. Data that belongs behind the tables and
+exceeds the buffer is read and compressed a second time. Compression takes
+another 16 MiB.
 """),
     cfg.IntOpt(
-        'compression_min_saving',
+        'compression_min_saving_percent',
         default=10,
         min=0,
         max=100,
         help="""
-The least that compression has to save of the data, in percent: where a sample
-of the disk shows that it would save less, the image is sent as it is. 0: it is
-always compressed.
+Minimum saving for compression, in percent of the data. If a sample of the disk
+shows a lower saving, the image is not compressed. 0: always compress.
 """),
 ]
 
 UPLOAD_OPTS = [
     cfg.IntOpt(
-        'upload_piece_size',
-        default=128 * units.Ki,
-        min=4 * units.Ki,
-        max=4 * units.Mi,
+        'upload_chunk_kb',
+        default=128,
+        min=4,
+        max=4096,
         help="""
-Size of the pieces in which an image is handed to the HTTP client, in bytes.
+Size of the chunks in which an image is passed to the HTTP client, in KiB.
 
-python-glanceclient sends each as one chunk. Chunks of more than 256 KiB make
-Glance's workers under gunicorn allocate and free memory for each of them,
-which costs a quarter of the time of an upload.
+python-glanceclient sends each one as an HTTP chunk. With chunks of more than
+256 KiB, Glance's workers under gunicorn allocate and free memory for every
+chunk, which costs a quarter of the upload time.
 """),
     cfg.IntOpt(
-        'glance_settle_timeout',
+        'glance_reset_timeout',
         default=60,
         min=1,
         help="""
-How long Glance may take to notice that an upload broke off and to put the
-image back to ``queued``, in seconds, before the next attempt is given up.
+Seconds that Glance may take to detect a broken upload and to reset the image
+to ``queued``. If it takes longer, the snapshot fails without another attempt.
 
 Related options:
 
@@ -326,13 +337,12 @@ Related options:
         default=300,
         min=1,
         help="""
-How long Glance may take nothing of what is sent to it, or give no answer, in
-seconds. An upload that stalls for so long is broken off and tried again, as
-one whose connection was dropped.
+Seconds for which Glance may accept no data, or send no answer. An upload that
+stalls for longer is broken off and tried again, as after a lost connection.
 
-Glance answers an upload when its store has all of it: a store that goes on
-writing after the last byte needs its time. Where ``[glance]timeout`` is set it
-counts instead, as it does for all of Nova's requests to Glance.
+Glance answers an upload when its store has all of the data. A store that still
+writes after the last byte needs time for that. If ``[glance]timeout`` is set,
+it is used instead, as for all requests that Nova sends to Glance.
 
 Related options:
 
@@ -341,16 +351,17 @@ Related options:
 """),
 ]
 
-ALL_OPTS = [*CHOICE_OPTS, *FREEZE_OPTS, *READ_OPTS, *ENCODE_OPTS,
+ALL_OPTS = [*STRATEGY_OPTS, *FREEZE_OPTS, *READ_OPTS, *ENCODE_OPTS,
             *UPLOAD_OPTS]
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
-    """List the options for oslo-config-generator."""
+    """Return the options, for oslo-config-generator."""
     return [(GROUP, ALL_OPTS)]
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the options."""
     conf.register_group(GROUP)
     conf.register_opts(ALL_OPTS, group=GROUP)
 

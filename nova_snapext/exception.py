@@ -1,162 +1,189 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of a snapshot, as Nova reports them to operator and user."""
+"""The errors of snapshots, as operators and users read them."""
 
 from nova import exception
 from nova.i18n import _
 
-# What Nova's manager takes for the end of the instance, or of the wish for
-# its image, and not for an error.
+#: Nova's manager reads these errors as the end of the instance, or as a user
+#: who no longer wants the image. It does not report them as failures.
 GONE = (exception.InstanceNotFound,
         exception.InstanceNotRunning,
         exception.UnexpectedDeletingTaskStateError,
         exception.ImageNotFound)
 
 
-class StrategyError(exception.NovaException):
-    msg_fmt = _("The strategies of snapshots are not as they should be: "
+class SnapextError(exception.NovaException):
+    """Base class of all errors that this package raises.
+
+    An error of another class is a bug, or comes from Nova, libvirt or Glance.
+    """
+
+
+class CompatibilityError(SnapextError):
+    msg_fmt = _("nova-snapext does not work with this installation: "
+                "%(reason)s. Run 'nova-snapext check' for details.")
+
+
+class StrategyConfigError(SnapextError):
+    msg_fmt = _("The snapshot strategies are not configured correctly: "
                 "%(reason)s")
 
 
-class StrategyRefused(exception.NovaException):
-    """What a user sees of it is cut at 255 characters."""
+class StrategyRefused(SnapextError):
+    """Users see the first 255 characters of this message."""
 
-    msg_fmt = _("Strategy %(strategy)s, asked for by %(asker)s, can't serve "
+    msg_fmt = _("Strategy %(strategy)s, requested by %(source)s, can't take "
                 "the snapshot of instance %(instance)s: %(reason)s")
 
 
-class RootDiskUnknown(exception.NovaException):
-    msg_fmt = _("The definition of guest %(guest)s does not tell its root "
-                "disk, so that no snapshot can be taken of it: %(reason)s. "
-                "See 'virsh dumpxml %(guest)s'; a hard reboot defines the "
-                "guest anew.")
+class RootDiskUnknown(SnapextError):
+    msg_fmt = _("No snapshot can be taken of guest %(guest)s, because its "
+                "definition does not name a root disk: %(reason)s. Check "
+                "'virsh dumpxml %(guest)s'; a hard reboot defines the guest "
+                "again.")
 
 
-class DirectSnapshotRefused(exception.NovaException):
-    """Nova's own would now suspend the guest."""
+class DirectSnapshotRefused(SnapextError):
+    """Nova's own snapshot would now suspend the guest."""
 
     msg_fmt = _("The storage can't make an image of instance %(instance)s by "
                 "itself")
 
 
-class GuestBusy(exception.NovaException):
-    msg_fmt = _("Guest %(guest)s of instance %(instance)s already has the "
-                "job '%(job)s' running, which its root disk can't be frozen "
-                "beside. Wait for the job's end, or end it (virsh domjobinfo "
-                "and domjobabort %(guest)s), then take the snapshot again.")
+class GuestBusy(SnapextError):
+    msg_fmt = _("Guest %(guest)s of instance %(instance)s runs the job "
+                "'%(job)s'. Its root disk can't be frozen until that job "
+                "ends. Wait for its end, or stop it (virsh domjobinfo and "
+                "domjobabort %(guest)s), then take the snapshot again.")
 
 
 class DiskBusy(GuestBusy):
-    msg_fmt = _("The root disk %(disk)s of instance %(instance)s already has "
-                "the job '%(job)s' running, which it can't be frozen beside. "
-                "Wait for the job's end, or end it (virsh blockjob %(guest)s "
+    msg_fmt = _("The root disk %(disk)s of instance %(instance)s runs the "
+                "job '%(job)s'. The disk can't be frozen until that job ends. "
+                "Wait for its end, or stop it (virsh blockjob %(guest)s "
                 "%(disk)s --abort), then take the snapshot again.")
 
 
-class SnapshotOutstanding(exception.NovaException):
-    msg_fmt = _("A snapshot of instance %(instance)s is being taken, or was "
-                "interrupted and could not be cleaned up yet (%(path)s). Wait "
-                "for its end, or delete its image to give it up; where there "
-                "is none under way, nova-compute's log says what is left of "
-                "it and how to go on.")
+class SnapshotInProgress(SnapextError):
+    msg_fmt = _("A snapshot of instance %(instance)s is in progress, or was "
+                "interrupted and is not cleaned up yet (%(path)s). Wait for "
+                "its end, or delete its image to cancel it. If no snapshot is "
+                "in progress, the log of nova-compute names what is left and "
+                "what to do.")
 
 
-class NotRecovered(exception.NovaException):
-    """Something of an interrupted snapshot is left.
+class NotRecovered(SnapextError):
+    """Resources of an interrupted snapshot are left.
 
-    :ivar vital: the instance must not be started or moved
+    :ivar blocks_start: the instance must not be started or moved
     """
 
     msg_fmt = _("An interrupted snapshot of instance %(instance)s could not "
-                "be cleaned up: %(reason)s It is tried again when "
-                "nova-compute starts, when the instance is started or "
-                "snapshotted, and by 'nova-snapext recover' while "
-                "nova-compute is down.")
+                "be cleaned up: %(reason)s nova-compute tries again when it "
+                "starts and when the instance is started or snapshotted; "
+                "'nova-snapext recover' does so while nova-compute is "
+                "stopped.")
 
-    def __init__(self, vital: bool, **kwargs: str):
+    def __init__(self, blocks_start: bool, **kwargs: str):
         super().__init__(**kwargs)
-        self.vital = vital
+        self.blocks_start = blocks_start
 
 
-class JournalFailed(exception.NovaException):
-    msg_fmt = _("The journal of snapshots in [snapext]journal_directory "
-                "(%(path)s) can't be used: %(reason)s. Without it no snapshot "
-                "is taken, since nothing would clean up after a crash. The "
-                "directory must belong to nova-compute's user and have room.")
+class JournalFailed(SnapextError):
+    msg_fmt = _("The snapshot journal in [snapext]journal_directory "
+                "(%(path)s) can't be used: %(reason)s. No snapshot is taken "
+                "without it, because nothing would clean up after a crash. "
+                "The directory must belong to the user of nova-compute and "
+                "have free space.")
 
 
-class JournalLocked(exception.NovaException):
-    msg_fmt = _("Another process of this host uses the journal of snapshots "
-                "(%(path)s): nova-compute, which cleans up by itself when it "
-                "starts, or nova-snapext recover. Stop it first.")
+class JournalLocked(SnapextError):
+    msg_fmt = _("Another process on this host uses the snapshot journal "
+                "(%(path)s): nova-compute, which cleans up when it starts, "
+                "or nova-snapext recover. Stop it first.")
 
 
-class FreezeFailed(exception.NovaException):
-    msg_fmt = _("The root disk %(disk)s of instance %(instance)s could not "
-                "be frozen by the strategy %(strategy)s: %(reason)s")
+class JournalRecordError(SnapextError):
+    """A record of the journal can't be used."""
+
+    msg_fmt = _("%(reason)s")
 
 
-class ThawFailed(exception.NovaException):
+class UnexpectedState(SnapextError):
+    """The guest, its disk or a file is not in the state that a step needs."""
+
+    msg_fmt = _("%(reason)s")
+
+
+class WorkDirectoryError(SnapextError):
+    msg_fmt = _("The work directory %(path)s can't be used: %(reason)s")
+
+
+class FreezeFailed(SnapextError):
+    msg_fmt = _("Strategy %(strategy)s could not freeze the root disk "
+                "%(disk)s of instance %(instance)s: %(reason)s")
+
+
+class ThawFailed(SnapextError):
     msg_fmt = _("The filesystems of instance %(instance)s were frozen for "
                 "the snapshot and could not be thawed: %(reason)s. Thaw them "
                 "with 'virsh domfsthaw %(guest)s', or reboot the instance.")
 
 
-class ReleaseFailed(exception.NovaException):
+class ReleaseFailed(SnapextError):
     msg_fmt = _("The snapshot of instance %(instance)s could not be cleaned "
                 "up: %(reason)s")
 
 
-class CommitFailed(exception.NovaException):
+class CommitFailed(SnapextError):
     msg_fmt = _("The root disk %(disk)s of guest %(guest)s %(reason)s")
 
 
-class DiskReadError(exception.NovaException):
-    """Not an OSError: Nova takes one of those for a Glance to try again."""
+class DiskReadError(SnapextError):
+    """Not an OSError: Nova takes those for a Glance server to try again."""
 
-    msg_fmt = _("Reading the frozen disk %(disk)s failed: %(reason)s")
-
-
-class ImageMismatch(exception.NovaException):
-    msg_fmt = _("Glance stored something else for image %(image)s than was "
-                "sent: %(reason)s")
+    msg_fmt = _("Could not read the frozen disk %(disk)s: %(reason)s")
 
 
-class ImageNotVerified(exception.NovaException):
-    msg_fmt = _("Whether Glance stored for image %(image)s what was sent "
-                "can't be told: %(reason)s")
+class ImageMismatch(SnapextError):
+    msg_fmt = _("Image %(image)s in Glance is not what was sent: %(reason)s")
 
 
-class ImageLeft(exception.NovaException):
+class ImageNotVerified(SnapextError):
+    msg_fmt = _("Could not verify image %(image)s in Glance: %(reason)s")
+
+
+class IncompleteImageLeft(SnapextError):
     msg_fmt = _("The snapshot failed: %(failure)s. Its image %(image)s could "
-                "not be deleted (%(reason)s): it must not be used, and is to "
-                "be deleted by hand")
+                "not be deleted (%(reason)s). Do not use this image; delete "
+                "it by hand.")
 
 
-class GivenUp(exception.NovaException):
-    """What is no fault of the snapshot's, and what somebody is to know."""
+class SnapshotAborted(SnapextError):
+    """The snapshot was ended early for a reason that is not its own fault."""
 
 
-class ServiceStopping(GivenUp):
-    msg_fmt = _("nova-compute is being stopped, and the snapshot of instance "
+class ServiceStopping(SnapshotAborted):
+    msg_fmt = _("nova-compute is stopping, and the snapshot of instance "
                 "%(instance)s was not finished. Take it again when the "
                 "service is back.")
 
 
-class GuestStopped(GivenUp):
+class GuestStopped(SnapshotAborted):
     msg_fmt = _("Instance %(instance)s was shut off before its snapshot was "
-                "finished, and with its QEMU went the frozen disk. Take it "
-                "again: of an instance that is shut off, too.")
+                "finished. The frozen disk ended with its QEMU process. Take "
+                "the snapshot again; the instance may stay shut off.")
 
 
-class NoSpaceLeft(GivenUp):
-    msg_fmt = _("Space runs short for the snapshot of instance %(instance)s: "
-                "%(free)d MiB are left where %(path)s is "
-                "([DEFAULT]reserved_host_disk_mb taken off), and just now "
-                "%(shrinks)d MiB less each second, while "
-                "[snapext]space_headroom keeps %(headroom)d MiB for the "
-                "guest, which would be paused without. Make room there, or "
-                "take the snapshot when less is written.")
+class InsufficientSpace(SnapshotAborted):
+    msg_fmt = _("There is not enough free space for the snapshot of instance "
+                "%(instance)s: the file system of %(path)s has %(free)d MiB "
+                "free (less [DEFAULT]reserved_host_disk_mb), %(shrinks)d MiB "
+                "less each second, and [snapext]min_free_disk_mb keeps "
+                "%(min_free)d MiB for the guest, which would pause without "
+                "space. Free some space there, or take the snapshot when the "
+                "guest writes less.")
 
 
-class GlanceRefused(GivenUp):
+class GlanceRefused(SnapshotAborted):
     msg_fmt = _("Glance at %(server)s refused image %(image)s: %(reason)s")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Space on the host."""
+"""Free space on the host."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from nova_snapext import conf
 CONF = conf.CONF
 
 
-def free(path: str) -> int:
-    """Give the bytes free in a file system, the reserve of Nova's taken off.
+def free_bytes(path: str) -> int:
+    """Return the free space of a file system, less Nova's reserve, in bytes.
 
-    :param path: in it; what does not exist yet is looked for further up
-    :raises OSError: it can't be looked at
+    :param path: a file or directory in it; if it does not exist yet, its
+        nearest parent that exists is used
+    :raises OSError: the file system can't be queried
     """
     while not os.path.exists(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     found = os.statvfs(path)
-    return (found.f_bavail * found.f_frsize -
-            CONF.reserved_host_disk_mb * units.Mi)
+    reserve: int = CONF.reserved_host_disk_mb * units.Mi
+    return found.f_bavail * found.f_frsize - reserve

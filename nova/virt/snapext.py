@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``compute_driver = snapext.SnapextDriver`` finds: the driver's name.
+"""The name that ``compute_driver = snapext.SnapextDriver`` refers to.
 
 Nova loads drivers from its own package only, so this module is installed into
 Nova's directory. All code is in nova_snapext.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nova-snapext check``: can this host's Nova load and use the driver?"""
+"""``nova-snapext check``: check whether Nova can use the driver here."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ import shutil
 import sys
 import typing as ty
 
+# This module does not import Nova.
+from nova_snapext import compat
+
 DISTRIBUTION = 'nova-snapext'
 DRIVER = 'snapext.SnapextDriver'
 MODULE = 'nova.virt.snapext'
-MIN_NOVA = 34
 NAMESPACE = 'nova_snapext.strategies'
 OURS = {'backup', 'cold', 'external', 'internal', 'native'}
-# Reads into buffers of ours, which it lets go of again.
+# The first version that reads into a buffer of the caller and releases it
+# afterwards.
 MIN_LIBNBD = (1, 14)
 
 
 class Problem(Exception):
-    """Something that keeps the driver from working, and its remedy."""
+    """A reason why the driver can't work, with its remedy."""
 
 
 def nova_installed() -> str:
@@ -34,28 +37,29 @@ def nova_installed() -> str:
     if spec is None or spec.origin is None:
         raise Problem(
             f'Nova is not installed for {sys.executable}. Install '
-            f'{DISTRIBUTION} with the pip of the Python that nova-compute '
-            f'runs with, and run this command from there.')
+            f'{DISTRIBUTION} with the pip of the Python that runs '
+            f'nova-compute, and run this command from there.')
     version = importlib.metadata.version('nova')
-    where = os.path.dirname(spec.origin)
-    if int(version.partition('.')[0]) < MIN_NOVA:
-        raise Problem(f'Nova {version} in {where} is too old: {MIN_NOVA} '
-                      f'(2026.2) or newer is needed.')
-    return f'Nova {version} in {where}'
+    directory = os.path.dirname(spec.origin)
+    if int(version.partition('.')[0]) < compat.MIN_NOVA:
+        raise Problem(f'Nova {version} in {directory} is too old: Nova '
+                      f'{compat.SUPPORTED_NOVA} is needed.')
+    return f'Nova {version} in {directory}'
 
 
 def driver_loads() -> str:
-    """Check that Nova finds the driver where compute_driver looks for it."""
+    """Check that Nova finds the driver that compute_driver names."""
     spec = importlib.util.find_spec(MODULE)
     if spec is None:
-        where = importlib.import_module('nova.virt').__path__[0]
-        cause = ('it is an editable install, which leaves Nova\'s directory '
-                 'alone' if _editable() else
+        directory = importlib.import_module('nova.virt').__path__[0]
+        cause = ('it is an editable install, which adds nothing to Nova\'s '
+                 'directory' if _editable() else
                  'it is installed for another prefix')
         raise Problem(
-            f'Nova does not see {DISTRIBUTION}: there is no '
-            f'{os.path.join(where, "snapext.py")}; {cause}. Install the '
-            f'built wheel with the Python that Nova is installed for:\n'
+            f'Nova does not find {DISTRIBUTION}: '
+            f'{os.path.join(directory, "snapext.py")} does not exist; '
+            f'{cause}. Install the built wheel with the Python that Nova is '
+            f'installed for:\n'
             f'    {sys.executable} -m pip install --force-reinstall '
             f'--no-deps nova_snapext-*.whl')
     try:
@@ -72,12 +76,26 @@ def _editable() -> bool:
         'dir_info', {}).get('editable'))
 
 
+def compatible() -> str:
+    """Check the private names of other packages that the driver uses."""
+    differences = compat.check()
+    if differences:
+        listed = '\n    '.join(differences)
+        raise Problem(
+            f'The driver does not start with these packages '
+            f'({compat.versions()}):\n    {listed}\nNova '
+            f'{compat.SUPPORTED_NOVA} is supported. Install the packages that '
+            f'your OpenStack release is tested with, or a {DISTRIBUTION} for '
+            f'the installed ones.')
+    return f'{len(compat.NAMES)} names as expected in {compat.versions()}'
+
+
 def nbd_binding() -> str:
     if importlib.util.find_spec('nbd') is None:
         raise Problem(
-            'libnbd\'s Python binding (import nbd) is missing. It is in the '
-            'package python3-libnbd of Debian and Red Hat, not on PyPI; a '
-            'virtual environment sees it when made with '
+            'The Python binding of libnbd (import nbd) is missing. Debian and '
+            'Red Hat have it in the package python3-libnbd; it is not on '
+            'PyPI. A virtual environment finds it if it was created with '
             '--system-site-packages.')
     nbd = importlib.import_module('nbd')
     version = nbd.NBD().get_version()
@@ -92,7 +110,7 @@ def strategies() -> str:
     missing = sorted(OURS - set(names))
     if missing:
         raise Problem(
-            f'The strategies {", ".join(missing)} are not known to Python: '
+            f'Python does not know the strategies {", ".join(missing)}: '
             f'{DISTRIBUTION} is on its path, but not installed. Install the '
             f'built wheel with pip.')
     return f'strategies {", ".join(names)}'
@@ -101,7 +119,7 @@ def strategies() -> str:
 def programs() -> str:
     qemu = 'qemu-utils (Debian) or qemu-img (Red Hat)'
     packages = {'qemu-nbd': qemu, 'qemu-img': qemu, 'setpriv': 'util-linux'}
-    missing = [f'{program}, of the package {package}'
+    missing = [f'{program}, in the package {package}'
                for program, package in packages.items()
                if shutil.which(program) is None]
     if missing:
@@ -110,21 +128,32 @@ def programs() -> str:
 
 
 CHECKS: tuple[Callable[[], str], ...] = (
-    nova_installed, nbd_binding, programs, strategies, driver_loads)
+    nova_installed, nbd_binding, programs, strategies, driver_loads,
+    compatible)
+
+# Without these, those that come after them can't be made.
+REQUIRED = (nova_installed, driver_loads)
 
 
 def results() -> Iterator[tuple[bool, str]]:
-    """Run the checks, as far as they make sense after one that failed."""
+    """Run the checks, up to the first failure that makes the rest useless.
+
+    :returns: for each check, whether it passed, and the text to print
+    """
     for check in CHECKS:
         try:
             yield True, check()
         except Problem as problem:
             yield False, str(problem)
-            if check is nova_installed:
+            if check in REQUIRED:
                 return
 
 
 def run(_options: argparse.Namespace) -> int:
+    """Print the result of each check.
+
+    :returns: the exit code: 0 if all passed, else 1
+    """
     failed = False
     for passed, text in results():
         print(f'{"ok  " if passed else "FAIL"}  {text}')
@@ -133,8 +162,8 @@ def run(_options: argparse.Namespace) -> int:
 
 
 def add_to(commands: ty.Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add this command to the parser's commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        'check', help='tell whether Nova can load and use the driver here, '
-                      'and if not, what to do')
+        'check', help='check whether Nova can load and use the driver on '
+                      'this host; print a remedy if not')
     parser.set_defaults(run=run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``nova-snapext``, for operators."""
+"""The command ``nova-snapext`` for operators."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from nova_snapext.cmd import recover
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand.
+    """Run a command.
 
+    :param arguments: None: those of the process
     :returns: the exit code
     """
     parser = argparse.ArgumentParser(
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_to(commands)
     recover.add_to(commands)
     options = parser.parse_args(arguments)
-    return options.run(options)
+    code: int = options.run(options)
+    return code
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every image format has in common."""
+"""The common part of all image formats."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Generator
 from collections.abc import Iterator
 import contextlib
 
-from nova import exception
 from nova.i18n import _
 
+from nova_snapext import exception
 from nova_snapext import read
 
-Piece = bytes | memoryview
+Chunk = bytes | memoryview
 
-# One block of zeros serves wherever they are sent.
+# One block of zeros, used wherever zeros are sent.
 ZEROS = bytes(256 * 1024)
 
 
-class EncodeError(exception.NovaException):
-    msg_fmt = _("Encoding a %(image_format)s image failed: %(reason)s")
+class EncodeError(exception.SnapextError):
+    msg_fmt = _("Could not encode the %(image_format)s image: %(reason)s")
 
 
 class Encoder(contextlib.AbstractContextManager['Encoder']):
     """An image of a frozen disk.
 
-    A context manager, within which it is read.
+    The constructor does no I/O. Entering the encoder may read the disk, and
+    prepares the image; the image is available until the encoder is left.
 
     :param disk: connected; its content must not change any more
-    :raises DiskReadError: the disk can't be read
     """
 
     #: Glance's disk_format of the image.
@@ -39,67 +39,73 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
         self.disk = disk
 
     def __exit__(self, *_exc: object) -> None:
-        """Let go of what the image takes on the host, which may be nothing."""
+        """Free the space that the image takes on the host, if any."""
 
     def abort(self) -> None:
-        """Make whatever it waits for, now or later, fail soon.
+        """Make all current and later waits of the encoder fail soon.
 
-        From any thread; it waits for nothing.
+        May be called from any thread at any time, also before the encoder is
+        entered and while it is being entered. It does not block.
         """
         self.disk.abort()
 
     @property
     def bytes_read(self) -> int:
-        """How many bytes of the disk were read so far, by whomever."""
+        """Bytes of the disk read so far, by any process."""
         return self.disk.bytes_read
 
     @property
     @abc.abstractmethod
     def size(self) -> int | None:
-        """Exact size of the image, in bytes; None as long as it isn't known.
+        """Exact size of the image, in bytes; None while it is not known.
 
-        Where it isn't before a stream is read, it is at the stream's end.
+        It is known at the latest when a stream has been read to its end.
         """
 
     @property
     def expected_size(self) -> int:
-        """About the size of the image, in bytes, where it isn't known yet."""
+        """Approximate size of the image, in bytes, until it is known."""
         return self.size or 0
 
-    def stream(self) -> Generator[Piece, None, None]:
-        """Give the image from its first byte to its last, piece by piece.
+    def stream(self) -> Generator[Chunk, None, None]:
+        """Return the image from its first byte to its last, in chunks.
 
-        May be called again, also after an earlier stream was given up: each
-        begins at the image's first byte, and all are the same. No two can be
-        read in turns. A piece has at most 512 KiB and stays as it is for as
-        long as anybody holds it.
+        May be called again, also if an earlier stream was not read to its
+        end: each stream starts at the first byte of the image, and all are
+        identical. Only one stream can be read at a time. A chunk has at most
+        512 KiB and stays unchanged as long as anything refers to it.
 
         :raises DiskReadError: the disk can't be read
-        :raises EncodeError: the pieces don't add up to the image's size
+        :raises EncodeError: the chunks don't add up to the image's size
         """
         sent = 0
-        for piece in self._pieces():
-            sent += len(piece)
+        for chunk in self.chunks():
+            sent += len(chunk)
             if self.size is not None and sent > self.size:
                 break
-            yield piece
+            yield chunk
         if sent != self.size:
             raise EncodeError(
                 image_format=self.image_format,
-                reason=f'{self.size} bytes were announced, and {sent} came')
+                reason=f'its size is {self.size} bytes, but it has {sent}')
 
     @abc.abstractmethod
-    def _pieces(self) -> Iterator[Piece]:
-        """Give the image's bytes, see :meth:`stream`."""
+    def chunks(self) -> Iterator[Chunk]:
+        """Return the image's bytes, see :meth:`stream`, which checks them."""
 
 
-def zeros(length: int) -> Iterator[Piece]:
-    """Give as many bytes of zeros, in pieces that share their memory.
+def zeros(length: int) -> Iterator[Chunk]:
+    """Return zeros, in chunks that share their memory.
 
     :param length: in bytes
     """
     whole, rest = divmod(length, len(ZEROS))
-    for _piece in range(whole):
+    for _chunk in range(whole):
         yield ZEROS
     if rest:
         yield memoryview(ZEROS)[:rest]
+
+
+def ceil_div(amount: int, unit: int) -> int:
+    """Return the number of units that an amount takes."""
+    return -(-amount // unit)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By what the clusters of a qcow2 image are compressed, if by anything."""
+"""Compression of the clusters of a qcow2 image."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import zlib
 
 import zstandard
 
-# Of zlib; zstd has more, and negative ones.
+# zlib's highest level; zstd has higher ones, and negative ones.
 ZLIB_MAX_LEVEL = 9
 
-# What QEMU's block/qcow2-threads.c inflates with: no header, and a window of
-# 4 KiB. Behind the sign, the window's bits.
+# The parameters with which QEMU's block/qcow2-threads.c inflates: no header
+# (the minus sign), and a window of 1 << 12 bytes.
 ZLIB_WINDOW = -12
 ZLIB_MAX_MEMORY = 9
 
 
 class Codec(abc.ABC):
-    """A compression that is deterministic, and is used by several threads.
+    """A deterministic compression, which several threads can use.
 
     :param level: higher is smaller and slower
     :cvar compression_type: its number in the header of a qcow2 image
@@ -35,8 +35,8 @@ class Codec(abc.ABC):
         """Compress one cluster."""
 
 
-class Plain(Codec):
-    """None."""
+class NoCompression(Codec):
+    """Leaves clusters as they are."""
 
     compression_type = 0
 
@@ -48,7 +48,7 @@ class Plain(Codec):
 
 
 class Zlib(Codec):
-    """As all versions of QEMU read it."""
+    """zlib, which all versions of QEMU can read."""
 
     compression_type = 0
 
@@ -60,24 +60,24 @@ class Zlib(Codec):
 
 
 class Zstd(Codec):
-    """As QEMU 5.1 and newer read it, where they are built with it."""
+    """zstd, which QEMU 5.1 and newer can read if they are built with it."""
 
     compression_type = 1
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
-        # One compressor can't be used by two threads.
-        self._of_thread = threading.local()
+        # Two threads can't use the same compressor.
+        self._thread_local = threading.local()
 
     def compress(self, cluster: memoryview | bytes) -> bytes:
         try:
-            compressor = self._of_thread.compressor
+            compressor = self._thread_local.compressor
         except AttributeError:
             compressor = zstandard.ZstdCompressor(level=self.level)
-            self._of_thread.compressor = compressor
-        packed: bytes = compressor.compress(cluster)
-        return packed
+            self._thread_local.compressor = compressor
+        compressed: bytes = compressor.compress(cluster)
+        return compressed
 
 
-#: By the name that qcow2 has for them.
+#: By their names in qcow2.
 CODECS: dict[str, type[Codec]] = {'zlib': Zlib, 'zstd': Zstd}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where everything is in a qcow2 image that is written front to back.
+"""The layout of a qcow2 image that is written from front to back.
 
 The names are those of QEMU's docs/interop/qcow2.txt.
 """
@@ -13,13 +13,15 @@ import dataclasses
 import struct
 import sys
 
+from nova_snapext.encode import base
+
 CLUSTER_BITS = 16
 CLUSTER_SIZE = 1 << CLUSTER_BITS
 
 MAGIC = b'QFI\xfb'
 VERSION = 3
-# "Header": version 3 up to and including header_length, no extension; and
-# what comes behind it where there is another compression type than zlib.
+# "Header": version 3 up to and including header_length, without extensions;
+# and the additional field for another compression type than zlib.
 HEADER = struct.Struct('>4sIQIIQIIQQIIQQQQII')
 HEADER_LENGTH = 104
 COMPRESSION_TYPE = struct.Struct('>B7x')
@@ -28,27 +30,28 @@ INCOMPATIBLE_COMPRESSION_TYPE = 1 << 3
 # Refcounts of 1 << 4 bits.
 REFCOUNT_ORDER = 4
 
-# Entries of the tables, and refcounts in a refcount block.
+# Entries of an L1 or L2 table, and refcounts in a refcount block.
 TABLE_ENTRIES = CLUSTER_SIZE // 8
 BLOCK_REFCOUNTS = CLUSTER_SIZE // 2
 
 # "Standard Cluster Descriptor", bit 63: the refcount is exactly one.
 OFLAG_COPIED = 1 << 63
 
-# The size is told in bytes, but QEMU leaves out what isn't a whole sector.
+# The size in the header is in bytes, but QEMU ignores a partial sector.
 SECTOR_SIZE = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where everything is in the image, in clusters of 64 KiB.
+    """The parts of an image, in clusters of 64 KiB.
 
     Header, refcount table, L1 table, refcount blocks, L2 tables, data: each
-    begins where the one before it ends. Only the refcount table may be
+    begins at the end of the previous one. Only the refcount table may be
     further back, with data between the header and it.
 
     :ivar l1_size: entries of the L1 table
-    :ivar data_clusters: behind the tables
+    :ivar data_clusters: after the tables
+    :ivar refcount_table: number of its first cluster
     """
 
     l1_size: int
@@ -64,7 +67,7 @@ class Layout:
 
     @property
     def first_refcount_block(self) -> int:
-        return self.l1_table + ceil(self.l1_size, TABLE_ENTRIES)
+        return self.l1_table + base.ceil_div(self.l1_size, TABLE_ENTRIES)
 
     @property
     def first_l2_table(self) -> int:
@@ -79,48 +82,50 @@ class Layout:
         return self.first_data + self.data_clusters
 
 
-def lay_out(disk_size: int, l2_tables: int, data_clusters: int, *,
-            refcount_table: int = 1,
-            refcount_table_clusters: int = 0) -> Layout:
-    """Find room for refcounts of all clusters, their own among them.
+def make_layout(disk_size: int, l2_tables: int, data_clusters: int, *,
+                refcount_table: int = 1,
+                refcount_table_clusters: int = 0) -> Layout:
+    """Return a layout with refcounts for all clusters, theirs included.
 
     :param disk_size: in bytes
-    :param data_clusters: behind the tables
-    :param refcount_table: place of the refcount table
-    :param refcount_table_clusters: that it has at the least
+    :param data_clusters: after the tables
+    :param refcount_table: number of the refcount table's first cluster
+    :param refcount_table_clusters: minimum size of the refcount table
     """
-    l1_size = ceil(ceil(disk_size, CLUSTER_SIZE), TABLE_ENTRIES)
+    l1_size = base.ceil_div(base.ceil_div(disk_size, CLUSTER_SIZE),
+                            TABLE_ENTRIES)
     blocks = 0
     while True:
         layout = Layout(
             l1_size, l2_tables, data_clusters, blocks,
-            max(refcount_table_clusters, ceil(blocks, TABLE_ENTRIES)),
+            max(refcount_table_clusters,
+                base.ceil_div(blocks, TABLE_ENTRIES)),
             refcount_table)
-        needed = ceil(layout.end, BLOCK_REFCOUNTS)
+        needed = base.ceil_div(layout.end, BLOCK_REFCOUNTS)
         if needed == blocks:
             return layout
         blocks = needed
 
 
 def header(layout: Layout, disk_size: int, compression_type: int = 0) -> bytes:
-    """Give the header's cluster.
+    """Return the cluster of the header.
 
-    It does not depend on how many refcount blocks, L2 tables and clusters of
-    data there are.
+    It does not depend on the number of refcount blocks, L2 tables and data
+    clusters.
 
     :param disk_size: in bytes
-    :param compression_type: number of it; 0 is zlib's
+    :param compression_type: its number in the header; 0 is zlib
     """
     features, length, more = 0, HEADER_LENGTH, b''
     if compression_type:
         features = INCOMPATIBLE_COMPRESSION_TYPE
         more = COMPRESSION_TYPE.pack(compression_type)
         length += len(more)
-    return whole_clusters(HEADER.pack(
+    return pad_to_cluster(HEADER.pack(
         MAGIC, VERSION,
         0, 0,                       # no backing file
         CLUSTER_BITS,
-        ceil(disk_size, SECTOR_SIZE) * SECTOR_SIZE,
+        base.ceil_div(disk_size, SECTOR_SIZE) * SECTOR_SIZE,
         0,                          # not encrypted
         layout.l1_size, layout.l1_table * CLUSTER_SIZE,
         layout.refcount_table * CLUSTER_SIZE,
@@ -131,56 +136,52 @@ def header(layout: Layout, disk_size: int, compression_type: int = 0) -> bytes:
 
 
 def refcount_table(layout: Layout) -> Iterator[bytes]:
-    """Give the clusters of the refcount table."""
-    entries = unallocated(layout.refcount_table_clusters * TABLE_ENTRIES)
+    """Return the clusters of the refcount table."""
+    entries = empty_table(layout.refcount_table_clusters * TABLE_ENTRIES)
     entries[:layout.refcount_blocks] = offsets(
         layout.first_refcount_block, layout.refcount_blocks)
     return table(entries)
 
 
 def l1_table(layout: Layout, tables: Iterable[int]) -> Iterator[bytes]:
-    """Give the clusters of the L1 table.
+    """Return the clusters of the L1 table.
 
-    :param tables: numbers of the L2 tables that the image has, ascending
+    :param tables: numbers of the L2 tables in the image, ascending
     """
-    entries = unallocated(layout.l1_size)
-    places = offsets(layout.first_l2_table, layout.l2_tables, OFLAG_COPIED)
-    for number, offset in zip(tables, places, strict=True):
+    entries = empty_table(layout.l1_size)
+    table_offsets = offsets(layout.first_l2_table, layout.l2_tables,
+                            OFLAG_COPIED)
+    for number, offset in zip(tables, table_offsets, strict=True):
         entries[number] = offset
     return table(entries)
 
 
 def table(entries: array.array[int]) -> Iterator[bytes]:
-    """Give numbers of any size as whole clusters, big-endian as in qcow2."""
+    """Return entries of any size as clusters, big-endian as in qcow2."""
     step = CLUSTER_SIZE // entries.itemsize
     for begin in range(0, len(entries), step):
         part = entries[begin:begin + step]
         if sys.byteorder == 'little':
             part.byteswap()
-        yield whole_clusters(part.tobytes())
+        yield pad_to_cluster(part.tobytes())
 
 
 def offsets(first: int, count: int, flags: int = 0) -> array.array[int]:
-    """Give the offsets of consecutive clusters, in bytes.
+    """Return the offsets of consecutive clusters, in bytes.
 
-    :param flags: that each of them has beside
+    :param flags: bits to set in each entry
     """
     begin = first * CLUSTER_SIZE | flags
     return array.array(
         'Q', range(begin, begin + count * CLUSTER_SIZE, CLUSTER_SIZE))
 
 
-def unallocated(entries: int) -> array.array[int]:
-    """Give a table that maps nothing."""
+def empty_table(entries: int) -> array.array[int]:
+    """Return a table whose entries are all unallocated."""
     return array.array('Q', bytes(8 * entries))
 
 
-def whole_clusters(content: bytes) -> bytes:
-    """Fill what isn't a whole cluster, or several, up with zeros."""
-    return content.ljust(ceil(len(content), CLUSTER_SIZE) * CLUSTER_SIZE,
-                         b'\0')
-
-
-def ceil(amount: int, unit: int) -> int:
-    """Tell how many units something takes."""
-    return -(-amount // unit)
+def pad_to_cluster(content: bytes) -> bytes:
+    """Pad content with zeros to a multiple of the cluster size."""
+    return content.ljust(
+        base.ceil_div(len(content), CLUSTER_SIZE) * CLUSTER_SIZE, b'\0')

@@ -1,69 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A qcow2 image whose clusters come in the order in which they are sent."""
+"""The encoder of qcow2 images, and the selection of their layout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+import os
+import typing as ty
 
+from oslo_log import log as logging
+from oslo_utils import units
+
+from nova_snapext import conf
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
-from nova_snapext.encode import layout
+from nova_snapext.encode import codec as codecs
+from nova_snapext.encode import plain
+from nova_snapext.encode import streaming
 from nova_snapext import read
 
-ONE = b'\0\1'
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+
+class Qcow2Image(ty.Protocol):
+    """A qcow2 image of a disk, in a certain layout."""
+
+    @property
+    def size(self) -> int | None:
+        """See :attr:`base.Encoder.size`."""
+
+    @property
+    def expected_size(self) -> int:
+        """See :attr:`base.Encoder.expected_size`."""
+
+    def chunks(self) -> Iterator[base.Chunk]:
+        """See :meth:`base.Encoder.chunks`."""
 
 
 class Qcow2Encoder(base.Encoder):
-    """A plain qcow2 version 3 of all that is allocated, zeros among it.
+    """A qcow2 version 3 image.
 
-    :param data_clusters: of the disk
+    Entering the encoder reads the extents and a sample of the disk, and
+    selects the layout.
     """
 
     image_format = 'qcow2'
 
-    def __init__(self, disk: read.Disk,
-                 data_clusters: clusters.ClusterMap) -> None:
-        super().__init__(disk)
-        self._map = data_clusters
-        self._tables = self._map.tables()
-        self._layout = layout.lay_out(disk.size, len(self._tables),
-                                      len(self._map))
+    _image: Qcow2Image
+
+    def __enter__(self) -> ty.Self:
+        """Select the layout of the image.
+
+        :raises DiskReadError: the disk can't be read
+        """
+        self._image = select_image(self.disk)
+        return self
 
     @property
-    def size(self) -> int:
-        return self._layout.end * layout.CLUSTER_SIZE
+    def size(self) -> int | None:
+        return self._image.size
 
-    def _pieces(self) -> Iterator[base.Piece]:
-        yield layout.header(self._layout, self.disk.size)
-        yield from layout.refcount_table(self._layout)
-        yield from layout.l1_table(self._layout, self._tables)
-        yield from self._refcounts()
-        yield from self._l2_tables()
-        yield from self._data()
+    @property
+    def expected_size(self) -> int:
+        return self._image.expected_size
 
-    def _refcounts(self) -> Iterator[base.Piece]:
-        full, rest = divmod(self._layout.end, layout.BLOCK_REFCOUNTS)
-        block = ONE * layout.BLOCK_REFCOUNTS
-        for _block in range(full):
-            yield block
-        if rest:
-            yield layout.whole_clusters(ONE * rest)
+    def chunks(self) -> Iterator[base.Chunk]:
+        return self._image.chunks()
 
-    def _l2_tables(self) -> Iterator[base.Piece]:
-        cluster = self._layout.first_data
-        for table in self._tables:
-            entries = layout.unallocated(layout.TABLE_ENTRIES)
-            for begin, end in self._map.runs(table):
-                entries[begin:end] = layout.offsets(
-                    cluster, end - begin, layout.OFLAG_COPIED)
-                cluster += end - begin
-            yield from layout.table(entries)
 
-    def _data(self) -> Iterator[base.Piece]:
-        position = 0
-        for offset, piece in self.disk.read(
-                clusters.parts(self._map.spans(), self.disk.size)):
-            yield piece
-            position = offset + len(piece)
-        # The disk may end within its last cluster, the image may not.
-        yield from base.zeros(-position % layout.CLUSTER_SIZE)
+def select_image(disk: read.Disk) -> Qcow2Image:
+    """Return a disk's image in the layout that options and sample suggest.
+
+    :raises DiskReadError: the disk can't be read
+    """
+    data_clusters = clusters.ClusterMap.of_disk(disk)
+    estimate = None
+    # As in Nova, the option applies to qcow2 only.
+    if CONF.libvirt.snapshot_compression:
+        codec = codecs.CODECS[CONF.snapext.compression_type](
+            CONF.snapext.compression_level)
+        estimate = streaming.estimate_size(disk, data_clusters, codec)
+        if _saves_enough(disk, estimate):
+            LOG.debug('The qcow2 image of %(disk)s is compressed with '
+                      '%(type)s: in the sample this saves %(saving).0f %% of '
+                      'the data',
+                      {'disk': disk.uri, 'saving': 100 * estimate.saving,
+                       'type': CONF.snapext.compression_type})
+            return _streaming_image(
+                disk, data_clusters, codec, estimate,
+                threads=(CONF.snapext.compression_threads or
+                         len(os.sched_getaffinity(0))))
+    zeros = 'was not searched for zeros'
+    if CONF.snapext.detect_zeroes != 'never':
+        codec = codecs.NoCompression()
+        estimate = (estimate.uncompressed() if estimate else
+                    streaming.estimate_size(disk, data_clusters, codec))
+        zeros = f'has {estimate.sizes.count(0)} clusters of zeros'
+        if estimate.has_zeros or CONF.snapext.detect_zeroes == 'always':
+            LOG.debug('The qcow2 image of %(disk)s is not compressed, and '
+                      'zeros are left out: the sample of %(count)d clusters '
+                      '%(zeros)s ([snapext]detect_zeroes: %(detect)s)',
+                      {'disk': disk.uri, 'count': len(estimate.sizes),
+                       'zeros': zeros,
+                       'detect': CONF.snapext.detect_zeroes})
+            return _streaming_image(disk, data_clusters, codec, estimate,
+                                    threads=0)
+    LOG.debug('The qcow2 image of %(disk)s has all %(count)d allocated '
+              'clusters: the sample %(zeros)s ([snapext]detect_zeroes: '
+              '%(detect)s)',
+              {'disk': disk.uri, 'count': len(data_clusters), 'zeros': zeros,
+               'detect': CONF.snapext.detect_zeroes})
+    return plain.PlainQcow2Image(disk, data_clusters)
+
+
+def _saves_enough(disk: read.Disk, estimate: streaming.Estimate) -> bool:
+    saving = 100 * estimate.saving
+    if saving >= CONF.snapext.compression_min_saving_percent:
+        return True
+    LOG.info('The image of %(disk)s is not compressed: compression would '
+             'save %(saving).0f %% of the data, less than '
+             '[snapext]compression_min_saving_percent: %(min)d',
+             {'disk': disk.uri, 'saving': saving,
+              'min': CONF.snapext.compression_min_saving_percent})
+    return False
+
+
+def _streaming_image(
+    disk: read.Disk, data_clusters: clusters.ClusterMap, codec: codecs.Codec,
+    estimate: streaming.Estimate, threads: int,
+) -> streaming.StreamingQcow2Image:
+    return streaming.StreamingQcow2Image(
+        disk, data_clusters, codec, estimate,
+        buffer_size=CONF.snapext.qcow2_buffer_mb * units.Mi, threads=threads)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A raw image: the disk's bytes as they are."""
+"""A raw image: the bytes of the disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nova_snapext.encode import base
 
 
 class RawEncoder(base.Encoder):
-    """The disk byte by byte; what reads as zeros is sent without reading."""
+    """All bytes of the disk; extents of zeros are sent without reading."""
 
     image_format = 'raw'
 
@@ -17,12 +17,12 @@ class RawEncoder(base.Encoder):
     def size(self) -> int:
         return self.disk.size
 
-    def _pieces(self) -> Iterator[base.Piece]:
+    def chunks(self) -> Iterator[base.Chunk]:
         position = 0
-        runs = ((extent.offset, extent.length)
-                for extent in self.disk.extents() if extent.data)
-        for offset, piece in self.disk.read(runs):
+        ranges = ((extent.offset, extent.length)
+                  for extent in self.disk.extents() if extent.data)
+        for offset, chunk in self.disk.read(ranges):
             yield from base.zeros(offset - position)
-            yield piece
-            position = offset + len(piece)
+            yield chunk
+            position = offset + len(chunk)
         yield from base.zeros(self.disk.size - position)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that can't be streamed as they are made.
+"""Images that can't be streamed while they are made.
 
-Their tables are written when the data is, before or between it, so that
-qemu-img makes the whole image in a file first.
+The tables of these formats are written when the data is, before it or in
+between, so qemu-img first writes the whole image to a file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import psutil
 from nova_snapext import conf
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
-from nova_snapext.encode import room
+from nova_snapext.encode import reservation
 from nova_snapext import read
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
-PIECE_SIZE = len(base.ZEROS)
+CHUNK_SIZE = len(base.ZEROS)
 SECTOR_SIZE = 512
 
 
 class StagedEncoder(base.Encoder):
-    """An image that qemu-img makes, on entering, from the same frozen disk.
+    """An image that qemu-img makes of the frozen disk, on entering.
 
-    The file has no name: when this process ends, however it does, the kernel
-    gives its space back, and there is nothing to clean up after a crash.
+    The file has no name: when this process ends for any reason, the kernel
+    frees its space, and a crash leaves nothing to clean up.
 
-    :cvar GRAIN: bytes that the format allocates at once, where there is data
+    :cvar GRAIN: the unit in which the format allocates space, in bytes
     """
 
     GRAIN: int
@@ -66,8 +66,8 @@ class StagedEncoder(base.Encoder):
     def __enter__(self) -> ty.Self:
         """Stage the image.
 
-        :raises NoRoom: it may not fit; nothing has been written
-        :raises EncodeError: qemu-img can't make it
+        :raises InsufficientStagingSpace: it may not fit; nothing was written
+        :raises EncodeError: qemu-img failed
         :raises DiskReadError: the disk can't be read
         """
         directory = CONF.libvirt.snapshots_directory
@@ -80,7 +80,7 @@ class StagedEncoder(base.Encoder):
                 self._stage(directory)
                 self._size = os.fstat(self._file).st_size
             except OSError as error:
-                # Which Nova would take for a Glance to try again.
+                # Nova takes an OSError for a Glance server to try again.
                 raise self._error(str(error)) from error
             self._stack = stack.pop_all()
         return self
@@ -90,100 +90,110 @@ class StagedEncoder(base.Encoder):
 
     def _stage(self, directory: str) -> None:
         block = os.fstatvfs(self._file).f_frsize
-        most = _ceil(self.largest_size(), block) * block
-        with room.claimed(self._file, most, directory, self.image_format), \
+        max_size = base.ceil_div(self.max_size(), block) * block
+        with reservation.reserve_space(self._file, max_size, directory,
+                                       self.image_format), \
                 timeutils.StopWatch() as watch:
             try:
                 self._convert()
             except base.EncodeError:
-                # That the disk can't be read any more is the better reason.
+                # If the disk can't be read any more, that is the better
+                # reason.
                 self.disk.probe()
                 raise
         self._read_by_qemu_img = sum(
             extent.length for extent in self.disk.extents() if extent.data)
         LOG.info('Staged the %(format)s image of %(disk)s in %(seconds).1f '
-                 's: %(written)d bytes on the host, of %(most)d at the most',
+                 's: %(written)d bytes on the host, of at most %(max)d',
                  {'format': self.image_format, 'disk': self.disk.uri,
-                  'seconds': watch.elapsed(), 'most': most,
+                  'seconds': watch.elapsed(), 'max': max_size,
                   'written': os.fstat(self._file).st_blocks * 512})
 
-    def largest_size(self) -> int:
-        """Give the bytes that the image has at the most.
+    def max_size(self) -> int:
+        """Return the maximum size of the image, in bytes.
 
-        As if nothing that is allocated were zeros, or could be compressed.
-        Reads nothing of the disk.
+        That is its size if no allocated cluster is zeros or can be
+        compressed. Reads no data of the disk.
         """
-        grains = clusters.ClusterMap.of(self.disk, self.GRAIN)
+        grains = clusters.ClusterMap.of_disk(self.disk, self.GRAIN)
         return self._tables_size(grains) + len(grains) * self.GRAIN
 
     @abc.abstractmethod
     def _tables_size(self, grains: clusters.ClusterMap) -> int:
-        """Give the size of all that isn't data, in bytes, at the most.
+        """Return the maximum size of all that isn't data, in bytes.
 
-        :param grains: that the image has
+        :param grains: allocated in the image
         """
 
     def _convert(self) -> None:
-        # Without -t none, as Nova has it: the file is read next and then
-        # gone, so it may stay in the page cache and is not worth an fsync.
-        limit = CONF.snapext.read_rate_limit
-        pace = ('-r', str(limit)) if limit else ()
+        # Without Nova's -t none: the file is read next and then deleted, so
+        # it may stay in the page cache and needs no fsync.
+        limit = CONF.snapext.read_rate_limit_mbps * units.Mi
+        # qemu-img takes bytes per second.
+        rate_limit = ('-r', str(limit)) if limit else ()
         command = ('setpriv', '--pdeathsig', 'KILL',
-                   'qemu-img', 'convert', *pace, '-f', 'raw',
+                   'qemu-img', 'convert', *rate_limit, '-f', 'raw',
                    '-O', self.image_format, self.disk.uri,
                    f'/proc/self/fd/{self._file}')
         with contextlib.ExitStack() as stack:
-            words = stack.enter_context(tempfile.TemporaryFile())
+            stderr = stack.enter_context(tempfile.TemporaryFile())
             process = stack.enter_context(subprocess.Popen(
                 command, pass_fds=(self._file,), stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=words))
-            # Does nothing to one that has ended.
+                stdout=subprocess.DEVNULL, stderr=stderr))
+            LOG.debug('Staging the %(format)s image of %(disk)s in '
+                      '%(directory)s with qemu-img, pid %(pid)d',
+                      {'format': self.image_format, 'disk': self.disk.uri,
+                       'directory': CONF.libvirt.snapshots_directory,
+                       'pid': process.pid})
+            # Does nothing if the process has ended.
             stack.callback(process.kill)
-            # In this order: whichever of the two threads comes first, one of
-            # them sees what the other did.
+            # In this order: in any interleaving with abort(), one of the two
+            # threads sees what the other one has set.
             self._process = process
             if self._aborted:
                 process.kill()
-            self._await(process)
-            words.seek(0)
-            said = words.read().decode(errors='replace').strip()
+            self._wait(process)
+            stderr.seek(0)
+            message = stderr.read().decode(errors='replace').strip()
         if process.returncode:
             raise self._error(
-                said or f'qemu-img ended with {process.returncode}')
+                message or
+                f'qemu-img failed with exit code {process.returncode}')
 
-    def _await(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for qemu-img, for as long as it does anything."""
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for qemu-img as long as it makes progress."""
         # Popen's own timeout can't be caught under eventlet, which has two
-        # classes of the name TimeoutExpired.
+        # classes with the name TimeoutExpired.
         with contextlib.ExitStack() as stack:
             pidfd = os.pidfd_open(process.pid)
             stack.callback(os.close, pidfd)
             selector = stack.enter_context(selectors.DefaultSelector())
             selector.register(pidfd, selectors.EVENT_READ)
-            worked = None
+            cpu_times = None
             while not selector.select(CONF.snapext.read_timeout):
-                # For a silent server it would wait for ever, as it would for
-                # one that has no place for a second client.
-                before, worked = worked, psutil.Process(
+                # qemu-img waits indefinitely for a server that does not
+                # respond, and for one that accepts no second client.
+                before, cpu_times = cpu_times, psutil.Process(
                     process.pid).cpu_times()
-                if worked == before:
+                if cpu_times == before:
                     raise self._error(
-                        f'qemu-img has done nothing for '
-                        f'{CONF.snapext.read_timeout} seconds')
+                        f'qemu-img has made no progress for '
+                        f'{CONF.snapext.read_timeout} seconds '
+                        f'([snapext]read_timeout)')
         process.wait()
 
-    def _pieces(self) -> Iterator[base.Piece]:
-        buffers = read.BufferPool(PIECE_SIZE)
+    def chunks(self) -> Iterator[base.Chunk]:
+        buffers = read.BufferPool(CHUNK_SIZE)
         position = 0
         while True:
-            piece = buffers.take(PIECE_SIZE)
+            chunk = buffers.take(CHUNK_SIZE)
             try:
-                length = os.preadv(self._file, [piece], position)
+                length = os.preadv(self._file, [chunk], position)
             except OSError as error:
                 raise self._error(str(error)) from error
             if not length:
                 return
-            yield piece[:length]
+            yield chunk[:length]
             position += length
 
     def _error(self, reason: str) -> base.EncodeError:
@@ -198,8 +208,8 @@ class VdiEncoder(StagedEncoder):
 
     def _tables_size(self, grains: clusters.ClusterMap) -> int:
         # A header of one sector, and a number for each block of the disk.
-        blocks = _ceil(self.disk.size, self.GRAIN)
-        return (1 + _ceil(4 * blocks, SECTOR_SIZE)) * SECTOR_SIZE
+        blocks = base.ceil_div(self.disk.size, self.GRAIN)
+        return (1 + base.ceil_div(4 * blocks, SECTOR_SIZE)) * SECTOR_SIZE
 
 
 class VmdkEncoder(StagedEncoder):
@@ -209,13 +219,10 @@ class VmdkEncoder(StagedEncoder):
     GRAIN = 64 * units.Ki
 
     def _tables_size(self, grains: clusters.ClusterMap) -> int:
-        # In sectors: header and descriptor, and twice the directory of
-        # tables, with tables of 512 grains each for all of the disk.
-        tables = _ceil(_ceil(self.disk.size, self.GRAIN), 512)
-        directory = _ceil(4 * tables, SECTOR_SIZE)
+        # In sectors: header and descriptor, and two copies of the directory
+        # of tables and of the tables, which have 512 grains each and cover
+        # the whole disk.
+        tables = base.ceil_div(base.ceil_div(self.disk.size, self.GRAIN), 512)
+        directory = base.ceil_div(4 * tables, SECTOR_SIZE)
         sectors = 1 + 20 + 2 * (directory + 4 * tables)
-        return _ceil(sectors * SECTOR_SIZE, self.GRAIN) * self.GRAIN
-
-
-def _ceil(amount: int, unit: int) -> int:
-    return -(-amount // unit)
+        return base.ceil_div(sectors * SECTOR_SIZE, self.GRAIN) * self.GRAIN

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fourth stage: what a frozen disk holds, read over NBD."""
+"""Fourth stage: read the frozen disk over NBD."""
 
 from nova_snapext.read.buffers import BufferPool
 from nova_snapext.read.extent import coalesced

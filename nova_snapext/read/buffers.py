@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that is read into, used again as soon as nobody looks at it."""
+"""Buffers to read into, reused as soon as nothing refers to them."""
 
 from __future__ import annotations
 
 import collections
 
-# Idle buffers that are kept: whoever reads lets go of several at once. The
-# fewer there are, the sooner each comes round again, and the likelier it is
-# still in the CPUs' caches.
+# Idle buffers to keep: a reader releases several at once. The fewer there
+# are, the sooner each is used again, and the likelier it is still in the CPU
+# caches.
 SPARE = 4
 
 
 class BufferPool:
-    """Hands out buffers, and reuses those that nobody holds a view of.
+    """Provides buffers, and reuses those that no view refers to.
 
-    A buffer of its own for every request costs more than reading it: the C
+    A new buffer for every request costs more than reading into it: the C
     library maps and unmaps such sizes, and each page of a new mapping is a
     fault (526,000 of them and 2 to 6 CPU seconds for 2 GiB, instead of 0.5).
-    Nobody has to give a buffer back: it is in use as long as a view of it, or
-    of a part of it, exists, in whatever thread. The pool has as many buffers
-    as are in use at once, and few more: what is not needed any longer goes,
-    one buffer each time that another is taken.
+    Buffers are not returned: a buffer is in use as long as a view of it, or
+    of a part of it, exists in any thread. The pool has as many buffers as are
+    in use at once, and few more: each call of :meth:`take` removes at most
+    one surplus buffer.
 
     :param size: of each buffer, in bytes
     """
@@ -33,7 +33,7 @@ class BufferPool:
         return len(self._buffers)
 
     def take(self, length: int) -> memoryview:
-        """Give a view of a buffer that no other view exists of.
+        """Return a view of a buffer that has no other view.
 
         :param length: in bytes, at most the size of the pool's buffers
         """
@@ -41,7 +41,7 @@ class BufferPool:
 
     def _idle_buffer(self) -> bytearray:
         for _ in range(len(self._buffers)):
-            # The one that was taken longest ago is the likeliest to be idle.
+            # The least recently taken buffer is the likeliest to be idle.
             buffer = self._buffers[0]
             self._buffers.rotate(-1)
             if _is_idle(buffer):
@@ -55,9 +55,9 @@ class BufferPool:
 
 
 def _is_idle(buffer: bytearray) -> bool:
-    # A bytearray refuses to change its length while anything exports its
-    # memory: a memoryview, a slice of one, a hash or a request under way.
-    # Less one byte, plus one byte stays within what is allocated.
+    # A bytearray refuses to change its length while its memory is exported:
+    # by a memoryview, a slice of one, a running hash or a pending request.
+    # Removing one byte and adding one stays within the allocated memory.
     try:
         buffer.pop()
     except BufferError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extents of a disk: where it holds data, and where it reads as zeros."""
+"""Extents of a disk: where it has data, and where it reads as zeros."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """A part of a disk that is of one kind.
+    """A contiguous part of a disk, either data or zeros.
 
-    :ivar offset: where it begins on the disk, in bytes
+    :ivar offset: its start on the disk, in bytes
     :ivar length: in bytes
-    :ivar data: whether it has to be read; False means it reads as zeros
+    :ivar data: True if it has to be read, False if it reads as zeros
     """
 
     offset: int
@@ -27,7 +27,7 @@ class Extent:
 
 
 def coalesced(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Join neighbours of the same kind.
+    """Join adjacent extents of the same kind.
 
     :param extents: in ascending order, without overlap
     """

@@ -17,44 +17,47 @@ import typing as ty
 import urllib.parse
 
 import nbd
+from oslo_log import log as logging
 
 from nova_snapext import exception
 from nova_snapext.read import buffers
 from nova_snapext.read import extent
-from nova_snapext.read import pace
+from nova_snapext.read import rate_limiter
 from nova_snapext.read import window
 
-# Bytes of one read. For each QEMU's threads wake one another several times,
-# and put whoever runs there off their CPUs: with 256 KiB it takes 0.8 CPU
-# seconds per GiB, with 512 KiB 0.55. It is slower again beyond 1 MiB.
+LOG = logging.getLogger(__name__)
+
+# Bytes of one read. For each read, QEMU's threads wake one another several
+# times and displace other work from their CPUs: 256 KiB take 0.8 CPU seconds
+# per GiB, 512 KiB take 0.55. Beyond 1 MiB it is slower again.
 REQUEST_SIZE = 512 * 1024
 
-# Reads under way at once, at least: more are no faster where Glance is the
-# slower one, and what they hold pushes out of the CPUs' caches what a Glance
-# on the same host has just been sent.
-LEAST_IN_FLIGHT = 4
+# Minimum number of reads in flight: more are not faster if Glance is slower
+# than the storage, and their buffers displace from the CPU caches the data
+# that a Glance on the same host has just received.
+MIN_IN_FLIGHT = 4
 
-# And at most, where the storage is slow: QEMU takes no more of a client.
-MOST_IN_FLIGHT = 16
+# Maximum number, for slow storage: QEMU accepts no more from one client.
+MAX_IN_FLIGHT = 16
 
-# Bytes whose allocation is asked for at once. QEMU lists up to 131,072
-# extents in an answer, which are 10 MiB as Python integers: where each 64 KiB
-# cluster is an extent of its own, this many bytes are 4,096 extents.
+# Bytes that one block status request covers. QEMU lists up to 131,072 extents
+# in a reply, which take 10 MiB as Python integers. If each 64 KiB cluster is
+# an extent of its own, this many bytes are 4,096 extents.
 STATUS_STRIDE = 256 * 1024 * 1024
 
-# Seconds without a byte after which the server is given up. Storage that
-# fails over may be silent for a minute.
+# Seconds without a byte from the server until the read fails. Storage that
+# fails over may not respond for a minute.
 TIMEOUT = 120.0
 
-# Bytes that are read as a sign of life: what no server finds too small.
+# Bytes that probe() reads: no server rejects a read of this size.
 PROBE_SIZE = 4096
 
-# Seconds until an idle wait looks whether it was aborted.
+# Seconds after which a waiting thread checks for an abort.
 ABORT_LATENCY = 0.1
 
 
 def unix_uri(socket: str, export: str) -> str:
-    """Give the NBD URI of an export on a Unix socket.
+    """Return the NBD URI of an export on a Unix socket.
 
     :param socket: path of the socket
     :param export: name of the export
@@ -64,7 +67,7 @@ def unix_uri(socket: str, export: str) -> str:
 
 
 def is_zero(view: memoryview) -> bool:
-    """Tell whether a buffer holds nothing but zeros, at the speed of C."""
+    """Check, at the speed of C, whether a buffer contains only zeros."""
     return bool(nbd.Buffer.from_buffer(view).is_zero())
 
 
@@ -77,18 +80,16 @@ class _Request(ty.NamedTuple):
 class Disk:
     """A read-only connection to the NBD export of a frozen disk.
 
-    It serves one caller at a time, but may be aborted from another thread. It
-    blocks in libnbd, with the interpreter's lock released, and starts no
-    threads.
+    It serves one thread at a time, but any thread may abort it. It blocks in
+    libnbd, with the interpreter's lock released, and starts no threads.
 
     :param uri: of the export, see :func:`unix_uri`
-    :param timeout: seconds without a byte from the server until it is given
-        up
-    :param rate_limit: bytes per second that all such disks of this process
-        are read at together, at the most; 0: no limit
-    :ivar uri: where another client reads the same
+    :param timeout: seconds without a byte from the server until a read fails
+    :param rate_limit: bytes per second, for all disks of this process
+        together; 0 means no limit
+    :ivar uri: where another client can read the same disk
     :ivar size: of the disk, in bytes
-    :ivar bytes_read: how many bytes of data came from the server so far
+    :ivar bytes_read: bytes of data received from the server so far
     """
 
     def __init__(self, uri: str, timeout: float = TIMEOUT,
@@ -99,13 +100,13 @@ class Disk:
         self._timeout = timeout
         self._rate_limit = rate_limit
         self._aborted = False
-        self._describes = False
+        self._reports_extents = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
         self._in_flight: collections.deque[_Request] = collections.deque()
-        self._window = window.Window(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
+        self._window = window.Window(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
 
     def __enter__(self) -> Disk:
-        """Connect.
+        """Connect to the export.
 
         :raises DiskReadError: the server can't be reached, or doesn't serve
             this export
@@ -113,13 +114,14 @@ class Disk:
         self._handle = nbd.NBD()
         try:
             self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-            # Buffers only ever hold data of this disk, and libnbd fails a
-            # read that the server answers in part: nothing to clear first.
+            # The buffers only ever contain data of this disk, and libnbd
+            # fails a read that the server answers in part: there is no need
+            # to clear them first.
             self._handle.set_pread_initialize(False)
             self._handle.aio_connect_uri(self.uri)
             self._wait(lambda: self._handle.aio_is_ready())
             self.size = self._handle.get_size()
-            self._describes = self._handle.can_meta_context(
+            self._reports_extents = self._handle.can_meta_context(
                 nbd.CONTEXT_BASE_ALLOCATION)
         except nbd.Error as error:
             self._close()
@@ -127,61 +129,68 @@ class Disk:
         except BaseException:
             self._close()
             raise
+        LOG.debug('Connected to the frozen disk %(disk)s: %(size)d bytes, '
+                  '%(extents)s',
+                  {'disk': self.uri, 'size': self.size,
+                   'extents': ('the server reports extents'
+                               if self._reports_extents else
+                               'the server does not report extents')})
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        # Saying good-bye keeps a complaint out of QEMU's log; a connection
-        # that is broken or busy just ends.
+        # A regular disconnect keeps an error out of QEMU's log. A connection
+        # that is broken or busy is just closed.
         if self._handle.aio_is_ready() and not self._in_flight:
             self._handle.aio_disconnect()
         self._close()
 
     def _close(self) -> None:
-        # libnbd closes a connection when its handle goes: nothing else may
-        # refer to it, see _error().
+        # libnbd closes a connection when its handle is freed: nothing else
+        # may refer to it, see _error().
         del self._handle
 
     def probe(self) -> None:
-        """See that the server still gives data.
+        """Check that the server still returns data.
 
-        :raises DiskReadError: it does not, or is silent for too long
+        :raises DiskReadError: it fails, or does not respond in time
         """
-        for _piece in self.read([(0, min(PROBE_SIZE, self.size))]):
+        for _chunk in self.read([(0, min(PROBE_SIZE, self.size))]):
             pass
 
     def abort(self) -> None:
-        """Make whatever waits for the disk, now or later, fail soon."""
+        """Make all current and later waits for the disk fail soon."""
         self._aborted = True
 
     def extents(self) -> Iterator[extent.Extent]:
-        """List what the disk holds, from its first byte to its last.
+        """Return the extents of the disk, from its first byte to its last.
 
-        What the server doesn't promise to read as zeros is data, a hole too.
+        A part that the server doesn't promise to read as zeros is data, even
+        if it is a hole.
 
-        :raises DiskReadError: the server fails, or answers nonsense
+        :raises DiskReadError: the server fails, or its reply is invalid
         """
-        if not self._describes:
+        if not self._reports_extents:
             return iter((extent.Extent(0, self.size, True),))
-        return extent.coalesced(self._described())
+        return extent.coalesced(self._reported_extents())
 
-    def read(self, runs: Iterable[tuple[int, int]]
+    def read(self, ranges: Iterable[tuple[int, int]]
              ) -> Iterator[tuple[int, memoryview]]:
-        """Read parts of the disk, many requests under way at once.
+        """Read parts of the disk, with several requests in flight.
 
-        Yields offset and content of consecutive pieces of at most 512 KiB,
-        which begin and end on multiples of that, or of the run's bounds. A
-        piece stays as it is for as long as anybody holds it. Reading may be
-        given up at any piece, and begun anew.
+        Yields the offset and content of consecutive chunks of at most 512
+        KiB, which begin and end on multiples of that, or with their range. A
+        chunk stays unchanged as long as anything refers to it. The caller may
+        stop after any chunk, and read again.
 
-        :param runs: offset and length in bytes of each part, in ascending
+        :param ranges: offset and length of each part, in bytes, in ascending
             order
-        :raises DiskReadError: the server fails, or is silent for too long
+        :raises DiskReadError: the server fails, or does not respond in time
         """
-        # Whoever gave up left requests under way.
+        # A caller that stopped early left requests in flight.
         while self._in_flight:
             self._oldest()
-        self._window = window.Window(LEAST_IN_FLIGHT, MOST_IN_FLIGHT)
-        for offset, length in _pieces(runs):
+        self._window = window.Window(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
+        for offset, length in _split(ranges):
             while len(self._in_flight) >= self._window.size:
                 yield self._oldest()
             self._request(offset, length)
@@ -190,23 +199,23 @@ class Disk:
 
     def _request(self, offset: int, length: int) -> None:
         if self._rate_limit:
-            self._await_turn(length)
+            self._wait_for_rate_limit(length)
         view = self._buffers.take(length)
         try:
-            # Not an nbd.Buffer: libnbd 1.14's binding never lets go of
-            # what such a one holds, and would keep all that was ever read.
+            # Not an nbd.Buffer: the binding of libnbd 1.14 never releases
+            # the memory of such a buffer, and would keep all data ever read.
             cookie = self._handle.aio_pread(view, offset)
         except nbd.Error as error:
             raise self._error(error) from error
         self._in_flight.append(_Request(cookie, offset, view))
 
-    def _await_turn(self, length: int) -> None:
-        begin = pace.OF_HOST.turn(length, self._rate_limit)
+    def _wait_for_rate_limit(self, length: int) -> None:
+        begin = rate_limiter.HOST_LIMITER.reserve(length, self._rate_limit)
         while (left := begin - time.monotonic()) > 0:
             if self._aborted:
                 raise self._error('it was aborted')
             try:
-                # What was asked for before may arrive meanwhile.
+                # Earlier requests may complete during the wait.
                 self._handle.poll(
                     math.ceil(min(left, ABORT_LATENCY) * 1000))
             except nbd.Error as error:
@@ -220,39 +229,39 @@ class Disk:
         self.bytes_read += len(request.view)
         return request.offset, request.view
 
-    def _described(self) -> Iterator[extent.Extent]:
+    def _reported_extents(self) -> Iterator[extent.Extent]:
         offset = 0
         while offset < self.size:
-            asked = min(STATUS_STRIDE, self.size - offset)
-            answer = self._block_status(offset, asked)
-            if not answer:
-                raise self._error(f'no extents in the answer for {asked} '
-                                  f'bytes at {offset}')
-            # The last extent may go beyond what was asked for.
-            for length, flags in zip(answer[::2], answer[1::2], strict=True):
+            requested = min(STATUS_STRIDE, self.size - offset)
+            reply = self._block_status(offset, requested)
+            if not reply:
+                raise self._error(f'the server returned no extents for '
+                                  f'{requested} bytes at offset {offset}')
+            # The last extent may exceed the requested range.
+            for length, flags in zip(reply[::2], reply[1::2], strict=True):
                 if not 0 < length <= self.size - offset:
                     raise self._error(
-                        f'an extent of {length} bytes at {offset} on a disk '
-                        f'of {self.size} bytes')
+                        f'the server returned an extent of {length} bytes at '
+                        f'offset {offset} of a disk of {self.size} bytes')
                 yield extent.Extent(offset, length,
                                     not flags & nbd.STATE_ZERO)
                 offset += length
 
     def _block_status(self, offset: int, length: int) -> list[int]:
-        answer: list[int] = []
+        reply: list[int] = []
 
-        def described(context: str, _offset: int, entries: list[int],
-                      _error: object) -> int:
+        def on_extents(context: str, _offset: int, entries: list[int],
+                       _error: object) -> int:
             if context == nbd.CONTEXT_BASE_ALLOCATION:
-                answer.extend(entries)
+                reply.extend(entries)
             return 0
 
         try:
-            cookie = self._handle.aio_block_status(length, offset, described)
+            cookie = self._handle.aio_block_status(length, offset, on_extents)
         except nbd.Error as error:
             raise self._error(error) from error
         self._wait_for(cookie)
-        return answer
+        return reply
 
     def _wait_for(self, cookie: int) -> None:
         self._wait(lambda: self._handle.aio_command_completed(cookie))
@@ -268,7 +277,7 @@ class Disk:
                 if self._handle.poll(int(ABORT_LATENCY * 1000)):
                     deadline = time.monotonic() + self._timeout
                 elif time.monotonic() > deadline:
-                    raise self._error(f'the server was silent for '
+                    raise self._error(f'the server did not respond for '
                                       f'{self._timeout:g} seconds')
         except nbd.Error as error:
             raise self._error(error) from error
@@ -276,13 +285,13 @@ class Disk:
     def _error(self, reason: nbd.Error | str) -> exception.DiskReadError:
         if isinstance(reason, nbd.Error):
             # Its frames refer to the handle, and would keep the connection
-            # open for as long as anybody keeps the error.
+            # open as long as the error is kept.
             reason.with_traceback(None)
         return exception.DiskReadError(disk=self.uri, reason=str(reason))
 
 
-def _pieces(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for offset, length in runs:
+def _split(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for offset, length in ranges:
         end = offset + length
         while offset < end:
             border = offset - offset % REQUEST_SIZE + REQUEST_SIZE

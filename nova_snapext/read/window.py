@@ -1,36 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many reads are under way at once."""
+"""The number of reads in flight."""
 
 from __future__ import annotations
 
 
 class Window:
-    """Few reads, as long as they are not waited for, and more where they are.
+    """Adapts the number of reads in flight to the speed of the storage.
 
-    Where whoever takes what was read is the slower one, more would only wait,
-    and hold memory meanwhile. Where each read takes long, as from storage
-    that is far away, the number of them is the speed. Looked at once for each
-    windowful: twice as many if more than half of the time was spent waiting,
-    half as many if less.
+    If the consumer is slower than the storage, more reads would only occupy
+    memory. If each read takes long, as from remote storage, their number
+    determines the speed. After each window of reads, the number is doubled if
+    more than half of the time was spent waiting for them, and halved if not.
 
-    :param least: how many there are at first, and at the least
-    :param most: how many there may be
-    :ivar size: how many there are now
+    :param minimum: reads in flight, also at the start
+    :param maximum: reads in flight
+    :ivar size: how many reads may be in flight now
     """
 
-    def __init__(self, least: int, most: int) -> None:
-        self._least = least
-        self._most = most
-        self.size = least
+    def __init__(self, minimum: int, maximum: int) -> None:
+        self._minimum = minimum
+        self._maximum = maximum
+        self.size = minimum
         self._begin: float | None = None
         self._waited = 0.0
         self._arrived = 0
 
     def arrived(self, begin: float, end: float) -> None:
-        """Take a read into account.
+        """Count a read that has arrived.
 
-        :param begin: when it began to be waited for, by the monotonic clock
-        :param end: when it was there
+        :param begin: start of the wait for it, by the monotonic clock
+        :param end: end of the wait
         """
         if self._begin is None:
             self._begin = begin
@@ -39,7 +38,7 @@ class Window:
         if self._arrived < self.size:
             return
         if 2 * self._waited > end - self._begin:
-            self.size = min(2 * self.size, self._most)
+            self.size = min(2 * self.size, self._maximum)
         else:
-            self.size = max(self.size // 2, self._least)
+            self.size = max(self.size // 2, self._minimum)
         self._begin, self._waited, self._arrived = end, 0.0, 0

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sixth stage: an image, sent to Glance and compared with what it stored.
+"""Stage six: upload an image to Glance, and verify what Glance stored.
 
-It knows Glance, and nothing of disks.
+This package knows Glance, and nothing of disks.
 """
 
-from nova_snapext.upload.body import OnSent
-from nova_snapext.upload.glance import ImageLook
+from nova_snapext.upload.body import OnProgress
+from nova_snapext.upload.check import ImageDeletedCheck
+from nova_snapext.upload.glance import discard
+from nova_snapext.upload.glance import GlanceImage
 from nova_snapext.upload.glance import upload
 
-__all__ = ['ImageLook', 'OnSent', 'upload']
+__all__ = ['GlanceImage', 'ImageDeletedCheck', 'OnProgress', 'discard',
+           'upload']

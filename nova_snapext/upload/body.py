@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of one attempt at an upload, as a file to read from."""
+"""The bytes of one upload attempt, as a file object."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ import hashlib
 
 from nova_snapext import encode
 
-# So many pieces of 512 KiB are digested in one go: to wake the thread for each
-# costs more than reading it.
+# Chunks of the encoder (512 KiB) that one call of the thread hashes. To wake
+# the thread for each chunk costs more than to read the chunk.
 DIGEST_BATCH = 2
 
-# Digesting may lag so many batches behind the sending, at the most: what it
-# holds in memory.
+# Batches that may wait to be hashed. This bounds the memory of the digest.
 DIGEST_BACKLOG = 4
 
 
-# Called with the number of bytes sent so far, and about those to send in all.
-OnSent = Callable[[int, int], None]
+# Called with the number of bytes sent so far, and the expected total.
+OnProgress = Callable[[int, int], None]
 
 
 class Digest:
-    """A digest that is computed beside the sending.
+    """Hash the chunks of an image in a thread, while they are sent.
 
     hashlib releases the GIL, and SHA-512 alone takes a third of the time that
-    Glance takes to swallow an image.
+    Glance takes to receive an image.
     """
 
     def __init__(self, algorithm: str):
         self.algorithm = algorithm
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self._thread = futures.ThreadPoolExecutor(max_workers=1)
-        self._batch: list[encode.Piece] = []
+        self._batch: list[encode.Chunk] = []
         self._backlog: collections.deque[futures.Future[None]] = (
             collections.deque())
 
-    def update(self, buffer: encode.Piece) -> None:
-        self._batch.append(buffer)
+    def update(self, chunk: encode.Chunk) -> None:
+        self._batch.append(chunk)
         if len(self._batch) == DIGEST_BATCH:
             self._submit()
 
@@ -56,45 +55,46 @@ class Digest:
         self._backlog.append(self._thread.submit(self._digest, self._batch))
         self._batch = []
 
-    def _digest(self, batch: list[encode.Piece]) -> None:
-        for buffer in batch:
-            self._hash.update(buffer)
+    def _digest(self, batch: list[encode.Chunk]) -> None:
+        for chunk in batch:
+            self._hash.update(chunk)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
 
 class Body:
-    """What python-glanceclient reads an image from, piece by piece.
+    """The file object that python-glanceclient reads an image from.
 
-    :param stream: the image, from byte 0
-    :param expected_size: about that of the image, in bytes
-    :param piece_size: the most that one read gives, in bytes
+    :param stream: the image, from its first byte
+    :param expected_size: approximate size of the image, in bytes
+    :param chunk_size: maximum length of one read, in bytes
+    :param on_progress: called after each read
     """
 
-    def __init__(self, stream: Generator[encode.Piece, None, None],
-                 expected_size: int, piece_size: int, digest: Digest,
-                 on_sent: OnSent):
+    def __init__(self, stream: Generator[encode.Chunk, None, None],
+                 expected_size: int, chunk_size: int, digest: Digest,
+                 on_progress: OnProgress):
         self._stream = stream
         self._expected_size = expected_size
-        self._piece_size = piece_size
+        self._chunk_size = chunk_size
         self._digest = digest
-        self._on_sent = on_sent
+        self._on_progress = on_progress
         self._rest = memoryview(b'')
         self.sent = 0
 
     def read(self, _size: int = -1) -> bytes:
-        """Give the next piece; an empty one at the end.
+        """Return the next chunk, and no bytes at the end.
 
-        What is asked for does not matter: the client asks for 1 MiB, and
-        sends what it gets as one HTTP chunk.
+        The requested size is ignored. The client requests 1 MiB, and sends
+        each result as one HTTP chunk.
         """
         if not self._rest:
             buffer = next(self._stream, b'')
             self._digest.update(buffer)
             self._rest = memoryview(buffer)
-        piece = bytes(self._rest[:self._piece_size])
-        self._rest = self._rest[self._piece_size:]
-        self.sent += len(piece)
-        self._on_sent(self.sent, self._expected_size)
-        return piece
+        chunk = bytes(self._rest[:self._chunk_size])
+        self._rest = self._rest[self._chunk_size:]
+        self.sent += len(chunk)
+        self._on_progress(self.sent, self._expected_size)
+        return chunk

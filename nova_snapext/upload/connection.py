@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to Glance that end at once when there is a reason to give up."""
+"""Connections to Glance that end as soon as a snapshot is cancelled."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from nova import context as nova_context
 from nova.image import glance
 from nova import utils
 
-from nova_snapext import abort
+from nova_snapext import cancel
 from nova_snapext import conf
 
 CONF = conf.CONF
 
-# Seconds for a connection to come about, which nothing can interrupt.
+# Seconds to connect. Nothing can interrupt an attempt to connect.
 CONNECT_TIMEOUT = 20.0
 
-# Of tcp(7); the socket module has it since Python 3.12.
+# See tcp(7). The socket module defines it since Python 3.12.
 TCP_NOTSENT_LOWAT = 25
 
-# The most bytes that wait in the kernel before they may be sent. Without a
-# limit these are megabytes where Glance is slower than the disk, which push
-# out of the CPUs' caches what Glance, on the same host, has just been sent:
-# it takes 5 % more CPU. What is on its way is not limited by it.
+# Maximum of bytes in the kernel that may not be sent yet. Without a limit,
+# megabytes wait there if Glance is slower than the disk, and push out of the
+# CPU caches the data that a Glance on the same host has just received: that
+# takes 5 % more CPU. Bytes in flight are not limited by it.
 UNSENT = 128 * 1024
 
 
-class AbortableClient(glance.GlanceClientWrapper):
-    """Nova's Glance client, on connections that a switch ends.
+class CancellableClient(glance.GlanceClientWrapper):
+    """Nova's Glance client, with connections that a CancelToken closes.
 
-    And on which no silence lasts for ever. What fails because the switch has
-    tripped raises its cause, which Nova's client does not try again after.
+    None of them waits indefinitely for Glance. A request that fails because
+    of the token raises the token's cause, and Nova's client does not retry
+    that.
     """
 
-    def __init__(self, switch: abort.Switch):
+    def __init__(self, token: cancel.CancelToken):
         super().__init__()
-        self._switch = switch
+        self._token = token
         self._session: ks_session.Session | None = None
         self._service_auth: ty.Any = None
 
     def _create_onetime_client(self, context: nova_context.RequestContext,
                                version: int) -> ty.Any:
         client = super()._create_onetime_client(context, version)
-        # Nova's own is everybody's, and has connections of others.
+        # All of Nova shares Nova's session, and its connections.
         client.http_client.session = self._own_session()
         if not utils.concurrency_mode_threading():
             client.http_client.auth = self._own_auth(context)
@@ -56,16 +57,16 @@ class AbortableClient(glance.GlanceClientWrapper):
 
     def _own_session(self) -> ks_session.Session:
         if self._session is None:
-            self._session = _session(self._switch)
+            self._session = _session(self._token)
         return self._session
 
     def _own_auth(self, context: nova_context.RequestContext) -> ty.Any:
-        """Give what Nova's service_auth would, but for this client alone.
+        """Return the same as Nova's service_auth, but for this client alone.
 
-        The plugin of the service user has a lock, which under eventlet
-        greenlets of different native threads can't wait for: the upload is in
-        one, and looks at the image in another. Elsewhere Nova's own spares
-        Keystone a password for each snapshot.
+        The plugin of the service user has a lock. Under eventlet, greenlets
+        of different native threads can't wait for one lock: the upload runs
+        in one thread, and checks the image in another. With native threads,
+        Nova's own plugin saves a password request to Keystone per snapshot.
         """
         user_auth = context.get_auth_plugin()
         if not CONF.service_user.send_service_user_token:
@@ -77,28 +78,28 @@ class AbortableClient(glance.GlanceClientWrapper):
             user_auth=user_auth, service_auth=self._service_auth)
 
     def close(self) -> None:
-        """Close its connections, unless something uses them still."""
+        """Close its connections, except those still in use."""
         if self._session is not None:
             self._session.session.close()
 
 
-def _session(switch: abort.Switch) -> ks_session.Session:
-    """Make a session as the [glance] options want it, with a switch."""
+def _session(token: cancel.CancelToken) -> ks_session.Session:
+    """Create a session from the [glance] options that a token cancels."""
     session = loading.load_session_from_conf_options(CONF, 'glance')
     if session.timeout is None:
         session.timeout = CONF.snapext.upload_stall_timeout
     for scheme, adapter in list(session.session.adapters.items()):
-        session.session.mount(scheme, _Adapter(switch, adapter))
+        session.session.mount(scheme, _Adapter(token, adapter))
     return session
 
 
 class _Adapter(ks_session.TCPKeepAliveAdapter):
-    """keystoneauth's adapter, with a switch for its connections."""
+    """keystoneauth's adapter, with connections that a token closes."""
 
-    def __init__(self, switch: abort.Switch,
+    def __init__(self, token: cancel.CancelToken,
                  original: object):
-        self._switch = switch
-        # These came with keystoneauth1 5.14.
+        self._token = token
+        # keystoneauth1 has these since 5.14.
         super().__init__(**{
             name: getattr(original, name)
             for name in ('tls_ciphers', 'tls_min_version')
@@ -106,53 +107,53 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
 
     def init_poolmanager(self, *args: ty.Any, **kwargs: ty.Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self._take_over(self.poolmanager)
+        self._make_cancellable(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: ty.Any) -> ty.Any:
         known = proxy in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **kwargs)
         if not known:
-            self._take_over(manager)
+            self._make_cancellable(manager)
         return manager
 
-    def _take_over(self, manager: ty.Any) -> None:
+    def _make_cancellable(self, manager: ty.Any) -> None:
         manager.pool_classes_by_scheme = {
-            scheme: _with_switch(pool, self._switch)
+            scheme: _cancellable_pool(pool, self._token)
             for scheme, pool in manager.pool_classes_by_scheme.items()}
 
     def send(self, *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
-        self._switch.check()
-        with self._switch.in_charge():
+        self._token.raise_if_cancelled()
+        with self._token.prefer_cause():
             return super().send(*args, **kwargs)
 
 
-def _with_switch(pool: ty.Any, switch: abort.Switch) -> ty.Any:
-    """Derive a class of connection pools whose connections a switch ends.
+def _cancellable_pool(pool: ty.Any, token: cancel.CancelToken) -> ty.Any:
+    """Derive a class of connection pools with connections a token closes.
 
     :param pool: urllib3's class
     """
 
     class Connection(pool.ConnectionCls):
         timeout: float | None
-        _abortable: contextlib.ExitStack | None = None
+        _on_close: contextlib.ExitStack | None = None
 
         def _new_conn(self) -> socket.socket:
-            # The timeout of connecting is the one of each sending too.
-            patience, self.timeout = self.timeout, _shorter(self.timeout)
+            # urllib3 uses one timeout to connect and to send.
+            timeout, self.timeout = self.timeout, _shorter(self.timeout)
             try:
                 connected: socket.socket = super()._new_conn()
             finally:
-                self.timeout = patience
-            connected.settimeout(patience)
+                self.timeout = timeout
+            connected.settimeout(timeout)
             connected.setsockopt(
                 socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
-            self._abortable = _abortable(connected, switch)
+            self._on_close = _shut_down_on_cancel(connected, token)
             return connected
 
         def close(self) -> None:
             super().close()
-            if self._abortable is not None:
-                self._abortable.close()
+            if self._on_close is not None:
+                self._on_close.close()
 
     return type(pool.__name__, (pool,), {'ConnectionCls': Connection})
 
@@ -162,20 +163,20 @@ def _shorter(timeout: float | None) -> float:
                                                        CONNECT_TIMEOUT)
 
 
-def _abortable(connected: socket.socket,
-               switch: abort.Switch) -> contextlib.ExitStack:
-    """Have a connection shut down when a switch trips.
+def _shut_down_on_cancel(connected: socket.socket,
+                         token: cancel.CancelToken) -> contextlib.ExitStack:
+    """Shut a connection down when a token is cancelled.
 
-    :returns: what to close with the connection
+    :returns: must be closed with the connection
     """
     with contextlib.ExitStack() as stack:
-        # A descriptor of its own: TLS takes the connection's over, and must
-        # not be met in the middle of something.
-        own = stack.enter_context(connected.dup())
+        # A duplicate, as TLS takes over the connection's own descriptor, and
+        # must not be interrupted in the middle of a call.
+        duplicate = stack.enter_context(connected.dup())
 
         def shut_down() -> None:
             with contextlib.suppress(OSError):
-                own.shutdown(socket.SHUT_RDWR)
+                duplicate.shutdown(socket.SHUT_RDWR)
 
-        stack.enter_context(switch.on_trip(shut_down))
+        stack.enter_context(token.on_cancel(shut_down))
         return stack.pop_all()

@@ -23,9 +23,11 @@ from oslotest import base
 
 from nova_snapext import conf
 from nova_snapext import driver
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
 from nova_snapext import plan as planning
-from nova_snapext import recovery
+from nova_snapext.recovery import recover
 
 DISK_SIZE = 8 * units.Mi
 
@@ -99,9 +101,11 @@ class GuestTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.useFixture(nova_fixtures.PrivsepFixture())
+        self.useFixture(fixtures.MockPatchObject(
+            privsep.context, 'client_mode', False))
         self.freezes = self.directory / self.id().rpartition('.')[2][:20]
         config = self.useFixture(config_fixture.Config(conf.CONF))
-        config.config(freeze_directory=str(self.freezes), group='snapext')
+        config.config(work_directory=str(self.freezes), group='snapext')
         self.journal = self.useFixture(fixtures.TempDir(
             rootdir=str(self.directory))).path
         config.config(journal_directory=self.journal, group='snapext')
@@ -163,7 +167,7 @@ class GuestTestCase(base.BaseTestCase):
 
     def plan_of(self, instance, disk):
         """The plan of a snapshot of a guest that is defined."""
-        guest = self.host.get_guest(instance)
+        guest = domain.get(self.host, instance)
         return planning.Plan(
             context=None, instance=instance, guest=guest,
             running=bool(guest.is_active()), disk=disk, image_id='',
@@ -178,8 +182,9 @@ class GuestTestCase(base.BaseTestCase):
 
     def recover(self, plan):
         """Clean up after a snapshot, as when nova-compute starts."""
-        recovery.recover(self.driver, journal.find(plan.instance.uuid),
-                         instance=plan.instance)
+        recover.recover_entry(
+            self.driver, journal.find(plan.instance.uuid),
+            instance=plan.instance)
 
     @staticmethod
     def forget_journal(plan):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unit tests share."""
+"""Base class of the unit tests, and a plan to start from."""
 
 from unittest import mock
 
 import fixtures
+import libvirt
 from nova import test
+from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.tests.unit import fake_instance
-from nova.virt.libvirt import guest as libvirt_guest
 
 from nova_snapext import conf
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import privsep
 from nova_snapext import plan as planning
 
 IMAGE_ID = 'c2c5d0ab-8a1c-4ac7-8b27-0ee2bd0e6d3b'
@@ -17,12 +20,44 @@ QCOW2 = planning.RootDisk(target='vda', storage='file', path='/i/disk',
                           format='qcow2')
 
 
+class _LibvirtError(libvirt.libvirtError, fakelibvirt.libvirtError):
+    """libvirt's error, also where Nova's fixture stands in for libvirt."""
+
+
+def libvirt_error(code, message='libvirt refuses', domain=0):
+    """Return an error as libvirt raises it.
+
+    :param code: one of libvirt's VIR_ERR_*
+    :param domain: one of libvirt's VIR_FROM_*: the part that raises it
+    """
+    return fakelibvirt.make_libvirtError(
+        _LibvirtError, message, error_code=code, error_domain=domain,
+        error_message=message)
+
+
+def fake_guest(running=True):
+    """Return a libvirt domain without jobs and without saved memory."""
+    guest = mock.create_autospec(domain.Domain, instance=True)
+    guest.is_active.return_value = running
+    guest.state.return_value = (
+        (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
+        if running else
+        (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN))
+    guest.job_stats.return_value = {'type': libvirt.VIR_DOMAIN_JOB_NONE}
+    guest.block_job_info.return_value = {}
+    guest.has_managed_save.return_value = False
+    return guest
+
+
 class TestCase(test.NoDBTestCase):
 
     CONF = conf.CONF
 
     def setUp(self):
         super().setUp()
+        # Nova's base class does this for Nova's own context.
+        self.useFixture(fixtures.MockPatchObject(
+            privsep.context, 'client_mode', False))
         self.journal = self.useFixture(fixtures.TempDir()).path
         self.flags(journal_directory=self.journal, group='snapext')
 
@@ -35,9 +70,7 @@ class TestCase(test.NoDBTestCase):
 
     def plan(self, disk=QCOW2, running=True, image_format='qcow2',
              domain_xml='<domain/>', **image_properties):
-        guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
-        guest._domain = mock.MagicMock()
-        guest._domain.jobStats.return_value = {'type': 0}
+        guest = fake_guest(running)
         guest.get_xml_desc.return_value = domain_xml
         return planning.Plan(
             context=None, instance=self.instance(**image_properties),

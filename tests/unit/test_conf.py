@@ -11,11 +11,11 @@ SAMPLE = (pathlib.Path(__file__).parents[2] / 'etc' /
 
 class ConfTest(base.TestCase):
 
-    def test_directories_are_nova_s_own_unless_configured(self):
+    def test_work_directory_defaults_to_that_of_nova(self):
         self.flags(snapshots_directory='/some/where', group='libvirt')
-        self.assertEqual('/some/where', conf.CONF.snapext.freeze_directory)
+        self.assertEqual('/some/where', conf.CONF.snapext.work_directory)
 
-    def test_the_sample_has_every_option(self):
+    def test_sample_contains_every_option(self):
         sample = SAMPLE.read_text()
         for option in conf.ALL_OPTS:
             self.assertIn(f'\n#{option.name} = ', sample)

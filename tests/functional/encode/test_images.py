@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of real disks, judged by QEMU and by what Glance inspects with."""
+"""Images of real disks, checked with QEMU and with Glance's inspector."""
 
 import array
 import hashlib
@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import random
+import threading
+import time
 import tracemalloc
 
 import fixtures
@@ -16,44 +18,46 @@ from oslotest import base
 from nova_snapext import encode
 from nova_snapext.encode import clusters
 from nova_snapext.encode import codec
-from nova_snapext.encode import packed as estimates
+from nova_snapext.encode import streaming
+from nova_snapext import exception
 from nova_snapext import read
 from nova_snapext.read import nbd
 from tests.functional.read import servers
+from tests.unit.encode import images
 
 KIB = 1024
 MIB = 1024 * KIB
 TIB = 1024 * 1024 * MIB
 
 
-def digest(pieces):
+def digest(chunks):
     result = hashlib.sha256()
-    for piece in pieces:
-        result.update(piece)
+    for chunk in chunks:
+        result.update(chunk)
     return result.hexdigest()
 
 
-def plain(disk):
-    return encode.Qcow2Encoder(disk, clusters.ClusterMap.of(disk))
+def streaming_encoder(disk, chosen, buffer_size, factor=1.0):
+    """Return an encoder with a wrong estimate of the image's size.
+
+    :param factor: the estimate, divided by the true size
+    """
+    found = clusters.ClusterMap.of_disk(disk)
+    estimate = streaming.estimate_size(disk, found, chosen)
+    return images.encoder_of(disk, streaming.StreamingQcow2Image(
+        disk, found, chosen, streaming.Estimate(array.array(
+            'I', (int(factor * size) for size in estimate.sizes))),
+        buffer_size,
+        threads=0 if isinstance(chosen, codec.NoCompression) else 2))
 
 
-def packed(disk, chosen, store, times=1.0):
-    """Give an encoder that expects an image so many times as large as is."""
-    found = clusters.ClusterMap.of(disk)
-    told = estimates.estimate(disk, found, chosen)
-    return encode.PackedQcow2Encoder(
-        disk, found, chosen, estimates.Estimate(array.array(
-            'I', (int(times * size) for size in told.sizes))),
-        store, threads=0 if isinstance(chosen, codec.Plain) else 2)
-
-
-def packing(disk):
-    """Give the encoders of all codecs, with tables at all kinds of places."""
-    yield packed(disk, codec.Plain(), store=64 * MIB)
-    yield packed(disk, codec.Plain(), store=1, times=0.5)
-    yield packed(disk, codec.Zlib(1), store=64 * MIB)
-    yield packed(disk, codec.Zstd(1), store=1, times=0.5)
-    yield packed(disk, codec.Zstd(1), store=1, times=1.5)
+def streaming_encoders(disk):
+    """Return encoders with all codecs, and with tables at several offsets."""
+    yield streaming_encoder(disk, codec.NoCompression(), 64 * MIB)
+    yield streaming_encoder(disk, codec.NoCompression(), 1, factor=0.5)
+    yield streaming_encoder(disk, codec.Zlib(1), 64 * MIB)
+    yield streaming_encoder(disk, codec.Zstd(1), 1, factor=0.5)
+    yield streaming_encoder(disk, codec.Zstd(1), 1, factor=1.5)
 
 
 class EncodeTestCase(base.BaseTestCase):
@@ -83,11 +87,11 @@ class EncodeTestCase(base.BaseTestCase):
         return disk
 
     def write(self, encoder):
-        """Write an image, and give its path."""
+        """Write an image, and return its path."""
         path = self.path('image')
         with open(path, 'wb') as file:
-            for piece in encoder.stream():
-                file.write(piece)
+            for chunk in encoder.stream():
+                file.write(chunk)
         return path
 
     def virtual_size(self, path):
@@ -95,7 +99,7 @@ class EncodeTestCase(base.BaseTestCase):
             'info', '--output=json', path))['virtual-size']
 
     def assert_image(self, encoder):
-        """QEMU finds the disk in the image, and nothing to complain of."""
+        """Check that QEMU finds the disk in the image, and no errors."""
         path = self.write(encoder)
         self.assertEqual(os.path.getsize(path), encoder.size)
         if encoder.image_format == 'qcow2':
@@ -106,38 +110,37 @@ class EncodeTestCase(base.BaseTestCase):
 
 
 class Disks:
-    """What each kind of disk has to pass."""
+    """Tests of each kind of disk."""
 
     def create_disk(self):
         raise NotImplementedError
 
     def encoders(self, disk):
         yield encode.RawEncoder(disk)
-        yield plain(disk)
-        yield from packing(disk)
+        yield images.plain_encoder(disk)
+        yield from streaming_encoders(disk)
 
-    def test_the_image_holds_what_the_disk_holds(self):
+    def test_image_equals_the_disk(self):
         self.create_disk()
         for encoder in self.encoders(self.connect()):
             self.assert_image(encoder)
 
-    def test_every_stream_is_the_same(self):
+    def test_streams_are_identical(self):
         self.create_disk()
         for encoder in self.encoders(self.connect()):
             first = digest(encoder.stream())
             self.assertEqual(first, digest(encoder.stream()))
 
-    def test_a_stream_is_whole_after_others_were_given_up(self):
+    def test_stream_is_complete_after_incomplete_streams(self):
         self.create_disk()
         for encoder in self.encoders(self.connect()):
             whole = digest(encoder.stream())
-            for pieces in (1, 5, 30):
-                given_up = encoder.stream()
-                list(itertools.islice(given_up, pieces))
-                # As an upload does that was interrupted: some close it, and
-                # some just forget it.
-                if pieces > 1:
-                    given_up.close()
+            for chunks in (1, 5, 30):
+                incomplete = encoder.stream()
+                list(itertools.islice(incomplete, chunks))
+                # An interrupted upload closes its stream, or just drops it.
+                if chunks > 1:
+                    incomplete.close()
                 self.assertEqual(whole, digest(encoder.stream()))
 
 
@@ -146,10 +149,10 @@ class EmptyDiskTest(Disks, EncodeTestCase):
     def create_disk(self):
         self.create(1024 * MIB)
 
-    def test_a_qcow2_of_nothing_is_four_clusters(self):
+    def test_qcow2_of_an_empty_disk_has_four_clusters(self):
         self.create_disk()
         self.assertEqual(4 * 64 * KIB,
-                         plain(self.connect()).size)
+                         images.plain_encoder(self.connect()).size)
 
 
 class FullDiskTest(Disks, EncodeTestCase):
@@ -183,17 +186,18 @@ class ZerosAndHolesTest(Disks, EncodeTestCase):
                     'write -z 20M 4M', 'write -P 5 30M 4M',
                     'discard 31M 1M')
 
-    def test_zeros_that_were_written_are_left_out_of_a_qcow2(self):
+    def test_written_zeros_are_left_out_of_a_qcow2(self):
         self.create_disk()
         disk = self.connect()
         tables = 5 * 64 * KIB
-        # Of data there are 8 MiB, with zeros in all but one cluster, and 4
-        # MiB less the discarded one.
-        self.assertEqual(tables + 64 * KIB + 3 * MIB, sum(map(len, packed(
-            disk, codec.Plain(), store=64 * MIB).stream())))
-        self.assertEqual(tables + 11 * MIB, plain(disk).size)
+        # 8 MiB are allocated with zeros in all but one cluster, and 4 MiB
+        # with data, 1 MiB of it is discarded.
+        encoder = streaming_encoder(disk, codec.NoCompression(), 64 * MIB)
+        self.assertEqual(tables + 64 * KIB + 3 * MIB,
+                         sum(map(len, encoder.stream())))
+        self.assertEqual(tables + 11 * MIB, images.plain_encoder(disk).size)
 
-    def test_holes_are_not_read_for_a_raw_image(self):
+    def test_raw_image_does_not_read_holes(self):
         self.create_disk()
         disk = self.connect()
         digest(encode.RawEncoder(disk).stream())
@@ -201,7 +205,7 @@ class ZerosAndHolesTest(Disks, EncodeTestCase):
 
 
 class SmallClustersTest(Disks, EncodeTestCase):
-    """Extents that begin and end within the image's clusters."""
+    """Extents that begin and end within clusters of the image."""
 
     def create_disk(self):
         servers.qemu_img('create', '-f', 'qcow2', '-o', 'cluster_size=512',
@@ -212,12 +216,12 @@ class SmallClustersTest(Disks, EncodeTestCase):
 
 
 class UnalignedDiskTest(Disks, EncodeTestCase):
-    """The last sector is alone in its cluster."""
+    """A disk whose last cluster is one sector."""
 
     def create_disk(self):
         self.create(3 * MIB + 512, 'write -P 1 3M 512', 'write -P 2 1M 4k')
 
-    def test_the_image_has_the_size_of_the_disk(self):
+    def test_image_has_the_size_of_the_disk(self):
         self.create_disk()
         for encoder in self.encoders(self.connect()):
             self.assertEqual(3 * MIB + 512,
@@ -232,20 +236,20 @@ class UnalignedSparseDiskTest(Disks, EncodeTestCase):
 
 
 class SeveralTablesTest(Disks, EncodeTestCase):
-    """Data on both sides of where one L2 table ends and another begins."""
+    """Data on both sides of the end of an L2 table."""
 
     def create_disk(self):
         self.create(2048 * MIB, 'write -P 1 511M 2M', 'write -P 2 1535M 2M',
                     'write -P 3 0 64k', 'write -P 4 2047M 1M')
 
     def encoders(self, disk):
-        # A raw image of it takes long, and tells nothing new.
-        yield plain(disk)
-        yield from packing(disk)
+        # A raw image would take long, and add nothing.
+        yield images.plain_encoder(disk)
+        yield from streaming_encoders(disk)
 
 
 class CompressibleDiskTest(Disks, EncodeTestCase):
-    """Clusters of all kinds, in an order without order."""
+    """Clusters of all kinds, in random order."""
 
     disk_format = 'raw'
 
@@ -259,25 +263,26 @@ class CompressibleDiskTest(Disks, EncodeTestCase):
             for _cluster in range(512):
                 file.write(chance.choice(kinds)())
 
-    def test_it_says_by_what_it_is_compressed(self):
+    def test_qemu_finds_the_compression_type(self):
         self.create_disk()
-        for encoder in packing(self.connect()):
-            made = json.loads(servers.qemu_img(
+        for encoder in streaming_encoders(self.connect()):
+            info = json.loads(servers.qemu_img(
                 'info', '--output=json', self.write(encoder)))
+            codec_used = encoder._image.codec
             self.assertEqual(
-                ('1.1', ['zlib', 'zstd'][encoder._codec.compression_type],
-                 False),
-                tuple(made['format-specific']['data'][key] for key in (
+                ('1.1', ['zlib', 'zstd'][codec_used.compression_type], False),
+                tuple(info['format-specific']['data'][key] for key in (
                     'compat', 'compression-type', 'extended-l2')))
 
-    def test_it_is_read_once_where_the_store_is_large_enough(self):
+    def test_disk_is_read_once_if_the_buffer_is_large_enough(self):
         self.create_disk()
         disk = self.connect()
-        for chosen in (codec.Plain(), codec.Zstd(1)):
+        for chosen in (codec.NoCompression(), codec.Zstd(1)):
             before = disk.bytes_read
-            for _piece in packed(disk, chosen, store=64 * MIB).stream():
+            for _chunk in streaming_encoder(
+                    disk, chosen, 64 * MIB).stream():
                 pass
-            # And the sample.
+            # The sample of 64 clusters is read in addition.
             self.assertEqual((512 + 64) * 64 * KIB, disk.bytes_read - before)
 
 
@@ -288,18 +293,18 @@ class SparseTebibyteTest(EncodeTestCase):
         self.create(TIB, *(f'write -P {number % 255 + 1} {number * 4}G 64k'
                            for number in range(256)))
 
-    def test_the_image_holds_what_the_disk_holds(self):
-        image = self.assert_image(plain(self.connect()))
+    def test_image_equals_the_disk(self):
+        image = self.assert_image(images.plain_encoder(self.connect()))
         self.assertEqual(TIB, self.virtual_size(image))
 
-    def test_it_takes_the_memory_of_the_requests_under_way(self):
+    def test_stream_takes_the_memory_of_the_requests_in_flight(self):
         disk = self.connect()
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        digest(plain(disk).stream())
+        digest(images.plain_encoder(disk).stream())
         self.assertLess(
             tracemalloc.get_traced_memory()[1],
-            nbd.MOST_IN_FLIGHT * nbd.REQUEST_SIZE + 2 * MIB)
+            nbd.MAX_IN_FLIGHT * nbd.REQUEST_SIZE + 2 * MIB)
 
 
 class InspectionTest(EncodeTestCase):
@@ -307,21 +312,50 @@ class InspectionTest(EncodeTestCase):
     def encoders(self):
         self.create(64 * MIB, 'write -P 1 0 1M')
         disk = self.connect()
-        yield plain(disk)
-        yield from packing(disk)
+        yield images.plain_encoder(disk)
+        yield from streaming_encoders(disk)
 
-    def test_glance_takes_the_stream_for_a_qcow2_while_it_comes(self):
+    def test_glance_inspector_detects_qcow2_in_the_stream(self):
         for encoder in self.encoders():
             inspector = format_inspector.QcowInspector()
-            for piece in encoder.stream():
-                inspector.eat_chunk(bytes(piece))
+            for chunk in encoder.stream():
+                inspector.eat_chunk(bytes(chunk))
             self.assertTrue(inspector.format_match)
             inspector.safety_check()
             self.assertEqual(64 * MIB, inspector.virtual_size)
 
-    def test_nova_takes_it_for_a_qcow2(self):
+    def test_nova_inspector_detects_qcow2_in_the_file(self):
         for encoder in self.encoders():
             inspector = format_inspector.detect_file_format(
                 self.write(encoder))
             self.assertEqual('qcow2', str(inspector))
             inspector.safety_check()
+
+
+class AbortTest(EncodeTestCase):
+
+    def setUp(self):
+        super().setUp()
+        # A read takes an hour.
+        server = self.useFixture(servers.nbdkit(
+            '--filter=delay', 'pattern', '64M', 'rdelay=3600'))
+        self.disk = read.Disk(read.unix_uri(server.socket, ''), timeout=3600)
+        self.disk.__enter__()
+        self.addCleanup(self.disk.__exit__)
+        self.encoder = encode.encoder('qcow2', self.disk)
+
+    def test_abort_during_sampling_fails_the_encoder(self):
+        errors = []
+        thread = threading.Thread(target=lambda: errors.append(
+            self.assertRaises(exception.DiskReadError,
+                              self.encoder.__enter__)))
+        thread.start()
+        while not self.disk._in_flight:
+            time.sleep(0.01)
+        self.encoder.abort()
+        thread.join()
+        self.assertIn('aborted', str(errors[0]))
+
+    def test_abort_before_entering_fails_the_encoder(self):
+        self.encoder.abort()
+        self.assertRaises(exception.DiskReadError, self.encoder.__enter__)

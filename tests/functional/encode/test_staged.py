@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that qemu-img stages, of real disks."""
+"""Images of real disks, staged by qemu-img."""
 
 import contextlib
 import itertools
@@ -19,28 +19,30 @@ from oslo_utils.imageutils import format_inspector
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
-from nova_snapext.freeze import backup
-from nova_snapext.freeze import cold
 from nova_snapext import read
+from nova_snapext.strategies import backup
+from nova_snapext.strategies import cold
 from tests.functional import base
 from tests.functional.encode import test_images
 from tests.functional.read import servers
 
 KIB, MIB = test_images.KIB, test_images.MIB
 
-# Seconds for something to happen that is about to.
+# Seconds until an expected event counts as missing.
 SOON = 60
 
 ENCODERS = (encode.VdiEncoder, encode.VmdkEncoder)
 
-# What nbdkit answers a read with.
+# Scripts with which nbdkit answers a read.
 ZEROS = 'dd if=/dev/zero bs=$3 count=1 status=none'
-FAIL_BEHIND = 'if [ $4 -ge 4194304 ]; then echo EIO >&2; exit 1; fi; ' + ZEROS
-# Nobody waits for a script when nbdkit is killed: it has to die with it.
-MORTAL = 'exec setpriv --pdeathsig KILL '
-HANG = MORTAL + 'sleep infinity'
-TELL_AND_HANG = 'echo > {fifo}; ' + HANG
-HANG_UNTIL_TOLD = (MORTAL + 'sh -c "read _ < {fifo}; ' + ZEROS + '"')
+FAIL_AFTER_4_MIB = (
+    'if [ $4 -ge 4194304 ]; then echo EIO >&2; exit 1; fi; ' + ZEROS)
+# A killed nbdkit leaves its script running: it has to be killed as well.
+DIE_WITH_NBDKIT = 'exec setpriv --pdeathsig KILL '
+HANG = DIE_WITH_NBDKIT + 'sleep infinity'
+SIGNAL_AND_HANG = 'echo > {fifo}; ' + HANG
+HANG_UNTIL_SIGNALLED = (
+    DIE_WITH_NBDKIT + 'sh -c "read _ < {fifo}; ' + ZEROS + '"')
 
 STAGE = """
 import sys
@@ -61,9 +63,9 @@ conf.CONF.set_override('snapshots_directory', directory, 'libvirt')
 conf.CONF.set_override('read_timeout', read_timeout, 'snapext')
 
 
-def looks():
+def cpu_times():
     yield 1
-    # So late, the server is told to answer.
+    # Only now the server is signalled to answer.
     open(fifo, 'w').close()
     yield from range(2, 1000)
 
@@ -74,7 +76,7 @@ def stage():
 
 
 with mock.patch.object(psutil, 'Process') as process:
-    process.return_value.cpu_times.side_effect = looks()
+    process.return_value.cpu_times.side_effect = cpu_times()
     print(utils.tpool_wrap(stage)())
 """
 
@@ -89,7 +91,7 @@ class StagedTestCase(test_images.EncodeTestCase):
 
 
 class Staged:
-    """Staged images of a kind of disk that streamed ones are made of."""
+    """Staged images of the same kinds of disks as streamed images."""
 
     def encoders(self, disk):
         for encoder in ENCODERS:
@@ -102,12 +104,12 @@ class Staged:
         inspector = inspected(path)
         self.assertEqual(encoder.image_format, str(inspector))
         self.assertEqual(self.virtual_size(path), inspector.virtual_size)
-        self.assertLessEqual(encoder.size, encoder.largest_size())
+        self.assertLessEqual(encoder.size, encoder.max_size())
         return path
 
 
 def inspected(path):
-    """Look at an image as Glance does while it comes: oslo.utils decides."""
+    """Inspect an image with oslo.utils, as Glance does during an upload."""
     with open(path, 'rb') as file:
         wrapper = format_inspector.InspectWrapper(file)
         while wrapper.read(64 * KIB):
@@ -123,17 +125,17 @@ class EmptyDiskTest(Staged, test_images.Disks, StagedTestCase):
 
 
 class FullDiskTest(Staged, test_images.Disks, StagedTestCase):
-    """Of noise, which can't be compressed."""
+    """Random data, which can't be compressed."""
 
     disk_format = 'raw'
     create_disk = test_images.FullDiskTest.create_disk
 
-    def test_a_staged_image_is_no_larger_than_was_asked_room_for(self):
+    def test_staged_image_is_not_larger_than_the_reserved_space(self):
         self.create_disk()
         for encoder in self.encoders(self.connect()):
-            most = encoder.largest_size()
-            self.assertLessEqual(encoder.size, most)
-            self.assertGreater(encoder.size, most - 2 * encoder.GRAIN)
+            largest = encoder.max_size()
+            self.assertLessEqual(encoder.size, largest)
+            self.assertGreater(encoder.size, largest - 2 * encoder.GRAIN)
 
 
 class BackingChainTest(Staged, test_images.Disks, StagedTestCase):
@@ -151,8 +153,8 @@ class UnalignedDiskTest(Staged, test_images.Disks, StagedTestCase):
     create_disk = test_images.UnalignedDiskTest.create_disk
 
 
-class SmallRoomTestCase(StagedTestCase):
-    """A file system of its own shows what is left, with a name or without."""
+class SmallFileSystemTestCase(StagedTestCase):
+    """A separate file system shows leaks, also of files without a name."""
 
     SIZE = 4 * MIB
 
@@ -164,14 +166,14 @@ class SmallRoomTestCase(StagedTestCase):
         self.addCleanup(base.run, 'umount', str(self.snapshots))
         self.config(reserved_host_disk_mb=0)
 
-    def served(self, pread, size='1M', **names):
-        """Serve a disk that answers each read by a script."""
+    def serve(self, pread, size='1M', **names):
+        """Serve a disk whose reads are answered by a script."""
         server = self.useFixture(servers.nbdkit(
             'eval', f'get_size=echo {size}', 'thread_model=echo parallel',
             f'pread={pread.format(**names)}'))
         self.uri = read.unix_uri(server.socket, '')
 
-    def connect_to_served(self, timeout=SOON):
+    def connect_to_server(self, timeout=SOON):
         disk = read.Disk(self.uri, timeout)
         disk.__enter__()
         self.addCleanup(disk.__exit__)
@@ -190,18 +192,19 @@ class SmallRoomTestCase(StagedTestCase):
         self.assertEqual([], self.qemu_imgs())
 
     def qemu_imgs(self):
-        """Processes of qemu-img that read what this test serves."""
+        """Return the pids of qemu-img processes that read the test's disk."""
         found = []
         for process in pathlib.Path('/proc').glob('[0-9]*'):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                words = (process / 'cmdline').read_bytes().split(b'\0')
-                if words[0] == b'qemu-img' and any(
-                        self.uri.encode() in word for word in words):
+            with contextlib.suppress(OSError):  # it has just ended
+                arguments = (process / 'cmdline').read_bytes().split(b'\0')
+                if arguments[0] == b'qemu-img' and any(
+                        self.uri.encode() in argument
+                        for argument in arguments):
                     found.append(int(process.name))
         return found
 
 
-class RoomTest(SmallRoomTestCase):
+class StagingSpaceTest(SmallFileSystemTestCase):
 
     def disk(self, *commands):
         self.create(64 * MIB, *commands)
@@ -209,24 +212,24 @@ class RoomTest(SmallRoomTestCase):
         self.uri = disk.uri
         return disk
 
-    def test_what_may_not_fit_is_refused_before_anything_is_written(self):
+    def test_image_that_may_not_fit_is_refused_before_it_is_written(self):
         disk = self.disk('write -P 1 0 4M')
         for encoder in ENCODERS:
             with mock.patch.object(
                     subprocess, 'Popen', side_effect=AssertionError
             ) as qemu_img:
                 error = self.assertRaises(
-                    encode.NoRoom, self.stage, disk, encoder)
+                    encode.InsufficientStagingSpace, self.stage, disk, encoder)
             qemu_img.assert_not_called()
-            # In whole pages, which a file on a tmpfs takes.
-            pages = -(-encoder(disk).largest_size() // mmap.PAGESIZE)
+            # In whole pages, as the file is on a tmpfs.
+            pages = -(-encoder(disk).max_size() // mmap.PAGESIZE)
             self.assertIn(f'may take {pages * mmap.PAGESIZE} bytes',
                           str(error))
-            self.assertIn(f'in {self.snapshots} there are {self.SIZE} bytes',
-                          str(error))
+            self.assertIn(f'only {self.SIZE} bytes are free for it in '
+                          f'{self.snapshots}', str(error))
             self.assert_nothing_left()
 
-    def test_what_fits_is_staged_and_its_space_given_back(self):
+    def test_image_that_fits_is_staged_and_its_space_is_freed(self):
         disk = self.disk('write -P 1 0 2M')
         for encoder in ENCODERS:
             with encoder(disk) as image:
@@ -235,7 +238,7 @@ class RoomTest(SmallRoomTestCase):
                 self.assertEqual(image.size, sum(map(len, image.stream())))
             self.assert_nothing_left()
 
-    def test_space_is_given_back_after_an_error_while_it_is_sent(self):
+    def test_error_during_the_upload_frees_the_space(self):
         disk = self.disk('write -P 1 0 2M')
 
         def send():
@@ -246,18 +249,17 @@ class RoomTest(SmallRoomTestCase):
         self.assertRaises(exception.ImageMismatch, send)
         self.assert_nothing_left()
 
-    def test_room_that_others_take_meanwhile_ends_it_in_qemu_img_s_words(
-            self):
+    def test_full_file_system_fails_with_the_message_of_qemu_img(self):
         disk = self.disk('write -P 1 0 8M')
-        with mock.patch.object(encode.VmdkEncoder, 'largest_size',
+        with mock.patch.object(encode.VmdkEncoder, 'max_size',
                                return_value=0):
             error = self.assertRaises(encode.EncodeError, self.stage, disk)
         self.assertIn('No space left on device', str(error))
         self.assert_nothing_left()
 
-    def test_qemu_img_keeps_to_the_limit_too(self):
+    def test_rate_limit_in_mib_is_passed_to_qemu_img_in_bytes(self):
         disk = self.disk('write -P 1 0 1M')
-        self.config(read_rate_limit=64 * MIB, group='snapext')
+        self.config(read_rate_limit_mbps=64, group='snapext')
         with mock.patch.object(subprocess, 'Popen',
                                side_effect=subprocess.Popen) as qemu_img, \
                 encode.VmdkEncoder(disk):
@@ -265,62 +267,62 @@ class RoomTest(SmallRoomTestCase):
         [command] = qemu_img.call_args.args
         self.assertIn(('-r', str(64 * MIB)), itertools.pairwise(command))
 
-    def test_what_was_read_is_what_the_disk_has_allocated(self):
+    def test_allocated_data_counts_in_bytes_read(self):
         disk = self.disk('write -P 1 0 1M', 'write -P 2 8M 64k')
         with encode.VmdkEncoder(disk) as image:
             self.assertEqual(MIB + 64 * KIB, image.bytes_read)
 
 
-class BrokenDiskTest(SmallRoomTestCase):
+class BrokenDiskTest(SmallFileSystemTestCase):
 
     SIZE = 16 * MIB
 
-    def test_a_disk_that_goes_meanwhile_is_a_read_error(self):
+    def test_server_that_dies_during_staging_is_a_read_error(self):
         # The script's parent is the server.
-        self.served('kill -KILL $PPID')
-        disk = self.connect_to_served()
+        self.serve('kill -KILL $PPID')
+        disk = self.connect_to_server()
         error = self.assertRaises(exception.DiskReadError, self.stage, disk)
-        self.assertIn('Encoding a vmdk image failed: qemu-img: ',
+        self.assertIn('Could not encode the vmdk image: qemu-img: ',
                       ''.join(traceback.format_exception(error)))
         self.assert_nothing_left()
 
-    def test_a_part_that_can_not_be_read_ends_it_in_qemu_img_s_words(self):
-        self.served(FAIL_BEHIND, size='8M')
-        disk = self.connect_to_served()
+    def test_unreadable_part_fails_with_the_message_of_qemu_img(self):
+        self.serve(FAIL_AFTER_4_MIB, size='8M')
+        disk = self.connect_to_server()
         error = self.assertRaises(encode.EncodeError, self.stage, disk)
         self.assertIn('Input/output error', str(error))
         self.assertIn('4194304', str(error))
         self.assert_nothing_left()
 
-    def test_a_silent_disk_is_given_up(self):
+    def test_server_that_does_not_respond_is_a_read_error(self):
         self.config(read_timeout=1, group='snapext')
-        self.served(HANG)
-        disk = self.connect_to_served(timeout=0.5)
+        self.serve(HANG)
+        disk = self.connect_to_server(timeout=0.5)
         error = self.assertRaises(exception.DiskReadError, self.stage, disk)
-        self.assertIn('silent', str(error))
+        self.assertIn('did not respond', str(error))
         self.assert_nothing_left()
 
-    def test_a_server_without_a_place_for_qemu_img_is_given_up(self):
+    def test_server_that_accepts_no_second_client_is_an_encode_error(self):
         self.config(read_timeout=1, group='snapext')
         self.create(MIB, 'write -P 1 0 1M')
         server = self.useFixture(servers.Server(
             'qemu-nbd', '--read-only', '--shared=1', self.disk_path))
         self.uri = read.unix_uri(server.socket, '')
-        disk = self.connect_to_served()
+        disk = self.connect_to_server()
         error = self.assertRaises(encode.EncodeError, self.stage, disk)
-        self.assertIn('nothing for 1 seconds', str(error))
+        self.assertIn('no progress for 1 seconds', str(error))
         self.assert_nothing_left()
 
-    def test_a_host_without_qemu_img_says_so(self):
-        self.served(ZEROS)
-        disk = self.connect_to_served()
+    def test_missing_program_is_named_in_the_error(self):
+        self.serve(ZEROS)
+        disk = self.connect_to_server()
         with mock.patch.dict(os.environ, PATH='/nonexistent'):
             error = self.assertRaises(encode.EncodeError, self.stage, disk)
         self.assertIn('setpriv', str(error))
         self.assert_nothing_left()
 
 
-class AbortTest(SmallRoomTestCase):
+class AbortTest(SmallFileSystemTestCase):
 
     SIZE = 16 * MIB
 
@@ -328,12 +330,12 @@ class AbortTest(SmallRoomTestCase):
         super().setUp()
         self.fifo = self.path('fifo')
         os.mkfifo(self.fifo)
-        self.served(TELL_AND_HANG, fifo=self.fifo)
-        self.encoder = encode.VmdkEncoder(self.connect_to_served())
+        self.serve(SIGNAL_AND_HANG, fifo=self.fifo)
+        self.encoder = encode.VmdkEncoder(self.connect_to_server())
 
-    def test_an_image_that_is_staged_is_given_up_at_once(self):
+    def test_abort_during_staging_ends_qemu_img(self):
         def abort():
-            # The server has told that qemu-img waits for it.
+            # The server has signalled that qemu-img waits for it.
             with open(self.fifo):
                 self.encoder.abort()
 
@@ -342,7 +344,7 @@ class AbortTest(SmallRoomTestCase):
         self.addCleanup(thread.join)
         self.assertRaises(exception.DiskReadError, self.stage_aborted)
 
-    def test_one_that_was_given_up_before_is_not_begun(self):
+    def test_abort_before_staging_prevents_it(self):
         self.encoder.abort()
         self.assertRaises(exception.DiskReadError, self.stage_aborted)
 
@@ -355,8 +357,8 @@ class AbortTest(SmallRoomTestCase):
         super().tearDown()
 
 
-class ProcessTest(SmallRoomTestCase):
-    """Staging in a process of its own."""
+class ProcessTest(SmallFileSystemTestCase):
+    """Staging in a separate process."""
 
     def setUp(self):
         super().setUp()
@@ -373,12 +375,12 @@ class ProcessTest(SmallRoomTestCase):
         self.assertEqual([descriptor],
                          select.select([descriptor], [], [], SOON)[0])
 
-    def test_a_nova_compute_that_is_killed_takes_all_with_it(self):
-        told = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
-        self.addCleanup(os.close, told)
-        self.served(TELL_AND_HANG, fifo=self.fifo)
+    def test_kill_of_nova_compute_ends_qemu_img_and_frees_the_space(self):
+        signalled = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, signalled)
+        self.serve(SIGNAL_AND_HANG, fifo=self.fifo)
         process = self.start()
-        self.await_readable(told)
+        self.await_readable(signalled)
         [qemu_img] = self.qemu_imgs()
         pidfd = os.pidfd_open(qemu_img)
         self.addCleanup(os.close, pidfd)
@@ -388,8 +390,8 @@ class ProcessTest(SmallRoomTestCase):
         process.wait()
         self.assert_nothing_left()
 
-    def test_what_takes_long_is_waited_for_in_both_of_nova_s_modes(self):
-        self.served(HANG_UNTIL_TOLD, fifo=self.fifo)
+    def test_slow_disk_is_staged_under_threading_and_eventlet(self):
+        self.serve(HANG_UNTIL_SIGNALLED, fifo=self.fifo)
         for backend in ('threading', 'eventlet'):
             process = self.start(backend, read_timeout=1)
             self.assertEqual('True\n', process.communicate(timeout=SOON)[0])
@@ -397,7 +399,7 @@ class ProcessTest(SmallRoomTestCase):
 
 
 class FrozenGuestTest(base.GuestTestCase):
-    """What the strategies serve can be read by qemu-img beside ourselves."""
+    """qemu-img can read the exports of the strategies as a second client."""
 
     def assert_stages(self, strategy, disk, plan):
         self.config = self.useFixture(config_fixture.Config(conf.CONF)).config
@@ -408,17 +410,17 @@ class FrozenGuestTest(base.GuestTestCase):
                 with encoder(export) as image:
                     self.assertGreaterEqual(
                         image.bytes_read, base.DISK_SIZE)
-                # Once more, after qemu-img has left.
+                # Again, after qemu-img has disconnected.
                 self.assertEqual(
                     base.DISK_SIZE,
                     sum(map(len, encode.RawEncoder(export).stream())))
         self.assert_nothing_left(plan)
 
-    def test_a_backup_job(self):
+    def test_export_of_a_backup_job_is_staged(self):
         disk = self.chained_qcow2()
         self.assert_stages(backup.BackupStrategy, disk, self.guest(disk))
 
-    def test_a_qemu_nbd(self):
+    def test_export_of_qemu_nbd_is_staged(self):
         disk = self.chained_qcow2()
         self.assert_stages(cold.ColdStrategy, disk,
                            self.guest(disk, running=False))

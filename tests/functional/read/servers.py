@@ -8,22 +8,22 @@ import subprocess
 
 import fixtures
 
-# Hands the listening socket over by socket activation, sd_listen_fds(3): a
-# client can connect before the server is up, so nobody has to wait for it.
+# Passes the listening socket by socket activation, sd_listen_fds(3): a client
+# can connect before the server is up, so the tests need not wait for it.
 ACTIVATE = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{fd}'
 
 
 class Server(fixtures.Fixture):
     """An NBD server on a Unix socket.
 
-    :param command: that serves on the socket it is started with
+    :param command: a server that supports socket activation
     """
 
     def __init__(self, *command):
         self.command = command
 
     def _setUp(self):
-        # What a URI has to escape is in the path.
+        # The path has characters that a URI must escape.
         directory = os.path.join(self.useFixture(fixtures.TempDir()).path,
                                  'a&b c+d%')
         os.mkdir(directory)
@@ -44,18 +44,18 @@ class Server(fixtures.Fixture):
         self.process.wait()
 
     def freeze(self):
-        """Make it silent, with all its connections open."""
+        """Stop its responses, with all its connections open."""
         self.process.send_signal(signal.SIGSTOP)
 
 
 def qemu_nbd(path, image_format='qcow2', export='vda'):
-    """Serve an image as the strategies do."""
+    """Return a server of an image, as the strategies start it."""
     return Server('qemu-nbd', '--read-only', '--persistent', '--shared=2',
                   '--format', image_format, '--export-name', export, path)
 
 
 def nbdkit(*arguments):
-    """Serve what nbdkit makes up."""
+    """Return a server of an nbdkit plugin."""
     return Server('nbdkit', '--foreground', *arguments)
 
 

@@ -15,7 +15,7 @@ from oslotest import base
 from nova_snapext import exception
 from nova_snapext import read
 from nova_snapext.read import nbd
-from nova_snapext.read import pace
+from nova_snapext.read import rate_limiter
 from tests.functional.read import servers
 
 KIB = 1024
@@ -39,7 +39,7 @@ class DiskTestCase(base.BaseTestCase):
         return disk
 
     def random_disk(self, size):
-        """Serve and return random content."""
+        """Serve random content, and return the server and the content."""
         content = os.urandom(size)
         with open(self.path('random'), 'wb') as file:
             file.write(content)
@@ -60,7 +60,7 @@ class ExtentsTest(DiskTestCase):
         servers.qemu_io(self.path('overlay'), 'write -P 2 4M 64k',
                         'write -z 1M 64k', 'write -P 3 15M 1M')
 
-    def test_extents_see_through_the_backing_chain(self):
+    def test_extents_include_the_backing_chain(self):
         disk = self.connect(
             self.useFixture(servers.qemu_nbd(self.path('overlay'))))
         self.assertEqual(16 * MIB, disk.size)
@@ -74,8 +74,7 @@ class ExtentsTest(DiskTestCase):
             read.Extent(15 * MIB, MIB, True)], list(disk.extents()))
         self.assertEqual(0, disk.bytes_read)
 
-    def test_extents_are_the_same_in_whatever_strides_they_are_asked_for(
-            self):
+    def test_extents_do_not_depend_on_the_request_size(self):
         disk = self.connect(
             self.useFixture(servers.qemu_nbd(self.path('overlay'))))
         expected = list(disk.extents())
@@ -83,12 +82,12 @@ class ExtentsTest(DiskTestCase):
             'nova_snapext.read.nbd.STATUS_STRIDE', 64 * KIB))
         self.assertEqual(expected, list(disk.extents()))
 
-    def test_without_base_allocation_all_is_data(self):
+    def test_disk_without_base_allocation_is_all_data(self):
         disk = self.connect(self.useFixture(
             servers.nbdkit('--no-sr', 'memory', '1M')))
         self.assertEqual([read.Extent(0, MIB, True)], list(disk.extents()))
 
-    def test_a_disk_of_no_bytes_has_no_extents(self):
+    def test_empty_disk_has_no_extents(self):
         with open(self.path('empty'), 'wb'):
             pass
         disk = self.connect(self.useFixture(
@@ -98,108 +97,108 @@ class ExtentsTest(DiskTestCase):
 
 class ReadTest(DiskTestCase):
 
-    def test_all_that_is_read_is_what_the_disk_holds(self):
+    def test_data_read_equals_the_content_of_the_disk(self):
         server, content = self.random_disk(20 * MIB + 512)
         disk = self.connect(server)
         position = 0
-        for offset, piece in disk.read([(0, disk.size)]):
+        for offset, chunk in disk.read([(0, disk.size)]):
             self.assertEqual(position, offset)
-            self.assertEqual(content[offset:offset + len(piece)], piece)
-            position += len(piece)
+            self.assertEqual(content[offset:offset + len(chunk)], chunk)
+            position += len(chunk)
         self.assertEqual(len(content), position)
         self.assertEqual(len(content), disk.bytes_read)
 
-    def test_runs_of_any_length_come_in_order(self):
+    def test_ranges_of_any_length_are_read_in_order(self):
         server, content = self.random_disk(4 * MIB)
         disk = self.connect(server)
-        runs = [(512, 512), (64 * KIB, 64 * KIB), (200 * KIB, MIB),
-                (4 * MIB - 512, 512)]
+        ranges = [(512, 512), (64 * KIB, 64 * KIB), (200 * KIB, MIB),
+                  (4 * MIB - 512, 512)]
         self.assertEqual(
             b''.join(content[offset:offset + length]
-                     for offset, length in runs),
-            b''.join(piece for _offset, piece in disk.read(runs)))
+                     for offset, length in ranges),
+            b''.join(chunk for _offset, chunk in disk.read(ranges)))
 
-    def test_pieces_that_are_held_stay_as_they_are(self):
+    def test_kept_chunks_do_not_change(self):
         server, content = self.random_disk(32 * MIB)
         disk = self.connect(server)
         held = list(disk.read([(0, disk.size)]))
-        # Nor does another pass touch them.
-        for _piece in disk.read([(0, disk.size)]):
+        # Another pass does not change them either.
+        for _chunk in disk.read([(0, disk.size)]):
             pass
-        for offset, piece in held:
-            self.assertEqual(content[offset:offset + len(piece)], piece)
+        for offset, chunk in held:
+            self.assertEqual(content[offset:offset + len(chunk)], chunk)
 
-    def test_pieces_that_nobody_holds_take_no_memory(self):
+    def test_released_chunks_take_no_memory(self):
         server, _content = self.random_disk(64 * MIB)
         disk = self.connect(server)
-        for _piece in disk.read([(0, disk.size)]):
+        for _chunk in disk.read([(0, disk.size)]):
             pass
         self.assertLessEqual(len(disk._buffers),
-                             nbd.MOST_IN_FLIGHT + 2)
+                             nbd.MAX_IN_FLIGHT + 2)
 
-    def test_reading_begins_anew_after_it_was_given_up(self):
+    def test_disk_can_be_read_again_after_an_incomplete_read(self):
         server, content = self.random_disk(16 * MIB)
         disk = self.connect(server)
-        for pieces in (0, 1, 20):
-            given_up = disk.read([(0, disk.size)])
-            for _piece in range(pieces):
-                next(given_up)
-            given_up.close()
+        for chunks in (0, 1, 20):
+            incomplete = disk.read([(0, disk.size)])
+            for _chunk in range(chunks):
+                next(incomplete)
+            incomplete.close()
             digest = hashlib.sha256()
-            for _offset, piece in disk.read([(0, disk.size)]):
-                digest.update(piece)
+            for _offset, chunk in disk.read([(0, disk.size)]):
+                digest.update(chunk)
             self.assertEqual(hashlib.sha256(content).digest(),
                              digest.digest())
 
-    def test_what_was_given_up_counts_as_read_too(self):
+    def test_incomplete_read_counts_in_bytes_read(self):
         server, _content = self.random_disk(16 * MIB)
         disk = self.connect(server)
-        given_up = disk.read([(0, disk.size)])
-        next(given_up)
-        given_up.close()
-        for _piece in disk.read([(0, disk.size)]):
+        incomplete = disk.read([(0, disk.size)])
+        next(incomplete)
+        incomplete.close()
+        for _chunk in disk.read([(0, disk.size)]):
             pass
-        self.assertEqual(nbd.LEAST_IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
+        self.assertEqual(nbd.MIN_IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
                          disk.bytes_read)
 
-    def test_more_reads_are_under_way_where_the_storage_is_slow(self):
+    def test_slow_storage_gets_more_reads_in_flight(self):
         server = self.useFixture(servers.nbdkit(
             '--threads=64', '--filter=log', '--filter=delay', 'memory', '64M',
             'rdelay=20ms', f'logfile={self.path("log")}'))
-        for _piece in self.connect(server).read([(0, 64 * MIB)]):
+        for _chunk in self.connect(server).read([(0, 64 * MIB)]):
             pass
         with open(self.path('log')) as log:
             events = re.findall(r' (\.\.\.)?Read id=', log.read())
-        under_way = list(itertools.accumulate(
+        in_flight = list(itertools.accumulate(
             -1 if ended else 1 for ended in events))
-        self.assertEqual(nbd.MOST_IN_FLIGHT, max(under_way))
-        self.assertEqual(0, under_way[-1])
+        self.assertEqual(nbd.MAX_IN_FLIGHT, max(in_flight))
+        self.assertEqual(0, in_flight[-1])
 
-    def test_extents_may_be_asked_for_while_reading(self):
+    def test_extents_can_be_requested_during_a_read(self):
         server, content = self.random_disk(16 * MIB)
         disk = self.connect(server)
-        runs = ((extent.offset, extent.length)
-                for _time in range(3) for extent in disk.extents())
+        ranges = ((extent.offset, extent.length)
+                  for _time in range(3) for extent in disk.extents())
         self.assertEqual(
-            content * 3, b''.join(piece for _offset, piece
-                                  in disk.read(runs)))
+            content * 3, b''.join(chunk for _offset, chunk
+                                  in disk.read(ranges)))
 
-    def test_an_export_with_an_odd_name_is_found(self):
+    def test_export_name_with_reserved_characters_is_escaped(self):
         with open(self.path('raw'), 'wb') as file:
             file.truncate(MIB)
         server = self.useFixture(
             servers.qemu_nbd(self.path('raw'), 'raw', export='a/b?é &%'))
         self.assertEqual(MIB, self.connect(server, 'a/b?é &%').size)
 
-    def test_it_reads_on_a_thread_of_the_caller(self):
+    def test_disk_can_be_read_in_another_thread(self):
         server, content = self.random_disk(4 * MIB)
         disk = self.connect(server)
-        got = []
-        thread = threading.Thread(target=lambda: got.extend(
-            piece for _offset, piece in disk.read([(0, disk.size)])))
+        chunks_read = []
+        thread = threading.Thread(target=lambda: chunks_read.extend(
+            chunk for _offset, chunk in disk.read([(0, disk.size)])))
         thread.start()
         thread.join()
-        self.assertEqual(content, b''.join(got))
+        self.assertEqual(content, b''.join(chunks_read))
 
 
 class FailingServerTest(DiskTestCase):
@@ -208,44 +207,45 @@ class FailingServerTest(DiskTestCase):
         return str(self.assertRaises(exception.DiskReadError, function,
                                      *arguments))
 
-    def test_no_server_at_all(self):
+    def test_missing_socket_fails(self):
         disk = read.Disk(read.unix_uri(self.path('nbd'), 'vda'))
         self.assertIn('No such file', self.assert_fails(disk.__enter__))
 
-    def test_a_server_without_this_export(self):
+    def test_unknown_export_fails(self):
         server, _content = self.random_disk(MIB)
         disk = read.Disk(read.unix_uri(server.socket, 'vdb'))
         self.assert_fails(disk.__enter__)
 
-    def test_something_that_speaks_no_nbd(self):
+    def test_server_that_closes_the_connection_fails(self):
         server = self.useFixture(servers.Server('sh', '-c', 'exit'))
         disk = read.Disk(read.unix_uri(server.socket, 'vda'))
         self.assert_fails(disk.__enter__)
 
-    def test_a_server_that_takes_no_connection(self):
+    def test_server_that_accepts_no_connection_fails(self):
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
         listener.bind(self.path('nbd'))
         listener.listen()
         disk = read.Disk(read.unix_uri(self.path('nbd'), 'vda'), timeout=0.2)
-        self.assertIn('silent', self.assert_fails(disk.__enter__))
+        self.assertIn('did not respond', self.assert_fails(disk.__enter__))
 
-    def test_a_server_that_falls_silent_while_it_is_read(self):
+    def test_server_that_stops_responding_fails_the_read(self):
         server, _content = self.random_disk(64 * MIB)
         disk = self.connect(server, timeout=0.5)
         reading = disk.read([(0, disk.size)])
         next(reading)
         server.freeze()
-        self.assertIn('silent for 0.5 seconds',
+        self.assertIn('did not respond for 0.5 seconds',
                       self.assert_fails(list, reading))
 
-    def test_a_server_that_falls_silent_while_extents_are_asked_for(self):
+    def test_server_that_stops_responding_fails_the_extents(self):
         server, _content = self.random_disk(MIB)
         disk = self.connect(server, timeout=0.2)
         server.freeze()
-        self.assertIn('silent', self.assert_fails(list, disk.extents()))
+        self.assertIn('did not respond',
+                      self.assert_fails(list, disk.extents()))
 
-    def test_a_server_that_dies_while_it_is_read(self):
+    def test_server_that_dies_fails_the_read(self):
         server, _content = self.random_disk(64 * MIB)
         disk = self.connect(server)
         reading = disk.read([(0, disk.size)])
@@ -255,7 +255,7 @@ class FailingServerTest(DiskTestCase):
         self.assert_fails(list, disk.read([(0, MIB)]))
         self.assert_fails(list, disk.extents())
 
-    def test_a_disk_that_cannot_be_read_all_over(self):
+    def test_unreadable_part_of_the_disk_fails_the_read(self):
         disk = self.connect(self.useFixture(servers.nbdkit(
             'eval', 'get_size=echo 64M',
             'pread=if [ $4 -ge 33554432 ]; then echo EIO >&2; exit 1; fi; '
@@ -265,7 +265,7 @@ class FailingServerTest(DiskTestCase):
         self.assertIn('Input/output error', message)
         self.assertEqual(32 * MIB, disk.bytes_read)
 
-    def test_a_disk_whose_extents_cannot_be_told(self):
+    def test_error_of_the_server_fails_the_extents(self):
         disk = self.connect(self.useFixture(servers.nbdkit(
             '--filter=error', 'memory', '1M', 'error-extents=EIO',
             'error-extents-rate=100%')))
@@ -278,58 +278,58 @@ class RateLimitTest(DiskTestCase):
     def setUp(self):
         super().setUp()
         self.server, self.content = self.random_disk(4 * MIB)
-        self.of_host = self.useFixture(fixtures.MockPatchObject(
-            pace, 'OF_HOST', mock.create_autospec(
-                pace.Pace, instance=True))).mock
+        self.limiter = self.useFixture(fixtures.MockPatchObject(
+            rate_limiter, 'HOST_LIMITER', mock.create_autospec(
+                rate_limiter.RateLimiter, instance=True))).mock
 
-    def test_every_byte_waits_for_its_turn(self):
-        begun = time.monotonic()
-        self.of_host.turn.return_value = begun
+    def test_every_byte_is_reserved(self):
+        start = time.monotonic()
+        self.limiter.reserve.return_value = start
         disk = self.connect(self.server, rate_limit=1000)
         found = b''.join(
-            bytes(piece) for _offset, piece in disk.read([(0, disk.size)]))
+            bytes(chunk) for _offset, chunk in disk.read([(0, disk.size)]))
         self.assertEqual(self.content, found)
         self.assertEqual(
             [mock.call(nbd.REQUEST_SIZE, 1000)] * (
                 4 * MIB // nbd.REQUEST_SIZE),
-            self.of_host.turn.call_args_list)
+            self.limiter.reserve.call_args_list)
 
-    def test_nothing_is_read_before_its_turn(self):
-        turn = time.monotonic() + 0.3
-        self.of_host.turn.return_value = turn
+    def test_read_waits_for_its_reserved_time(self):
+        start = time.monotonic() + 0.3
+        self.limiter.reserve.return_value = start
         disk = self.connect(self.server, rate_limit=1000)
         next(disk.read([(0, 4096)]))
-        self.assertGreaterEqual(time.monotonic(), turn)
+        self.assertGreaterEqual(time.monotonic(), start)
 
-    def test_whoever_waits_for_its_turn_is_aborted(self):
-        waits = threading.Event()
+    def test_wait_for_the_rate_limit_is_aborted(self):
+        waiting = threading.Event()
 
-        def turn(_length, _limit):
-            waits.set()
+        def reserve(_length, _limit):
+            waiting.set()
             return time.monotonic() + 3600
 
-        self.of_host.turn.side_effect = turn
+        self.limiter.reserve.side_effect = reserve
         disk = self.connect(self.server, rate_limit=1000)
         errors = []
         thread = threading.Thread(target=lambda: errors.append(
             self.assertRaises(exception.DiskReadError, list,
                               disk.read([(0, MIB)]))))
         thread.start()
-        waits.wait()
+        waiting.wait()
         disk.abort()
         thread.join()
         self.assertIn('aborted', str(errors[0]))
 
-    def test_without_a_limit_nobody_waits(self):
+    def test_read_without_a_limit_reserves_nothing(self):
         disk = self.connect(self.server)
-        for _piece in disk.read([(0, disk.size)]):
+        for _chunk in disk.read([(0, disk.size)]):
             pass
-        self.of_host.turn.assert_not_called()
+        self.limiter.reserve.assert_not_called()
 
 
 class AbortTest(DiskTestCase):
 
-    def test_a_read_that_waits_for_ever_is_aborted_from_another_thread(self):
+    def test_read_that_waits_indefinitely_is_aborted_by_another_thread(self):
         server, _content = self.random_disk(64 * MIB)
         disk = self.connect(server, timeout=3600)
         reading = disk.read([(0, disk.size)])
@@ -343,7 +343,7 @@ class AbortTest(DiskTestCase):
         thread.join()
         self.assertIn('aborted', str(errors[0]))
 
-    def test_an_aborted_disk_is_read_no_more(self):
+    def test_aborted_disk_can_not_be_read(self):
         server, _content = self.random_disk(MIB)
         disk = self.connect(server)
         disk.abort()

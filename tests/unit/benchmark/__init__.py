@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's own logic."""
+"""Tests of the logic of the benchmark."""
 
 import os
 import sys

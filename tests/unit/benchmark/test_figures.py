@@ -13,21 +13,21 @@ def summarized(**medians):
 
 class FiguresTest(unittest.TestCase):
 
-    def test_a_summary_is_median_and_spread_of_what_is_known(self):
+    def test_summary_has_median_and_spread_of_known_values(self):
         self.assertEqual(
             {'median': 3, 'min': 1, 'max': 8, 'rounds': 3},
             figures.summary([8, None, 1, 3]))
 
-    def test_what_no_round_has_has_no_summary(self):
+    def test_unmeasured_quantity_has_no_summary(self):
         self.assertEqual({}, figures.summaries([{'read': None}, {}]))
 
-    def test_a_ratio_needs_both_and_no_zero(self):
+    def test_ratio_of_unknown_value_or_to_zero_is_none(self):
         self.assertEqual(0.5, figures.ratio(1, 2))
         self.assertIsNone(figures.ratio(None, 2))
         self.assertIsNone(figures.ratio(1, None))
         self.assertIsNone(figures.ratio(1, 0))
 
-    def test_a_bar_is_reached_at_its_very_value(self):
+    def test_target_is_reached_at_its_exact_value(self):
         self.assertEqual('reached', figures.verdict(1.1, 1.1))
         self.assertEqual('missed', figures.verdict(1.2, 1.1))
         self.assertEqual('reached', figures.verdict(2, 2, at_least=True))
@@ -55,13 +55,13 @@ class BarsTest(unittest.TestCase):
         case['ratios'] = bars.ratios(case)
         return {one['what']: one['verdict'] for one in bars.bars(case)}
 
-    def test_wall_times_are_compared_with_puts_and_with_nova_s_own(self):
+    def test_wall_times_are_compared_with_puts_and_with_nova(self):
         case = self.case()
         self.assertEqual(
             {'best PUT': 1.05, 'plain PUT': 0.75, 'Nova live': 0.525},
             bars.ratios(case)['backup'])
 
-    def test_each_bar_of_a_case_has_a_verdict(self):
+    def test_each_target_of_a_case_has_a_verdict(self):
         self.assertEqual({
             'backup: wall / best PUT': 'reached',
             'backup: wall / plain PUT': 'reached',
@@ -76,7 +76,7 @@ class BarsTest(unittest.TestCase):
             'backup: memory of nova-compute above idle, MiB': 'missed',
         }, self.verdicts(self.case()))
 
-    def test_compression_has_its_bars_on_the_system_disk_alone(self):
+    def test_compression_has_targets_on_the_system_disk_only(self):
         verdicts = self.verdicts(self.case('system'))
         self.assertEqual(
             {'wall / plain PUT': 'reached', 'wall / best PUT': 'reached',
@@ -86,11 +86,11 @@ class BarsTest(unittest.TestCase):
         self.assertFalse(any('compressed' in what for what
                              in self.verdicts(self.case())))
 
-    def test_the_guest_s_throughput_is_a_part_of_that_before(self):
+    def test_guest_throughput_is_relative_to_that_before(self):
         self.assertEqual(0.75, bars.throughput(
             self.case(), 'backup', 'records'))
 
-    def test_reader_and_encoder_alone_have_bars_too(self):
+    def test_reader_and_encoder_alone_have_targets_too(self):
         disk = {'name': 'sparse',
                 'summaries': {'qcow2': summarized(
                     memory=1 << 20, planning=3)},

@@ -9,14 +9,14 @@ from devbench import process
 
 class UsageTest(unittest.TestCase):
 
-    def test_children_that_were_waited_for_count(self):
+    def test_finished_children_are_counted(self):
         before = process.usage(os.getpid())
         subprocess.run(['dd', 'if=/dev/zero', 'of=/dev/null', 'bs=1M',
                         'count=64'], check=True, stderr=subprocess.DEVNULL)
         used = process.usage(os.getpid()) - before
         self.assertGreaterEqual(used.read_calls, 64 << 20)
 
-    def test_a_name_with_brackets_and_blanks_shifts_no_field(self):
+    def test_name_with_brackets_and_blanks_shifts_no_field(self):
         stat = '7 (a) b (c) S 1 7 7 0 -1 0 11 22 0 0 300 40 5 6 20 0'
         io = ('rchar: 1\nwchar: 2\nsyscr: 0\nsyscw: 0\nread_bytes: 3\n'
               'write_bytes: 4\ncancelled_write_bytes: 0\n')
@@ -26,16 +26,16 @@ class UsageTest(unittest.TestCase):
                           written_disk=4),
             process.parse_usage(stat, io))
 
-    def test_processes_that_are_gone_use_nothing(self):
+    def test_processes_that_have_ended_use_nothing(self):
         child = subprocess.Popen(['true'])
         child.wait()
         self.assertEqual(process.Usage(), process.total([child.pid]))
 
-    def test_a_peak_is_forgotten(self):
+    def test_memory_peak_can_be_reset(self):
         pid = os.getpid()
-        held = bytearray(64 << 20)
-        self.assertGreater(process.memory(pid, 'VmHWM'), len(held))
-        del held
-        process.forget_peak(pid)
+        memory = bytearray(64 << 20)
+        self.assertGreater(process.memory(pid, 'VmHWM'), len(memory))
+        del memory
+        process.reset_peak(pid)
         self.assertLess(process.memory(pid, 'VmHWM') - process.memory(pid),
                         32 << 20)

@@ -45,7 +45,7 @@ class RunTest(unittest.TestCase):
                 (runner.servers, 'show', self.show),
                 (runner.Run, '_power', self.power),
                 (runner.Run, '_await_writes', mock.Mock()),
-                (runner.Run, 'remove_left', mock.Mock()),
+                (runner.Run, 'remove_leftovers', mock.Mock()),
                 (runner.Run, '_prepare', self.prepare),
                 (measure, 'Turn', self.turn)):
             self.enterContext(mock.patch.object(target, name, replacement))
@@ -88,14 +88,14 @@ class RunTest(unittest.TestCase):
         self.assertEqual([1, 2, 3, 4, 5, 6, 7, 8, 8],
                          [sum(counts) for counts in self.saved])
 
-    def test_the_guest_is_shut_off_only_for_who_needs_it(self):
+    def test_guest_is_shut_off_only_for_contestants_that_need_it(self):
         self.start('raw')
         for name, status in self.turns:
             self.assertEqual('SHUTOFF' if name == 'cold, shut off'
                              else 'ACTIVE', status)
         self.assertEqual([False, True] * 2, self.powered[:4])
 
-    def test_each_has_the_settings_that_it_and_its_case_need(self):
+    def test_each_turn_has_settings_of_contestant_and_case(self):
         self.start('raw')
         for settings in self.configured[:-1]:
             self.assertIn('libvirt.images_type=raw', settings)
@@ -104,7 +104,7 @@ class RunTest(unittest.TestCase):
             for settings in self.configured))
         self.assertEqual((), self.configured[-1])
 
-    def test_a_turn_that_fails_is_told_and_the_others_go_on(self):
+    def test_failed_turn_is_reported_and_the_others_continue(self):
         self.failing = {'backup'}
         [case] = self.start('raw')['cases']
         self.assertEqual(['round 1: backup: the snapshot failed',
@@ -113,14 +113,14 @@ class RunTest(unittest.TestCase):
         self.assertEqual(
             [2, 0, 2, 2], [len(runs) for runs in case['runs'].values()])
 
-    def test_a_case_that_fails_is_told_and_the_others_go_on(self):
+    def test_failed_case_is_reported_and_the_others_continue(self):
         self.failing = {'raw'}
         results = self.start('raw', 'block')
         self.assertEqual(['raw: no guest'], results['failures'])
         self.assertEqual(['block'],
                          [case['name'] for case in results['cases']])
 
-    def test_nothing_is_left_of_a_case(self):
+    def test_finished_case_leaves_nothing_behind(self):
         with contextlib.suppress(KeyError):
             self.start('raw')
         self.assertEqual([], list(self.root.iterdir()))

@@ -4,10 +4,13 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import subprocess
+import sys
 from unittest import mock
 
 from nova_snapext.cmd import check
 from nova_snapext.cmd import main
+from nova_snapext import compat
 from tests.unit import base
 
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
@@ -32,7 +35,7 @@ class CheckTest(base.TestCase):
     def problem(self, test):
         return str(self.assertRaises(check.Problem, test))
 
-    def test_a_missing_module_says_which_file_and_how_to_install_it(self):
+    def test_missing_module_is_reported_with_its_path_and_a_remedy(self):
         self.specs[check.MODULE] = None
         self.patch(check, '_editable', lambda: False)
         problem = self.problem(check.driver_loads)
@@ -40,54 +43,84 @@ class CheckTest(base.TestCase):
         self.assertIn('another prefix', problem)
         self.assertIn('pip install', problem)
 
-    def test_an_editable_install_is_named_as_the_cause(self):
+    def test_editable_install_is_reported_as_the_cause(self):
         self.specs[check.MODULE] = None
         self.patch(check, '_editable', lambda: True)
         self.assertIn('editable install', self.problem(check.driver_loads))
 
-    def test_a_driver_that_can_not_be_imported_says_why(self):
+    def test_failed_import_of_the_driver_is_reported_with_its_reason(self):
         importlib.import_module.side_effect = ImportError('no module lxml')
         self.assertIn('no module lxml', self.problem(check.driver_loads))
 
-    def test_no_nova_at_all_is_named_and_ends_the_checks(self):
+    def test_missing_nova_is_reported_and_ends_the_checks(self):
         self.specs['nova'] = None
         [(passed, text)] = check.results()
         self.assertFalse(passed)
         self.assertIn('Nova is not installed', text)
 
-    def test_an_old_nova_is_named(self):
+    def test_old_nova_is_reported(self):
         self.version.return_value = '33.1.0'
-        self.assertIn('too old', self.problem(check.nova_installed))
+        problem = self.problem(check.nova_installed)
+        self.assertIn('too old', problem)
+        self.assertIn('34 (2026.2) or newer', problem)
 
-    def test_a_missing_binding_says_how_to_get_it(self):
+    def test_missing_binding_is_reported_with_its_package(self):
         self.specs['nbd'] = None
         problem = self.problem(check.nbd_binding)
         self.assertIn('python3-libnbd', problem)
         self.assertIn('--system-site-packages', problem)
 
-    def test_an_old_libnbd_is_named(self):
+    def test_old_libnbd_is_reported(self):
         nbd = importlib.import_module('nbd')
         nbd.NBD.return_value.get_version.return_value = '1.8.3'
         self.assertIn('1.14 or newer', self.problem(check.nbd_binding))
 
-    def test_missing_programs_are_named_with_their_packages(self):
+    def test_missing_programs_are_reported_with_their_packages(self):
         self.patch(check.shutil, 'which', lambda _program: None)
         self.assertIn('qemu-utils', self.problem(check.programs))
 
-    def test_the_strategies_that_are_installed_are_listed(self):
+    def test_installed_strategies_are_listed(self):
         self.assertIn('backup, cold, external, internal, native',
                       check.strategies())
 
-    def test_strategies_that_are_not_installed_are_named(self):
+    def test_missing_strategies_are_reported(self):
         self.patch(importlib.metadata, 'entry_points').return_value.names = {
             'backup', 'theirs'}
         problem = self.problem(check.strategies)
         self.assertIn('cold, external, internal, native', problem)
         self.assertIn('Install the built wheel', problem)
 
-    def test_the_exit_code_tells(self):
+    def test_expected_names_are_counted_with_the_versions(self):
+        self.patch(compat, 'check', list)
+        self.assertEqual(
+            f'{len(compat.NAMES)} names as expected in {compat.versions()}',
+            check.compatible())
+
+    def test_changed_names_are_reported_with_the_versions(self):
+        self.patch(compat, 'check', lambda: ['one.x: gone', 'two.y: gone'])
+        problem = self.problem(check.compatible)
+        for text in ('one.x: gone', 'two.y: gone', 'nova 34.0.0',
+                     'Nova 34 (2026.2) or newer is supported'):
+            self.assertIn(text, problem)
+
+    def test_names_are_not_checked_if_the_driver_can_not_be_imported(self):
+        checked = self.patch(compat, 'check')
+        importlib.import_module.side_effect = ImportError('no module lxml')
+        self.patch(check, 'CHECKS', (check.driver_loads, check.compatible))
+        [(passed, text)] = check.results()
+        self.assertFalse(passed)
+        self.assertIn('no module lxml', text)
+        checked.assert_not_called()
+
+    def test_failed_check_sets_the_exit_code(self):
         for results, code in (([(True, 'a')], 0),
                               ([(False, 'a'), (True, 'b')], 1)):
             self.patch(check, 'results', lambda results=results: results)
             with contextlib.redirect_stdout(io.StringIO()):
                 self.assertEqual(code, main.main(['check']))
+
+    def test_command_is_imported_without_nova(self):
+        subprocess.run(
+            (sys.executable, '-c',
+             'import sys; import nova_snapext.cmd.main; '
+             'sys.exit("nova" in sys.modules)'), check=True)

@@ -10,7 +10,7 @@ from nova_snapext.cmd import main
 from nova_snapext.cmd import recover
 from nova_snapext import exception
 from nova_snapext import journal
-from nova_snapext import recovery
+from nova_snapext.recovery import recover as recovery
 from tests.unit import base
 
 
@@ -19,10 +19,10 @@ class RecoverTest(base.TestCase):
     def setUp(self):
         super().setUp()
         self.patch(recover, '_configure')
-        self.patch(recover, '_driver').return_value = 'driver'
+        self.patch(recover, '_create_driver').return_value = 'driver'
         # It ends the process.
-        self.patch(recover, '_end').side_effect = SystemExit
-        self.recover = self.patch(recovery, 'recover')
+        self.patch(recover, '_exit').side_effect = SystemExit
+        self.recover = self.patch(recovery, 'recover_entry')
         self.plan_ = self.plan()
 
     def patch(self, target, name):
@@ -31,23 +31,24 @@ class RecoverTest(base.TestCase):
         return patch.start()
 
     def leave(self):
-        with mock.patch.object(journal.Entry, 'close'), \
-                journal.opened(self.plan_, 'external') as entry:
-            entry.records.append(journal.Record('overlay', {'path': '/o'}))
+        with mock.patch.object(journal.JournalEntry, 'close'), \
+                journal.new_entry(self.plan_, 'external') as entry:
+            entry.records.append(journal.JournalRecord(
+                'overlay', {'path': '/o'}, blocks_start=True))
             entry.write()
 
-    def run_(self, *words):
-        """Give the exit code, and all that was printed."""
+    def run_(self, *arguments):
+        """Return the exit code and all that was printed."""
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), \
                 contextlib.redirect_stderr(printed):
             try:
-                code = main.main(['recover', *words])
+                code = main.main(['recover', *arguments])
             except SystemExit:
-                [code] = recover._end.call_args.args
+                [code] = recover._exit.call_args.args
         return code, printed.getvalue()
 
-    def test_a_dry_run_tells_and_touches_nothing(self):
+    def test_dry_run_lists_snapshots_and_changes_nothing(self):
         self.leave()
         code, printed = self.run_('--dry-run')
         self.assertEqual(0, code)
@@ -55,45 +56,45 @@ class RecoverTest(base.TestCase):
                      "overlay: {'path': '/o'}"):
             self.assertIn(part, printed)
         self.recover.assert_not_called()
-        recover._driver.assert_not_called()
+        recover._create_driver.assert_not_called()
 
-    def test_all_are_cleaned_up(self):
+    def test_all_snapshots_are_cleaned_up(self):
         self.leave()
         code, printed = self.run_()
         self.assertEqual(0, code)
         self.assertIn('cleaned up', printed)
         self.assertEqual('driver', self.recover.call_args.args[0])
 
-    def test_what_is_left_is_told_and_fails(self):
+    def test_failed_recovery_is_reported_by_text_and_exit_code(self):
         self.leave()
         self.recover.side_effect = exception.NotRecovered(
-            instance='i', reason='two histories.', vital=True)
+            instance='i', reason='two histories.', blocks_start=True)
         code, printed = self.run_()
         self.assertEqual(1, code)
         self.assertIn('two histories', printed)
 
-    def test_an_instance_that_the_journal_does_not_have_fails(self):
+    def test_instance_without_an_entry_is_reported_by_the_exit_code(self):
         self.leave()
         code, printed = self.run_(uuids.other)
         self.assertEqual(1, code)
         self.assertIn(uuids.other, printed)
         self.recover.assert_not_called()
 
-    def test_nothing_to_do_is_told(self):
+    def test_empty_journal_is_reported(self):
         code, printed = self.run_()
         self.assertEqual(0, code)
         self.assertIn('nothing to clean up', printed)
 
-    def test_it_refuses_while_nova_compute_runs(self):
+    def test_running_nova_compute_is_an_error(self):
         with journal.locked():
             code, printed = self.run_()
         self.assertEqual(1, code)
-        self.assertIn('Another process of this host', printed)
-        recover._driver.assert_not_called()
+        self.assertIn('Another process on this host', printed)
+        recover._create_driver.assert_not_called()
 
-    def test_a_libvirt_that_can_not_be_reached_is_told(self):
+    def test_unreachable_libvirtd_is_reported_with_a_hint(self):
         self.leave()
-        recover._driver.side_effect = RuntimeError('no socket')
+        recover._create_driver.side_effect = RuntimeError('no socket')
         code, printed = self.run_()
         self.assertEqual(1, code)
-        self.assertIn('no socket. Does libvirtd run', printed)
+        self.assertIn('no socket. Check that libvirtd runs', printed)

@@ -7,7 +7,7 @@ KIB = 1024
 
 
 class FakeDisk:
-    """Holds ``x`` wherever it has data.
+    """Contains ``x`` wherever it has data.
 
     :param size: in bytes
     :param data: offset and length of each extent of data
@@ -29,8 +29,8 @@ class FakeDisk:
         if position < self.size:
             yield read.Extent(position, self.size - position, False)
 
-    def read(self, runs):
-        for offset, length in runs:
+    def read(self, ranges):
+        for offset, length in ranges:
             for begin in range(offset, offset + length, 256 * KIB):
                 rest = min(256 * KIB, offset + length - begin)
                 yield begin, self.content(begin, rest)

@@ -1,114 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import itertools
-import os
-
-from oslo_utils import units
-from oslotest import base as oslotest_base
+from oslotest import base
 
 from nova_snapext import encode
-from nova_snapext.encode import codec
-from tests.unit import base
+from nova_snapext import exception
 from tests.unit.encode import fake_disk
 
-MIB = units.Mi
 
-
-class Promising(encode.Encoder):
-    """Promises 10 bytes, and gives what it is told to."""
+class TenBytes(encode.Encoder):
+    """Claims a size of 10 bytes, and returns the chunks of the test."""
 
     image_format = 'raw'
     size = 10
 
-    def __init__(self, pieces):
+    def __init__(self, chunks):
         super().__init__(fake_disk.FakeDisk(10, []))
-        self.pieces = pieces
+        self._chunks = chunks
 
-    def _pieces(self):
-        yield from self.pieces
+    def chunks(self):
+        yield from self._chunks
 
 
-class EncoderTest(oslotest_base.BaseTestCase):
+class EncoderTest(base.BaseTestCase):
 
-    def test_a_stream_that_ends_early_is_an_error(self):
+    def test_stream_that_ends_early_fails(self):
         self.assertRaisesRegex(
-            encode.EncodeError, '10 bytes were announced, and 9 came',
-            list, Promising([b'12345', b'6789']).stream())
+            encode.EncodeError, 'its size is 10 bytes, but it has 9',
+            list, TenBytes([b'12345', b'6789']).stream())
 
-    def test_a_stream_that_goes_on_is_an_error_before_a_byte_too_many(self):
-        stream = Promising([b'12345', b'67890', b'1']).stream()
+    def test_stream_that_is_too_long_fails_before_the_first_surplus_byte(
+            self):
+        stream = TenBytes([b'12345', b'67890', b'1']).stream()
         self.assertEqual([b'12345', b'67890'], [next(stream), next(stream)])
         self.assertRaises(encode.EncodeError, next, stream)
 
-    def test_an_error_of_the_encoder_is_no_network_error(self):
+    def test_encode_error_is_a_snapext_error_and_not_an_os_error(self):
+        self.assertTrue(issubclass(encode.EncodeError,
+                                   exception.SnapextError))
         self.assertFalse(issubclass(encode.EncodeError, OSError))
 
-    def test_every_format_has_an_encoder_that_bears_its_name(self):
-        for image_format in ('qcow2', 'raw'):
-            self.assertEqual(image_format, encode.encoder(
-                image_format, fake_disk.FakeDisk(10, [])).image_format)
-        self.assertEqual('vmdk', encode.VmdkEncoder.image_format)
-        self.assertEqual('vdi', encode.VdiEncoder.image_format)
 
-    def test_all_that_snapshot_image_format_can_be_is_made(self):
+class FactoryTest(base.BaseTestCase):
+
+    def encoder(self, image_format):
+        """Return an encoder of a disk that can't be read."""
+        disk = fake_disk.FakeDisk(10, [])
+        disk.extents = disk.read = None
+        return encode.encoder(image_format, disk)
+
+    def test_format_selects_its_encoder_without_io(self):
+        for image_format in encode.FORMATS:
+            self.assertEqual(image_format,
+                             self.encoder(image_format).image_format)
+
+    def test_streamable_formats_are_streamed(self):
+        self.assertIs(encode.Qcow2Encoder, type(self.encoder('qcow2')))
+        self.assertIs(encode.RawEncoder, type(self.encoder('raw')))
+
+    def test_other_formats_are_staged(self):
+        self.assertIs(encode.VdiEncoder, type(self.encoder('vdi')))
+        self.assertIs(encode.VmdkEncoder, type(self.encoder('vmdk')))
+
+    def test_all_values_of_snapshot_image_format_have_an_encoder(self):
         self.assertEqual({'qcow2', 'raw', 'vdi', 'vmdk'},
                          set(encode.FORMATS))
-
-
-class ChoiceTest(base.TestCase):
-
-    def chosen(self, image_format):
-        return encode.encoder(image_format, fake_disk.FakeDisk(10, []))
-
-    def test_what_can_be_streamed_is(self):
-        self.assertIs(encode.Qcow2Encoder, type(self.chosen('qcow2')))
-        self.assertIs(encode.RawEncoder, type(self.chosen('raw')))
-
-    def chosen_for(self, content):
-        disk = fake_disk.FakeDisk(64 * MIB, [(0, 64 * MIB)])
-        disk.content = lambda offset, length: memoryview(content(length))
-        return encode.encoder('qcow2', disk)
-
-    def test_snapshot_compression_makes_a_compressed_qcow2(self):
-        self.flags(snapshot_compression=True, group='libvirt')
-        for compression_type in ('zlib', 'zstd'):
-            self.flags(compression_type=compression_type, group='snapext')
-            self.assertIs(encode.PackedQcow2Encoder,
-                          type(self.chosen('qcow2')))
-
-    def test_what_would_not_shrink_is_not_compressed(self):
-        self.flags(snapshot_compression=True, group='libvirt')
-        self.assertIs(encode.Qcow2Encoder, type(self.chosen_for(os.urandom)))
-
-    def test_what_would_not_shrink_is_compressed_where_it_has_to_be(self):
-        self.flags(snapshot_compression=True, group='libvirt')
-        self.flags(compression_min_saving=0, group='snapext')
-        self.assertIs(encode.PackedQcow2Encoder,
-                      type(self.chosen_for(os.urandom)))
-
-    def test_snapshot_compression_is_for_qcow2_alone(self):
-        self.flags(snapshot_compression=True, group='libvirt')
-        for image_format, encoder in (('raw', encode.RawEncoder),
-                                      ('vdi', encode.VdiEncoder),
-                                      ('vmdk', encode.VmdkEncoder)):
-            self.assertIs(encoder, type(self.chosen(image_format)))
-
-    def test_find_zeros_decides_what_a_qcow2_leaves_out(self):
-        for value, content, packed in (
-                ('always', bytes, True), ('auto', bytes, True),
-                ('never', bytes, False), ('always', os.urandom, True),
-                ('auto', os.urandom, False), ('never', os.urandom, False)):
-            self.flags(find_zeros=value, group='snapext')
-            self.assertIs(
-                encode.PackedQcow2Encoder if packed else encode.Qcow2Encoder,
-                type(self.chosen_for(content)))
-
-    def test_zeros_are_left_out_of_what_is_not_compressed(self):
-        # Of three clusters one is zeros, two are noise: of these, compression
-        # would save nothing.
-        self.flags(snapshot_compression=True, group='libvirt')
-        numbers = itertools.count()
-        encoder = self.chosen_for(lambda length: (
-            os.urandom if next(numbers) % 3 else bytes)(length))
-        self.assertIs(codec.Plain, type(encoder._codec))
-        self.assertEqual(64 * 2 // 3, encoder.expected_size // MIB)

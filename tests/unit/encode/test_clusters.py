@@ -15,36 +15,36 @@ class ClusterMapTest(base.BaseTestCase):
                 for table in found.tables()
                 for begin, end in found.runs(table)]
 
-    def test_what_was_added_is_found_again(self):
+    def test_added_runs_are_returned(self):
         found = clusters.ClusterMap(20000)
         found.add(3, 5)
         found.add(100, 101)
         self.assertEqual([(3, 5), (100, 101)], self.runs(found))
         self.assertEqual(3, len(found))
 
-    def test_a_run_across_tables_is_cut_between_them(self):
+    def test_run_across_tables_is_split_between_them(self):
         found = clusters.ClusterMap(30000)
         found.add(8000, 20000)
         self.assertEqual([(8000, 8192), (8192, 16384), (16384, 20000)],
                          self.runs(found))
         self.assertEqual([0, 1, 2], found.tables())
 
-    def test_what_is_added_twice_counts_once(self):
+    def test_cluster_added_twice_counts_once(self):
         found = clusters.ClusterMap(100)
         found.add(5, 10)
         found.add(9, 12)
         self.assertEqual([(5, 12)], self.runs(found))
         self.assertEqual(7, len(found))
 
-    def test_an_empty_run_adds_nothing(self):
+    def test_empty_run_adds_nothing(self):
         found = clusters.ClusterMap(100)
         found.add(5, 5)
         self.assertEqual([], found.tables())
 
-    def test_a_disk_of_nothing_has_no_tables(self):
+    def test_empty_disk_has_no_tables(self):
         self.assertEqual([], clusters.ClusterMap(0).tables())
 
-    def test_random_runs_equal_a_plain_set(self):
+    def test_random_runs_equal_a_set_of_clusters(self):
         chance = random.Random(1)
         found = clusters.ClusterMap(50000)
         expected = set()
@@ -64,31 +64,31 @@ class ClusterMapTest(base.BaseTestCase):
             found.add(first, end)
         return found
 
-    def test_spans_are_counted_from_the_disk_s_beginning(self):
+    def test_disk_runs_are_counted_from_the_start_of_the_disk(self):
         self.assertEqual(
             [(5, 10), (8190, 8192), (8192, 8195), (20000, 20001)],
-            list(self.scattered().spans()))
+            list(self.scattered().disk_runs()))
 
-    def test_spans_may_begin_behind_any_cluster(self):
+    def test_disk_runs_can_skip_any_number_of_clusters(self):
         found = self.scattered()
-        all_clusters = [cluster for begin, end in found.spans()
+        all_clusters = [cluster for begin, end in found.disk_runs()
                         for cluster in range(begin, end)]
-        for skipped in range(13):
+        for skip in range(13):
             self.assertEqual(
-                all_clusters[skipped:],
-                [cluster for begin, end in found.spans(skipped)
+                all_clusters[skip:],
+                [cluster for begin, end in found.disk_runs(skip)
                  for cluster in range(begin, end)])
 
-    def test_every_so_manyth_cluster_is_found_across_spans(self):
+    def test_every_nth_cluster_is_counted_across_runs(self):
         found = self.scattered()
-        all_clusters = [cluster for begin, end in found.spans()
+        all_clusters = [cluster for begin, end in found.disk_runs()
                         for cluster in range(begin, end)]
         for step in range(1, 14):
             self.assertEqual(
                 [(cluster, cluster + 1) for cluster in all_clusters[::step]],
                 list(found.every(step)))
 
-    def test_parts_end_with_the_disk(self):
+    def test_byte_ranges_end_with_the_disk(self):
         self.assertEqual(
             [(0, 65536), (131072, 65536 + 512)],
-            list(clusters.parts([(0, 1), (2, 4)], 3 * 65536 + 512)))
+            list(clusters.byte_ranges([(0, 1), (2, 4)], 3 * 65536 + 512)))

@@ -10,7 +10,7 @@ KIB = 1024
 
 class RawEncoderTest(base.BaseTestCase):
 
-    def test_the_image_is_the_disk_byte_by_byte(self):
+    def test_image_is_identical_to_the_disk(self):
         disk = fake_disk.FakeDisk(1000 * KIB, [(100 * KIB, 300 * KIB),
                                                (900 * KIB, 512)])
         self.assertEqual(
@@ -18,15 +18,15 @@ class RawEncoderTest(base.BaseTestCase):
             b'x' * 512 + bytes(100 * KIB - 512),
             b''.join(encode.RawEncoder(disk).stream()))
 
-    def test_the_size_is_that_of_the_disk(self):
+    def test_image_has_the_size_of_the_disk(self):
         disk = fake_disk.FakeDisk(1000 * KIB + 1, [])
         self.assertEqual(1000 * KIB + 1, encode.RawEncoder(disk).size)
 
-    def test_a_piece_has_at_most_256_kib(self):
+    def test_chunk_has_at_most_256_kib(self):
         disk = fake_disk.FakeDisk(10000 * KIB, [(1, 5000 * KIB)])
         self.assertEqual(256 * KIB, max(
-            len(piece) for piece in encode.RawEncoder(disk).stream()))
+            len(chunk) for chunk in encode.RawEncoder(disk).stream()))
 
-    def test_a_disk_of_no_bytes_is_an_image_of_no_bytes(self):
+    def test_empty_disk_gives_an_empty_image(self):
         self.assertEqual(
             [], list(encode.RawEncoder(fake_disk.FakeDisk(0, [])).stream()))

@@ -11,24 +11,24 @@ KIB = 1024
 
 class SampleTest(base.BaseTestCase):
 
-    def test_a_map_of_the_data_reads_nothing(self):
+    def test_cluster_map_reads_no_data(self):
         disk = fake_disk.FakeDisk(1024 * KIB, [(0, 64 * KIB),
                                                (512 * KIB, 4 * KIB)])
         disk.read = None
         self.assertEqual([(0, 1), (8, 9)],
-                         list(clusters.ClusterMap.of(disk).spans()))
+                         list(clusters.ClusterMap.of_disk(disk).disk_runs()))
 
-    def test_a_sample_is_a_hundredth_and_spread_over_all(self):
+    def test_sample_is_every_128th_cluster_of_the_disk(self):
         clusters_read = []
         size = 4 << 30
 
-        class Noted(fake_disk.FakeDisk):
-            def read(self, runs):
-                for offset, length in runs:
+        class RecordingDisk(fake_disk.FakeDisk):
+            def read(self, ranges):
+                for offset, length in ranges:
                     clusters_read.append(offset // (64 * KIB))
                     yield offset, memoryview(b'x' * length)
 
-        disk = Noted(size, [(0, size)])
-        list(sample.sample(disk, clusters.ClusterMap.of(disk)))
+        disk = RecordingDisk(size, [(0, size)])
+        list(sample.sample(disk, clusters.ClusterMap.of_disk(disk)))
         self.assertEqual(list(range(0, size // (64 * KIB), 128)),
                          clusters_read)

@@ -12,39 +12,39 @@ CLUSTER = 64 * KIB
 STAGED = (encode.VdiEncoder, encode.VmdkEncoder)
 
 
-def largest_size(encoder, size, data):
-    return encoder(fake_disk.FakeDisk(size, data)).largest_size()
+def max_size(encoder, size, data):
+    return encoder(fake_disk.FakeDisk(size, data)).max_size()
 
 
-class LargestSizeTest(base.BaseTestCase):
+class MaxSizeTest(base.BaseTestCase):
 
-    def test_nothing_takes_its_tables(self):
+    def test_empty_disk_takes_the_size_of_the_tables(self):
         self.assertEqual(
             [512 + 8 * 512, 3 * CLUSTER],
-            [largest_size(encoder, GIB, []) for encoder in STAGED])
+            [max_size(encoder, GIB, []) for encoder in STAGED])
 
-    def test_a_byte_takes_what_the_format_allocates_at_once(self):
+    def test_one_byte_takes_one_allocation_unit(self):
         for encoder in STAGED:
             for offset in (0, GIB - 1):
                 self.assertEqual(
-                    largest_size(encoder, GIB, []) + encoder.GRAIN,
-                    largest_size(encoder, GIB, [(offset, 1)]))
+                    max_size(encoder, GIB, []) + encoder.GRAIN,
+                    max_size(encoder, GIB, [(offset, 1)]))
 
-    def test_neighbours_share_what_is_allocated_at_once(self):
+    def test_adjacent_data_shares_an_allocation_unit(self):
         for encoder in STAGED:
             self.assertEqual(
-                largest_size(encoder, GIB, [(0, 1)]),
-                largest_size(encoder, GIB, [(0, 1), (4 * KIB, 1)]))
+                max_size(encoder, GIB, [(0, 1)]),
+                max_size(encoder, GIB, [(0, 1), (4 * KIB, 1)]))
 
-    def test_scattered_clusters_take_16_times_as_much_of_a_vdi(self):
+    def test_scattered_clusters_take_16_times_their_size_in_a_vdi(self):
         data = [(number * MIB, CLUSTER) for number in range(1024)]
-        vdi, nothing = (largest_size(encode.VdiEncoder, GIB, found)
-                        for found in (data, []))
-        self.assertEqual(16 * len(data) * CLUSTER, vdi - nothing)
+        vdi, empty = (max_size(encode.VdiEncoder, GIB, found)
+                      for found in (data, []))
+        self.assertEqual(16 * len(data) * CLUSTER, vdi - empty)
 
-    def test_a_full_disk_takes_little_more_than_itself(self):
+    def test_full_disk_takes_less_than_0_1_percent_more_than_its_size(self):
         for encoder in STAGED:
             for size in (GIB, TIB):
-                most = largest_size(encoder, size, [(0, size)])
-                self.assertGreater(most, size)
-                self.assertLess(most, size * 1.001)
+                largest = max_size(encoder, size, [(0, size)])
+                self.assertGreater(largest, size)
+                self.assertLess(largest, size * 1.001)

@@ -15,8 +15,8 @@ MODULE = '''
 class Disk:
 
     @classmethod
-    def make(cls):
-        print('made')
+    def create(cls):
+        print('created')
         return cls()
 
     def read(self):
@@ -27,9 +27,9 @@ PROGRAM = '''
 import disk
 
 try:
-    made = disk.Disk.make()
+    created = disk.Disk.create()
     for _ in range(3):
-        made.read()
+        created.read()
 except OSError as error:
     print(type(error).__name__)
 print('done')
@@ -39,72 +39,72 @@ print('done')
 class FaultHookTest(unittest.TestCase):
 
     def setUp(self):
-        self.place = pathlib.Path(
+        self.directory = pathlib.Path(
             self.enterContext(tempfile.TemporaryDirectory()))
-        (self.place / 'disk.py').write_text(MODULE)
-        self.write('functions', ['disk:Disk.make', 'disk:Disk.read'])
+        (self.directory / 'disk.py').write_text(MODULE)
+        self.write('functions', ['disk:Disk.create', 'disk:Disk.read'])
 
     def write(self, name, content):
-        (self.place / name).write_text(json.dumps(content))
+        (self.directory / name).write_text(json.dumps(content))
 
     def arm(self, function, moment, action='kill', nth=1):
         self.write('armed', {
             'id': 'one', 'function': function, 'moment': moment,
             'action': action, 'nth': nth, 'delay': 0})
 
-    def begin(self, program=PROGRAM):
+    def start(self, program=PROGRAM):
         return subprocess.Popen(
             [sys.executable, '-u', '-c', program],
             stdout=subprocess.PIPE, text=True, env={
-                **os.environ, 'PYTHONPATH': f'{HOOK}:{self.place}',
-                'SNAPEXT_FAULTS': str(self.place)})
+                **os.environ, 'PYTHONPATH': f'{HOOK}:{self.directory}',
+                'SNAPEXT_FAULTS': str(self.directory)})
 
     def run_program(self, program=PROGRAM):
-        """Give the words that it prints, and its exit code."""
-        program = self.begin(program)
+        """Return the words that it prints, and its exit code."""
+        program = self.start(program)
         output, _ = program.communicate(timeout=60)
         return output.split(), program.returncode
 
-    def test_nothing_happens_where_nothing_is_armed(self):
-        self.assertEqual((['made', 'read', 'read', 'read', 'done'], 0),
+    def test_program_runs_unchanged_if_no_fault_is_armed(self):
+        self.assertEqual((['created', 'read', 'read', 'read', 'done'], 0),
                          self.run_program())
 
-    def test_it_is_killed_before_a_function(self):
-        self.arm('disk:Disk.make', 'before')
+    def test_program_is_killed_before_a_function(self):
+        self.arm('disk:Disk.create', 'before')
         self.assertEqual(([], -signal.SIGKILL), self.run_program())
-        self.assertTrue((self.place / 'acted').exists())
+        self.assertTrue((self.directory / 'occurred').exists())
 
-    def test_it_is_killed_after_the_nth_call_of_a_method(self):
+    def test_program_is_killed_after_the_nth_call_of_a_method(self):
         self.arm('disk:Disk.read', 'after', nth=2)
-        self.assertEqual((['made', 'read', 'read'], -signal.SIGKILL),
+        self.assertEqual((['created', 'read', 'read'], -signal.SIGKILL),
                          self.run_program())
 
-    def test_a_function_of_python_s_own_is_wrapped_too(self):
+    def test_function_of_the_standard_library_is_wrapped(self):
         self.write('functions', ['os:getcwd'])
         self.arm('os:getcwd', 'before')
-        self.assertEqual((['made'], -signal.SIGKILL), self.run_program(
-            'import os; print("made"); os.getcwd(); print("read")'))
+        self.assertEqual((['created'], -signal.SIGKILL), self.run_program(
+            'import os; print("created"); os.getcwd(); print("read")'))
 
-    def test_a_fault_comes_once(self):
-        self.arm('disk:Disk.make', 'before', 'raise')
+    def test_fault_occurs_only_once(self):
+        self.arm('disk:Disk.create', 'before', 'raise')
         self.assertEqual((['OSError', 'done'], 0), self.run_program())
-        self.assertEqual((['made', 'read', 'read', 'read', 'done'], 0),
+        self.assertEqual((['created', 'read', 'read', 'read', 'done'], 0),
                          self.run_program())
 
-    def test_it_waits_until_it_is_let_go_on(self):
+    def test_call_waits_until_the_fault_is_removed(self):
         self.arm('disk:Disk.read', 'before', 'wait')
-        with self.begin() as program:
-            self.assertEqual('made\n', program.stdout.readline())
-            while not (self.place / 'acted').exists():
+        with self.start() as program:
+            self.assertEqual('created\n', program.stdout.readline())
+            while not (self.directory / 'occurred').exists():
                 self.assertIsNone(program.poll())
-            (self.place / 'acted').unlink()
+            (self.directory / 'occurred').unlink()
             output, _ = program.communicate(timeout=60)
         self.assertEqual(['read', 'read', 'read', 'done'], output.split())
 
-    def test_what_is_reached_is_written_down_once(self):
-        (self.place / 'reached').touch()
+    def test_each_moment_is_recorded_once(self):
+        (self.directory / 'reached').touch()
         self.run_program()
         self.assertEqual(
-            [f'disk:Disk.{name} {moment}' for name in ('make', 'read')
+            [f'disk:Disk.{name} {moment}' for name in ('create', 'read')
              for moment in ('before', 'during', 'after')],
-            (self.place / 'reached').read_text().splitlines())
+            (self.directory / 'reached').read_text().splitlines())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small NBD server that answers what no real one would.
+"""A small NBD server whose replies no real server would send.
 
-doc/proto.md of https://github.com/NetworkBlockDevice/nbd, fixed newstyle with
-structured replies.
+Source: doc/proto.md of https://github.com/NetworkBlockDevice/nbd, fixed
+newstyle with structured replies.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ FLAG_DONE = 1
 
 
 class FakeServer(fixtures.Fixture):
-    """Serves one client, on a thread of its own.
+    """Serves one client, on its own thread.
 
     :param size: of the export, in bytes
-    :param describe: gives for offset and length the lengths and flags of
-        the answer to a block status request
-    :param read: gives for offset and length the content that is sent
+    :param extents: returns, for an offset and a length, the lengths and flags
+        of the reply to a block status request
+    :param read: returns, for an offset and a length, the content to send
     """
 
-    def __init__(self, size, describe=None, read=None):
+    def __init__(self, size, extents=None, read=None):
         self._size = size
-        self._describe = describe or (lambda offset, length: [length, 0])
+        self._extents = extents or (lambda offset, length: [length, 0])
         self._read = read or (lambda offset, length: bytes(length))
 
     def _setUp(self):
@@ -53,7 +53,7 @@ class FakeServer(fixtures.Fixture):
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         self.addCleanup(self.thread.join, 10)
-        # Ends a thread that still waits for its client.
+        # Ends a thread that is still waiting for its client.
         self.addCleanup(self._listener.shutdown, socket.SHUT_RDWR)
 
     def _serve(self):
@@ -63,7 +63,7 @@ class FakeServer(fixtures.Fixture):
                 self._negotiate()
                 self._transmit()
 
-    def _take(self, layout):
+    def _receive(self, layout):
         content = b''
         while len(content) < struct.calcsize(layout):
             more = self._client.recv(struct.calcsize(layout) - len(content))
@@ -75,11 +75,11 @@ class FakeServer(fixtures.Fixture):
     def _negotiate(self):
         self._client.sendall(struct.pack('>8s8sH', b'NBDMAGIC', b'IHAVEOPT',
                                          3))
-        self._take('>I')
+        self._receive('>I')
         option = None
         while option != OPT_GO:
-            _magic, option, length = self._take('>8sII')
-            self._take(f'>{length}s')
+            _magic, option, length = self._receive('>8sII')
+            self._receive(f'>{length}s')
             if option == OPT_SET_META_CONTEXT:
                 self._reply(option, REP_META_CONTEXT,
                             struct.pack('>I', 1) + b'base:allocation')
@@ -98,15 +98,15 @@ class FakeServer(fixtures.Fixture):
     def _transmit(self):
         while True:
             _magic, _flags, command, cookie, offset, length = (
-                self._take('>IHHQQI'))
+                self._receive('>IHHQQI'))
             if command == CMD_READ:
                 kind = REPLY_OFFSET_DATA
                 content = (struct.pack('>Q', offset) +
                            self._read(offset, length))
             elif command == CMD_BLOCK_STATUS:
                 kind = REPLY_BLOCK_STATUS
-                answer = self._describe(offset, length)
-                content = struct.pack(f'>I{len(answer)}I', 1, *answer)
+                reply = self._extents(offset, length)
+                content = struct.pack(f'>I{len(reply)}I', 1, *reply)
             else:
                 return
             self._client.sendall(struct.pack(

@@ -14,20 +14,20 @@ class BufferPoolTest(base.BaseTestCase):
         super().setUp()
         self.pool = buffers.BufferPool(4096)
 
-    def test_a_view_is_as_long_as_was_asked_for(self):
+    def test_view_has_requested_length(self):
         self.assertEqual(100, len(self.pool.take(100)))
 
-    def test_a_buffer_that_nobody_looks_at_is_used_again(self):
+    def test_buffer_without_views_is_reused(self):
         for _time in range(10):
             view = self.pool.take(4096)
             del view
         self.assertEqual(1, len(self.pool))
 
-    def test_a_buffer_keeps_its_size_however_often_it_is_used(self):
+    def test_reused_buffer_keeps_its_size(self):
         for _time in range(10):
             self.assertEqual(4096, len(self.pool.take(4096)))
 
-    def test_a_buffer_that_somebody_looks_at_is_left_alone(self):
+    def test_buffer_with_a_view_is_not_reused(self):
         held = self.pool.take(4096)
         held[:4] = b'mine'
         other = self.pool.take(4096)
@@ -35,14 +35,14 @@ class BufferPoolTest(base.BaseTestCase):
         self.assertEqual(b'mine', bytes(held[:4]))
         self.assertEqual(2, len(self.pool))
 
-    def test_a_slice_keeps_the_whole_buffer_in_use(self):
+    def test_slice_of_a_view_keeps_the_whole_buffer_in_use(self):
         view = self.pool.take(4096)
         part = memoryview(view[10:20]).toreadonly()
         view.release()
         self.pool.take(4096)[:] = bytes([1]) * 4096
         self.assertEqual(bytes(10), bytes(part))
 
-    def test_whoever_only_read_it_does_not_keep_it_in_use(self):
+    def test_buffer_that_was_hashed_and_copied_is_reused(self):
         view = self.pool.take(4096)
         digest = hashlib.sha512(view)
         copy = bytes(view)
@@ -51,7 +51,7 @@ class BufferPoolTest(base.BaseTestCase):
         self.assertEqual(1, len(self.pool))
         self.assertEqual(hashlib.sha512(copy).digest(), digest.digest())
 
-    def test_buffers_that_are_needed_no_more_go(self):
+    def test_surplus_buffers_are_freed(self):
         held = [self.pool.take(4096) for _time in range(32)]
         self.assertEqual(32, len(self.pool))
         held.clear()
@@ -59,7 +59,7 @@ class BufferPoolTest(base.BaseTestCase):
             self.pool.take(4096)
         self.assertLessEqual(len(self.pool), buffers.SPARE)
 
-    def test_buffers_that_are_needed_stay(self):
+    def test_buffers_in_use_are_not_freed(self):
         held = collections.deque(self.pool.take(4096) for _time in range(32))
         for _time in range(64):
             held.popleft()

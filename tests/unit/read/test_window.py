@@ -7,31 +7,31 @@ from nova_snapext.read import window
 
 class WindowTest(base.BaseTestCase):
 
-    def sizes(self, windowfuls, waits, between):
-        """Let windowfuls of reads arrive, and give the size after each."""
+    def sizes(self, rounds, waits, between):
+        """Let rounds of reads arrive, and return the size after each."""
         tested = window.Window(4, 16)
         now, sizes = 100.0, []
-        for _windowful in range(windowfuls):
+        for _round in range(rounds):
             for _read in range(tested.size):
                 tested.arrived(now, now + waits)
                 now += waits + between
             sizes.append(tested.size)
         return sizes
 
-    def test_reads_that_are_waited_for_become_more(self):
+    def test_waiting_for_reads_doubles_the_window_up_to_the_maximum(self):
         self.assertEqual([8, 16, 16], self.sizes(3, waits=2, between=1))
 
-    def test_reads_that_are_there_already_stay_few(self):
+    def test_reads_that_arrive_early_leave_the_window_at_the_minimum(self):
         self.assertEqual([4, 4, 4], self.sizes(3, waits=1, between=2))
 
-    def test_one_long_wait_in_a_windowful_counts(self):
+    def test_one_long_wait_among_short_ones_doubles_the_window(self):
         tested = window.Window(4, 16)
         tested.arrived(100, 104)
         for now in (105, 106, 107):
             tested.arrived(now, now)
         self.assertEqual(8, tested.size)
 
-    def test_reads_become_few_again_when_they_are_waited_for_no_more(self):
+    def test_window_shrinks_again_when_reads_arrive_early(self):
         tested = window.Window(4, 16)
         for now in range(4):
             tested.arrived(now, now + 1)

@@ -20,64 +20,64 @@ import fixtures
 from keystoneauth1 import exceptions as ks_exceptions
 from nova import context as nova_context
 
-from nova_snapext import abort
+from nova_snapext import cancel
 from nova_snapext.upload import connection
 from tests.unit import base
 
-PIECE = bytes(128 * 1024)
+CHUNK = bytes(128 * 1024)
 
 
-# In a process of its own: eventlet's patches are for good. What uploads is a
-# native thread there, as in nova-compute, and what trips a green one.
-TRIP = """
+# In a process of its own, because eventlet's patches can't be undone. As in
+# nova-compute, a native thread uploads, and a green thread cancels.
+UPLOAD = """
 from nova import monkey_patch
 monkey_patch.patch(backend={backend!r})
-import sys
-import threading
 from nova import utils
-from nova_snapext import abort
+from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext.upload import connection
+import sys
+import threading
 
 conf.CONF([], default_config_files=[])
-switch = abort.Switch()
+token = cancel.CancelToken()
 
-def trip():
-    # The server has told that it takes no more.
+def cancel_upload():
+    # The test has seen that the server receives no more.
     utils.tpool_wrap(sys.stdin.readline)()
-    switch.trip(ZeroDivisionError())
+    token.cancel(ZeroDivisionError())
 
 def body():
     while True:
         yield bytes(128 * 1024)
 
 def put(url):
-    session = connection._session(switch)
+    session = connection._session(token)
     try:
         session.put(url, data=body(), authenticated=False)
     except ZeroDivisionError as error:
         return type(error).__name__
 
-thread = threading.Thread(target=trip)
+thread = threading.Thread(target=cancel_upload)
 thread.start()
 print(utils.tpool_wrap(put)(sys.argv[1]))
 thread.join()
 """
 
 
-class GivenUp(Exception):
+class SnapshotAborted(Exception):
     pass
 
 
 class Server:
-    """Takes what is sent, and never answers.
+    """Receives data, and never responds.
 
-    :ivar silent: set when it has taken so many bytes
+    :param limit: bytes to receive until ``silent`` is set
     :ivar ended: set when the client has shut the connection down
     """
 
-    def __init__(self, takes, context=None):
-        self.takes = takes
+    def __init__(self, limit, context=None):
+        self.limit = limit
         self.context = context
         self.silent = threading.Event()
         self.ended = threading.Event()
@@ -99,30 +99,30 @@ class Server:
     def serve(self):
         while True:
             try:
-                taken, _address = self.listener.accept()
+                accepted, _address = self.listener.accept()
             except OSError:
                 return
             self.connections += 1
-            with contextlib.suppress(OSError), taken:
-                self.take(taken)
+            with contextlib.suppress(OSError), accepted:
+                self.receive(accepted)
 
-    def take(self, taken):
-        left = self.takes
+    def receive(self, accepted):
+        left = self.limit
         while left > 0:
-            left -= len(taken.recv(left))
+            left -= len(accepted.recv(left))
         self.silent.set()
-        while taken.recv(len(PIECE)):
+        while accepted.recv(len(CHUNK)):
             pass
         self.ended.set()
 
 
 class StalledServer(Server):
-    """Takes some bytes of what is sent, and then no more of it."""
+    """Receives some bytes, and then no more."""
 
-    def take(self, taken):
-        with (self.context.wrap_socket(taken, server_side=True)
-              if self.context else taken) as served:
-            served.recv(self.takes)
+    def receive(self, accepted):
+        with (self.context.wrap_socket(accepted, server_side=True)
+              if self.context else accepted) as served:
+            served.recv(self.limit)
             self.silent.set()
             self.ended.wait()
 
@@ -131,116 +131,116 @@ class ConnectionTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.switch = abort.Switch()
+        self.token = cancel.CancelToken()
         self.flags(upload_stall_timeout=60, group='snapext')
 
     def session(self):
-        session = connection._session(self.switch)
+        session = connection._session(self.token)
         self.addCleanup(session.session.close)
         return session
 
-    def put(self, server, session=None, taken=None):
+    def put(self, server, session=None, sent=None):
         def body():
             while True:
-                if taken is not None:
-                    taken.append(PIECE)
-                yield PIECE
+                if sent is not None:
+                    sent.append(CHUNK)
+                yield CHUNK
 
         (session or self.session()).put(server.url, data=body(),
                                         authenticated=False)
 
-    def trip_when(self, event):
-        def trip():
+    def cancel_when(self, event):
+        def wait_and_cancel():
             event.wait()
-            self.switch.trip(GivenUp())
+            self.token.cancel(SnapshotAborted())
 
-        thread = threading.Thread(target=trip)
+        thread = threading.Thread(target=wait_and_cancel)
         thread.start()
         self.addCleanup(thread.join)
 
     def stalled(self, context=None):
-        server = self.enterContext(StalledServer(len(PIECE), context))
+        server = self.enterContext(StalledServer(len(CHUNK), context))
         self.addCleanup(server.ended.set)
         return server
 
-    def test_an_upload_that_glance_does_not_take_ends_with_the_cause(self):
+    def test_cancelled_upload_that_glance_does_not_receive_raises_cause(self):
         server = self.stalled()
-        self.trip_when(server.silent)
-        self.assertRaises(GivenUp, self.put, server)
+        self.cancel_when(server.silent)
+        self.assertRaises(SnapshotAborted, self.put, server)
 
-    def test_an_answer_that_does_not_come_is_not_waited_for(self):
+    def test_cancelled_wait_for_response_raises_cause(self):
         server = self.enterContext(Server(10))
-        self.trip_when(server.silent)
-        self.assertRaises(GivenUp, self.session().get, server.url,
+        self.cancel_when(server.silent)
+        self.assertRaises(SnapshotAborted, self.session().get, server.url,
                           authenticated=False)
 
-    def test_the_other_end_is_told(self):
+    def test_cancellation_shuts_connection_down(self):
         server = self.enterContext(Server(10))
-        self.trip_when(server.silent)
-        self.assertRaises(GivenUp, self.session().get, server.url,
+        self.cancel_when(server.silent)
+        self.assertRaises(SnapshotAborted, self.session().get, server.url,
                           authenticated=False)
         self.assertTrue(server.ended.wait(60))
 
-    def test_nothing_is_sent_once_it_has_tripped(self):
+    def test_cancelled_token_prevents_new_connection(self):
         server = self.enterContext(Server(10))
-        self.switch.trip(GivenUp())
-        self.assertRaises(GivenUp, self.put, server)
+        self.token.cancel(SnapshotAborted())
+        self.assertRaises(SnapshotAborted, self.put, server)
         self.assertEqual(0, server.connections)
 
-    def test_tls_is_ended_too_in_the_middle_of_a_record(self):
+    def test_cancelled_tls_connection_ends_within_record(self):
         context, certificate = self.tls_context()
         server = self.stalled(context)
-        self.trip_when(server.silent)
+        self.cancel_when(server.silent)
         session = self.session()
         session.verify = certificate
-        self.assertRaises(GivenUp, self.put, server, session)
+        self.assertRaises(SnapshotAborted, self.put, server, session)
 
-    def test_it_ends_in_both_of_nova_s_modes(self):
+    def test_cancelled_upload_ends_in_both_concurrency_modes(self):
         environment = {name: value for name, value in os.environ.items()
                        if name != 'OS_NOVA_DISABLE_EVENTLET_PATCHING'}
         for backend in ('threading', 'eventlet'):
             server = self.stalled()
             process = self.enterContext(subprocess.Popen(
                 [sys.executable, '-W', 'ignore', '-c',
-                 TRIP.format(backend=backend), server.url], text=True,
+                 UPLOAD.format(backend=backend), server.url], text=True,
                 env=environment, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE))
             server.silent.wait()
             self.assertEqual('ZeroDivisionError\n',
                              process.communicate('\n', timeout=60)[0])
 
-    def test_a_stalled_upload_breaks_off_by_itself(self):
+    def test_stalled_upload_times_out(self):
         self.flags(upload_stall_timeout=1, group='snapext')
         self.assertRaises(ks_exceptions.ConnectFailure, self.put,
                           self.stalled())
 
-    def test_little_waits_in_the_kernel_before_it_may_be_sent(self):
+    def test_stalled_upload_buffers_little_in_kernel(self):
         self.flags(upload_stall_timeout=1, group='snapext')
-        server, taken = self.stalled(), []
-        # The other end has no room for more.
+        server, sent = self.stalled(), []
+        # A small receive buffer at the other end.
         server.listener.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, len(PIECE))
+            socket.SOL_SOCKET, socket.SO_RCVBUF, len(CHUNK))
         self.assertRaises(ks_exceptions.ConnectFailure, self.put, server,
-                          taken=taken)
-        self.assertLess(len(taken), 8)
+                          sent=sent)
+        self.assertLess(len(sent), 8)
 
-    def test_an_answer_that_does_not_come_in_time_is_given_up(self):
+    def test_missing_response_times_out(self):
         self.flags(upload_stall_timeout=1, group='snapext')
         server = self.enterContext(Server(10))
         self.assertRaises(ks_exceptions.ConnectTimeout, self.session().get,
                           server.url, authenticated=False)
 
-    def test_nova_s_own_timeout_of_glance_counts_where_it_is_set(self):
+    def test_timeout_of_glance_options_has_precedence(self):
         self.flags(timeout=7, group='glance')
         self.assertEqual(7, self.session().timeout)
 
-    def test_a_closed_session_leaves_nothing_to_shut_down(self):
+    def test_ended_connection_leaves_no_callback(self):
         server = self.enterContext(Server(10))
-        self.trip_when(server.silent)
+        self.cancel_when(server.silent)
         session = self.session()
-        self.assertRaises(GivenUp, session.get, server.url,
+        self.assertRaises(SnapshotAborted, session.get, server.url,
                           authenticated=False)
-        self.assertEqual([], self.switch._callbacks)
+        self.assertEqual([], self.token._callbacks)
 
     def tls_context(self):
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -265,7 +265,7 @@ class ConnectionTest(base.TestCase):
 
 
 class AuthTest(base.TestCase):
-    """A client's own authentication."""
+    """The authentication of one client alone, under eventlet."""
 
     def setUp(self):
         super().setUp()
@@ -277,22 +277,23 @@ class AuthTest(base.TestCase):
     def auth(self, client):
         return client._own_auth(self.context)
 
-    def test_the_service_s_token_is_sent_where_nova_sends_it(self):
+    def test_service_token_is_sent_if_nova_sends_it(self):
         self.flags(send_service_user_token=True, group='service_user')
-        client = connection.AbortableClient(abort.Switch())
+        client = connection.CancellableClient(cancel.CancelToken())
         self.assertIs(self.load.return_value, self.auth(client).service_auth)
         self.assertEqual('token', self.auth(client).get_token(None))
         self.load.assert_called_once()
 
-    def test_it_is_not_sent_where_nova_does_not(self):
+    def test_service_token_is_not_sent_if_nova_does_not(self):
         self.flags(send_service_user_token=False, group='service_user')
-        client = connection.AbortableClient(abort.Switch())
+        client = connection.CancellableClient(cancel.CancelToken())
         self.assertEqual('token', self.auth(client).get_token(None))
         self.load.assert_not_called()
 
-    def test_no_two_clients_share_a_lock(self):
+    def test_clients_do_not_share_service_plugin_and_its_lock(self):
         self.flags(send_service_user_token=True, group='service_user')
         self.load.side_effect = lambda *_args: object()
         self.assertIsNot(*(
-            self.auth(connection.AbortableClient(abort.Switch())).service_auth
+            self.auth(connection.CancellableClient(
+                cancel.CancelToken())).service_auth
             for _client in range(2)))

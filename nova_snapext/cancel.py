@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cancel a snapshot at once, no matter what it is waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import threading
+import typing as ty
+
+from nova import utils
+
+
+def native_threading() -> ty.Any:
+    """Return the threading module whose locks native threads can share.
+
+    Under eventlet, the locks of the usual module are for green threads only.
+    """
+    eventlet = utils.get_eventlet()
+    return (eventlet.patcher.original('threading') if eventlet
+            else threading)
+
+
+class CancelToken:
+    """Cancelled once, by the first thread that finds a cause.
+
+    A thread that is about to wait registers a callback that ends its wait, or
+    calls :meth:`raise_if_cancelled` now and then, or waits with :meth:`wait`.
+    The snapshot then fails with the cause, not with the errors of its
+    interrupted parts.
+    """
+
+    def __init__(self) -> None:
+        native = native_threading()
+        self._lock = native.Lock()
+        self._cancelled = native.Event()
+        self._callbacks: list[Callable[[], object]] = []
+        self._cause: Exception | None = None
+
+    def cancel(self, cause: Exception) -> bool:
+        """Cancel for this cause, unless there is a cause already.
+
+        :returns: whether this is now the cause
+        """
+        with self._lock:
+            if self._cause is not None:
+                return False
+            self._cause = cause
+            self._cancelled.set()
+            # A callback that fails does not keep the others from their call.
+            with contextlib.ExitStack() as stack:
+                for callback in self._callbacks:
+                    stack.callback(callback)
+            return True
+
+    @contextlib.contextmanager
+    def on_cancel(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Call a function on cancellation, or now if it has happened.
+
+        After the context is left the function is no longer called, and the
+        objects that it uses can be closed.
+
+        :param callback: called in any thread; it must not wait for anything
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+            if self._cause is not None:
+                callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.remove(callback)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise the cause, if there is one."""
+        if self._cause is not None:
+            raise self._cause
+
+    def wait(self, seconds: float) -> None:
+        """Wait, in a native thread, and stop waiting on cancellation.
+
+        :raises Exception: the cause, if there is one
+        """
+        self._cancelled.wait(seconds)
+        self.raise_if_cancelled()
+
+    @contextlib.contextmanager
+    def prefer_cause(self) -> Iterator[None]:
+        """Raise the cause in place of an error that follows cancellation."""
+        try:
+            yield
+        except Exception as error:
+            if self._cause is None or error is self._cause:
+                raise
+            raise self._cause from error

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Periodic checks that cancel a running snapshot.
+
+Each runs in a thread of its own. The thread that reads and uploads waits for
+other services. Under eventlet it is a native thread, which can't reach Nova's
+database.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
+import typing as ty
+
+from nova.compute import task_states
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova import objects
+from nova import utils
+from oslo_log import log as logging
+from oslo_service import loopingcall
+from oslo_utils import timeutils
+from oslo_utils import units
+
+from nova_snapext import cancel
+from nova_snapext import compat
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext import space
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+# Seconds between two checks that stay on this host.
+FAST_INTERVAL = 1
+# Seconds between two checks that call another service. On a small host all
+# services share its cores.
+SLOW_INTERVAL = 4
+
+# Nova's manager does not expect these states at the end of a snapshot.
+DELETING = (task_states.DELETING, task_states.SOFT_DELETING)
+
+
+class Check(abc.ABC):
+    """One condition that a snapshot depends on."""
+
+    @abc.abstractmethod
+    def run(self) -> Exception | None:
+        """Return the error that the snapshot ends with; None to go on.
+
+        An exception means only that the check itself failed this time.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Interrupt a check that is still waiting. No other one follows."""
+
+
+class _PeriodicCheck:
+
+    def __init__(self, check: Check, interval: float,
+                 token: cancel.CancelToken, instance: objects.Instance):
+        self._check = check
+        self._interval = interval
+        self._token = token
+        self._instance = instance
+        self._works = True
+        self.closing = False
+
+    def __call__(self) -> float:
+        """Run the check once.
+
+        :returns: seconds until the next run
+        :raises LoopingCallDone: the snapshot is cancelled
+        """
+        try:
+            cause = self._check.run()
+        except Exception as error:
+            # A failed check must not end the snapshot.
+            if self._works and not self.closing:
+                LOG.warning('%(check)s fails while the snapshot runs: '
+                            '%(error)s. The snapshot goes on, and the check '
+                            'is repeated', {'check': self._name,
+                                            'error': error},
+                            instance=self._instance)
+            self._works = False
+            return self._interval
+        if not self._works:
+            LOG.debug('%s works again', self._name, instance=self._instance)
+        self._works = True
+        if cause is None:
+            return self._interval
+        if self._token.cancel(cause):
+            LOG.info('Ending the snapshot: %s', cause,
+                     instance=self._instance)
+        raise loopingcall.LoopingCallDone()
+
+    @property
+    def _name(self) -> str:
+        return type(self._check).__name__
+
+
+@contextlib.contextmanager
+def run_periodically(check: Check, interval: float, token: cancel.CancelToken,
+                     instance: objects.Instance) -> Iterator[None]:
+    """Repeat a check inside the context, and cancel when it returns a cause.
+
+    :param interval: seconds before the first run, and between two runs
+    """
+    periodic = _PeriodicCheck(check, interval, token, instance)
+    # With a fixed interval oslo.service would warn of each check that takes
+    # longer, as on a busy host.
+    timer = loopingcall.DynamicLoopingCall(periodic)
+    timer.start(initial_delay=interval)
+    try:
+        yield
+    finally:
+        periodic.closing = True
+        timer.stop()
+        check.close()
+        timer.wait()
+
+
+class ServiceStoppingCheck(Check):
+    """Checks whether nova-compute is being stopped.
+
+    Nova waits for work in progress then, but not as long as an upload takes.
+
+    :param virtapi: the driver's
+    """
+
+    def __init__(self, instance: objects.Instance, virtapi: ty.Any):
+        self._instance = instance
+        self._stopping = compat.shutdown_event(virtapi)
+
+    def run(self) -> exception.ServiceStopping | None:
+        if self._stopping is None or not self._stopping.is_set():
+            return None
+        return exception.ServiceStopping(instance=self._instance.uuid)
+
+
+class InstanceDeletedCheck(Check):
+    """Checks whether the instance is deleted, or being deleted."""
+
+    def __init__(self, context: nova_context.RequestContext,
+                 instance: objects.Instance):
+        self._context = context
+        self._uuid = instance.uuid
+
+    def run(self) -> nova_exception.NovaException | None:
+        try:
+            # Not the snapshot's own object, which other threads change.
+            found = objects.Instance.get_by_uuid(
+                self._context, self._uuid, expected_attrs=[])
+        except nova_exception.InstanceNotFound:
+            # Not the conductor's error, whose text contains a traceback.
+            return nova_exception.InstanceNotFound(instance_id=self._uuid)
+        if found.task_state in DELETING:
+            return nova_exception.UnexpectedDeletingTaskStateError(
+                instance_uuid=self._uuid,
+                expected={'task_state': [task_states.IMAGE_UPLOADING]},
+                actual={'task_state': found.task_state})
+        return None
+
+
+class FreeSpaceCheck(Check):
+    """Checks the free space for what a snapshot keeps on the host.
+
+    :param paths: files or directories whose file systems fill while the disk
+        is frozen
+    """
+
+    def __init__(self, instance: objects.Instance, paths: Iterable[str]):
+        self._instance = instance
+        self._last: dict[str, tuple[int, float, float]] = {}
+        self._paths = tuple(paths) if CONF.snapext.min_free_disk_mb else ()
+
+    def run(self) -> exception.InsufficientSpace | None:
+        """Compare the free space with the option, now and for two intervals.
+
+        The frozen disk has to be released before the space is gone.
+
+        :returns: the error, if there is too little space, or if there would
+            be too little after two more intervals at the present rate
+        """
+        for path in self._paths:
+            # In a native thread under eventlet: network storage may hang.
+            left = utils.tpool_wrap(space.free_bytes)(path) - (
+                CONF.snapext.min_free_disk_mb * units.Mi)
+            shrinks = self._shrink_rate(path, left)
+            if left - 2 * FAST_INTERVAL * shrinks < 0:
+                return exception.InsufficientSpace(
+                    instance=self._instance.uuid, path=path,
+                    free=(left // units.Mi + CONF.snapext.min_free_disk_mb),
+                    shrinks=int(shrinks // units.Mi),
+                    min_free=CONF.snapext.min_free_disk_mb)
+        return None
+
+    def raise_if_short(self) -> None:
+        """Check the space before the snapshot begins.
+
+        :raises InsufficientSpace: there is too little
+        """
+        shortage = self.run()
+        if shortage is not None:
+            raise shortage
+
+    def _shrink_rate(self, path: str, left: int) -> float:
+        """Return how much the free space shrinks each second, in bytes.
+
+        It is the lower one of the last two rates. Space that is allocated in
+        one step, such as another guest's disk, is not a rate.
+        """
+        now = timeutils.now()
+        before, when, last_rate = self._last.get(path, (left, now - 1, 0.0))
+        rate = max(0, before - left) / max(now - when, 0.001)
+        self._last[path] = left, now, rate
+        return min(rate, last_rate)

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A qcow2 image without zeros, compressed or not, sent while it is made.
+
+A reader finds everything in a qcow2 image through its header, which comes
+first and contains the offset of the tables, which in turn contain the offset
+of each cluster. How many clusters contain more than zeros, and their size when
+compressed, is not known when the header is sent. So the tables are placed
+*after* about as many clusters as a sample of the disk makes expect. The
+clusters before the tables are sent as soon as they are read and compressed.
+Only the clusters after the tables have to be read before the tables can be
+sent. These are few, and are kept in a buffer; clusters that exceed the buffer
+are read and compressed a second time.
+
+The codecs are deterministic and the disk is frozen: all streams are identical.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+from collections.abc import Generator
+from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+import itertools
+import statistics
+import typing as ty
+
+from nova_snapext.encode import allocator
+from nova_snapext.encode import base
+from nova_snapext.encode import clusters
+from nova_snapext.encode import codec as codecs
+from nova_snapext.encode import layout
+from nova_snapext.encode import sample
+from nova_snapext import read
+
+# A cluster is stored uncompressed unless compression saves more than this
+# share of it: a compressed cluster has to be inflated each time that a guest
+# reads a sector of it.
+MIN_CLUSTER_SAVING = 1 / 16
+
+# Chunks of 512 KiB that are being compressed, or are compressed and not sent
+# yet: for each thread, and in total.
+CHUNKS_PER_THREAD, MAX_CHUNKS = 8, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The size of the clusters with data in the image, estimated by a sample.
+
+    :param sizes: of each cluster of the sample, in bytes
+    """
+
+    sizes: array.array[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean size of a cluster, in bytes; a cluster of zeros has size 0."""
+        return statistics.fmean(self.sizes) if self.sizes else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, in bytes.
+
+        Computed from the mean square of successive differences (von Neumann
+        and others, Annals of Mathematical Statistics 12, 1941): data and
+        zeros form long runs, for which an evenly spread sample is much more
+        accurate than a random one.
+        """
+        count = len(self.sizes)
+        if count < 2:
+            return 0.0
+        squares = sum((one - other) ** 2 for one, other
+                      in itertools.pairwise(self.sizes))
+        return float((squares / (2 * (count - 1) * count)) ** 0.5)
+
+    @property
+    def has_zeros(self) -> bool:
+        return 0 in self.sizes
+
+    @property
+    def saving(self) -> float:
+        """Share of the data, without zeros, that is saved, from 0 to 1."""
+        return 1 - self.mean / (self.uncompressed().mean or 1)
+
+    def uncompressed(self) -> Estimate:
+        """Return the estimate for the same sample without compression."""
+        return Estimate(array.array('I', (
+            layout.CLUSTER_SIZE if size else 0 for size in self.sizes)))
+
+
+def estimate_size(disk: read.Disk, data_clusters: clusters.ClusterMap,
+                  codec: codecs.Codec) -> Estimate:
+    """Compress a sample of a disk.
+
+    :raises DiskReadError: the disk can't be read
+    """
+    return Estimate(array.array('I', (
+        len(cluster or b'')
+        for chunk in sample.sample(disk, data_clusters)
+        for cluster in _encode(codec, chunk))))
+
+
+def _encode(codec: codecs.Codec,
+            chunk: memoryview) -> list[allocator.EncodedCluster]:
+    """Compress the clusters of a chunk of the disk, and drop zeros.
+
+    :param chunk: starts at a cluster boundary; its last cluster may be cut
+        short by the end of the disk
+    """
+    found: list[allocator.EncodedCluster] = []
+    # Start of the consecutive uncompressed clusters before the current one.
+    plain = 0
+    for begin in range(0, len(chunk), layout.CLUSTER_SIZE):
+        end = begin + layout.CLUSTER_SIZE
+        encoded = _encode_cluster(codec, chunk[begin:end])
+        if isinstance(encoded, memoryview):
+            if plain < begin:
+                found.pop()
+            found.append(chunk[plain:end])
+        else:
+            found.append(encoded)
+            plain = end
+    return found
+
+
+def _encode_cluster(codec: codecs.Codec,
+                    cluster: memoryview) -> allocator.EncodedCluster:
+    """Compress one cluster.
+
+    :returns: the cluster itself if it is stored uncompressed
+    """
+    if read.is_zero(cluster):
+        return None
+    whole: memoryview | bytes = cluster
+    if len(cluster) < layout.CLUSTER_SIZE:
+        whole = layout.pad_to_cluster(bytes(cluster))
+    compressed = codec.compress(whole)
+    return compressed if len(compressed) < (
+        1 - MIN_CLUSTER_SAVING) * layout.CLUSTER_SIZE else whole
+
+
+class _Tail(ty.NamedTuple):
+    """The clusters after the tables.
+
+    :ivar allocated: all of them
+    :ivar buffered: the chunks in the buffer, from the start of the tail
+    :ivar buffered_clusters: the number of clusters in these chunks
+    """
+
+    allocated: allocator.ClusterAllocator
+    buffered: list[base.Chunk]
+    buffered_clusters: int
+
+
+class StreamingQcow2Image:
+    """A qcow2 version 3 image without zeros, compressed or not.
+
+    :param data_clusters: of the disk
+    :param estimate: of their size in the image
+    :param buffer_size: bytes of the image to keep in memory
+    :param threads: number of threads that compress; 0: the thread that reads
+        the stream compresses
+    """
+
+    def __init__(self, disk: read.Disk, data_clusters: clusters.ClusterMap,
+                 codec: codecs.Codec, estimate: Estimate, buffer_size: int,
+                 threads: int) -> None:
+        self._disk = disk
+        self._map = data_clusters
+        self._codec = codec
+        self._buffer_size = buffer_size
+        self._threads = threads
+        self._size: int | None = None
+        # So that the tail is likely to fit into the buffer.
+        head = (len(data_clusters) * (estimate.mean + estimate.error) -
+                buffer_size)
+        # For the largest image that may result.
+        self._layout = layout.make_layout(
+            disk.size, len(data_clusters.tables()), len(data_clusters),
+            refcount_table=1 + base.ceil_div(max(0, int(head)),
+                                             layout.CLUSTER_SIZE))
+        tables = self._layout.first_data - self._layout.refcount_table
+        self._expected_size = ((1 + tables) * layout.CLUSTER_SIZE +
+                               int(len(data_clusters) * estimate.mean))
+
+    @property
+    def codec(self) -> codecs.Codec:
+        return self._codec
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    @property
+    def expected_size(self) -> int:
+        return self._size or self._expected_size
+
+    def chunks(self) -> Iterator[base.Chunk]:
+        yield layout.header(self._layout, self._disk.size,
+                            self._codec.compression_type)
+        head = allocator.ClusterAllocator()
+        with contextlib.closing(self._clusters()) as found:
+            left_over = yield from self._head(head, found)
+            tail = self._tail(itertools.chain(left_over, found))
+        yield from self._tables(head, tail.allocated)
+        yield from tail.buffered
+        yield from self._unbuffered_tail(len(head.entries), tail)
+
+    def _head(
+        self, head: allocator.ClusterAllocator,
+        found: Iterator[allocator.EncodedCluster],
+    ) -> Generator[base.Chunk, None, list[allocator.EncodedCluster]]:
+        """Return the clusters before the tables, and pad up to these.
+
+        :returns: the cluster that was read and does not fit any more, if any
+        """
+        limit = self._layout.refcount_table - 1
+        left_over = []
+        for cluster in found:
+            if head.end_after(cluster) > limit:
+                left_over = [cluster]
+                break
+            yield from head.add(cluster)
+        yield from head.flush()
+        yield from base.zeros(
+            (limit - len(head.refcounts)) * layout.CLUSTER_SIZE)
+        return left_over
+
+    def _tail(self, found: Iterable[allocator.EncodedCluster]) -> _Tail:
+        """Allocate the clusters after the tables."""
+        tail = allocator.ClusterAllocator()
+        buffered: list[base.Chunk] = []
+        left, buffered_clusters = self._buffer_size, 0
+        for cluster in found:
+            # A view would keep the whole read buffer in use.
+            if isinstance(cluster, memoryview) and left > 0:
+                cluster = bytes(cluster)
+            chunks = tail.add(cluster)
+            if left > 0:
+                left -= len(cluster or b'')
+                buffered += chunks
+                buffered_clusters = len(tail.entries)
+                if left <= 0:
+                    buffered += tail.flush()
+        last = tail.flush()
+        if left > 0:
+            buffered += last
+        return _Tail(tail, buffered, buffered_clusters)
+
+    def _unbuffered_tail(self, head_clusters: int,
+                         tail: _Tail) -> Iterator[base.Chunk]:
+        """Read and compress the part of the tail that was not buffered.
+
+        :param head_clusters: number of clusters before the tail
+        :raises EncodeError: the result differs from the first one
+        """
+        repeated = allocator.ClusterAllocator()
+        skip = head_clusters + tail.buffered_clusters
+        expected = tail.allocated.entries[tail.buffered_clusters:]
+        offset = sum(map(len, tail.buffered))
+        checked = 0
+
+        def verified(chunks: list[base.Chunk]) -> list[base.Chunk]:
+            nonlocal checked
+            now = _shifted(repeated.entries[checked:repeated.final_entries],
+                           offset)
+            if now != expected[checked:repeated.final_entries]:
+                raise base.EncodeError(
+                    image_format='qcow2',
+                    reason='a cluster was read twice, with different results')
+            checked = repeated.final_entries
+            return chunks
+
+        with contextlib.closing(self._clusters(skip)) as found:
+            for cluster in found:
+                yield from verified(repeated.add(cluster))
+        yield from verified(repeated.flush())
+
+    def _tables(self, head: allocator.ClusterAllocator,
+                tail: allocator.ClusterAllocator) -> Iterator[base.Chunk]:
+        """Return the refcounts and mappings of all clusters."""
+        counts = [sum(end - begin for begin, end in self._map.runs(table))
+                  for table in self._map.tables()]
+        ranges = dict(zip(self._map.tables(), itertools.pairwise(
+            itertools.accumulate(counts, initial=0)), strict=True))
+        entries = head.entries + tail.entries
+        tables = [table for table, (begin, end) in ranges.items()
+                  if any(entries[begin:end])]
+        final = layout.make_layout(
+            self._disk.size, len(tables), len(tail.refcounts),
+            refcount_table=self._layout.refcount_table,
+            refcount_table_clusters=self._layout.refcount_table_clusters)
+        entries = (_shifted(head.entries, layout.CLUSTER_SIZE) +
+                   _shifted(tail.entries,
+                            final.first_data * layout.CLUSTER_SIZE))
+        self._size = final.end * layout.CLUSTER_SIZE
+        yield from layout.refcount_table(final)
+        yield from layout.l1_table(final, tables)
+        yield from layout.table(_refcounts(final, head, tail))
+        for table in tables:
+            begin, _end = ranges[table]
+            content = layout.empty_table(layout.TABLE_ENTRIES)
+            for first, end in self._map.runs(table):
+                content[first:end] = entries[begin:begin + end - first]
+                begin += end - first
+            yield from layout.table(content)
+
+    def _clusters(
+        self, skip: int = 0,
+    ) -> Generator[allocator.EncodedCluster, None, None]:
+        """Read and encode the clusters with data, several in parallel.
+
+        :param skip: number of clusters to leave out at the start
+        """
+        chunks = self._disk.read(clusters.byte_ranges(
+            self._map.disk_runs(skip), self._disk.size))
+        if not self._threads:
+            for _offset, chunk in chunks:
+                yield from _encode(self._codec, chunk)
+            return
+        pool = futures.ThreadPoolExecutor(self._threads, 'snapext-compress')
+        limit = min(self._threads * CHUNKS_PER_THREAD, MAX_CHUNKS)
+        pending: collections.deque[
+            futures.Future[list[allocator.EncodedCluster]]
+        ] = collections.deque()
+        try:
+            for _offset, chunk in chunks:
+                if len(pending) == limit:
+                    yield from pending.popleft().result()
+                pending.append(pool.submit(_encode, self._codec, chunk))
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shifted(entries: array.array[int], offset: int) -> array.array[int]:
+    """Return the L2 table entries of clusters that are moved in the image.
+
+    :param offset: in bytes, a multiple of the cluster size
+    """
+    return array.array('Q', (entry + offset if entry else 0
+                             for entry in entries))
+
+
+def _refcounts(final: layout.Layout, head: allocator.ClusterAllocator,
+               tail: allocator.ClusterAllocator) -> array.array[int]:
+    """Return the refcount of each cluster of an image."""
+    unused = final.refcount_table - 1 - len(head.refcounts)
+    tables = final.first_data - final.refcount_table
+    return (array.array('H', [1]) + head.refcounts +
+            array.array('H', [0] * unused) +
+            array.array('H', [1] * tables) + tail.refcounts)

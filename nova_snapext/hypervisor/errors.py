@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors that libvirt, QEMU's programs and the host raise."""
+
+from __future__ import annotations
+
+import subprocess
+
+import libvirt
+from nova import exception as nova_exception
+from nova import utils
+from oslo_concurrency import processutils
+
+from nova_snapext import exception
+
+# A program that exceeds its time limit raises TimeoutExpired. Under eventlet,
+# green programs raise another class of this name.
+TIMEOUTS: tuple[type[Exception], ...] = (subprocess.TimeoutExpired,)
+if eventlet := utils.get_eventlet():
+    TIMEOUTS += (eventlet.patcher.original('subprocess').TimeoutExpired,)
+
+#: Errors of libvirt, of Nova's device functions, of programs that we run, of
+#: the host's file system, and our own. A bug of ours is none of them.
+HYPERVISOR_ERRORS: tuple[type[Exception], ...] = (
+    libvirt.libvirtError,
+    nova_exception.DeviceDetachFailed,
+    nova_exception.DeviceNotFound,
+    processutils.ProcessExecutionError,
+    *TIMEOUTS,
+    OSError,
+    exception.SnapextError,
+)

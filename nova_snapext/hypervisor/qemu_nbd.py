@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""qemu-nbd, which serves a disk without a guest, or an internal snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import os
+import select
+import signal
+
+from oslo_concurrency import processutils
+from oslo_log import log as logging
+import psutil
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import image_opts
+from nova_snapext.hypervisor import privsep
+from nova_snapext import plan as planning
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+# Our own connection, and that of the qemu-img that writes a staged image.
+MAX_CLIENTS = 2
+
+
+class Server:
+    """A running qemu-nbd.
+
+    It also ends by itself when its last client disconnects, as when
+    nova-compute dies.
+
+    :ivar pid: id of the process
+    """
+
+    def __init__(self, pid: int, instance_uuid: str):
+        self.pid = pid
+        self._instance = instance_uuid
+        # Unlike the id, the descriptor never refers to another process.
+        self._pidfd = os.pidfd_open(pid)
+
+    def stop(self) -> None:
+        """Stop the process, and wait until it has ended.
+
+        :raises ReleaseFailed: it does not end, even though it was killed
+        """
+        try:
+            for signal_number in (signal.SIGTERM, signal.SIGKILL):
+                if self._is_ended_by(signal_number):
+                    LOG.debug('qemu-nbd, process %(pid)s, has ended for '
+                              'instance %(instance)s',
+                              {'pid': self.pid, 'instance': self._instance})
+                    return
+        finally:
+            os.close(self._pidfd)
+        raise exception.ReleaseFailed(
+            instance=self._instance,
+            reason=f'qemu-nbd, process {self.pid}, did not end within '
+                   f'{CONF.snapext.operation_timeout} seconds of a SIGKILL. '
+                   f'It probably waits for storage that does not respond')
+
+    def _is_ended_by(self, signal_number: signal.Signals) -> bool:
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal_number)
+        except ProcessLookupError:
+            return True
+        ended, _, _ = select.select(
+            [self._pidfd], [], [], CONF.snapext.operation_timeout)
+        return bool(ended)
+
+
+def servers_on(socket: str, instance_uuid: str) -> Iterator[Server]:
+    """Find the servers on a socket, of this process or another.
+
+    :param socket: path of the Unix socket
+    """
+    for process in psutil.process_iter(['name', 'cmdline']):
+        arguments = process.info['cmdline'] or ()
+        if process.info['name'] == 'qemu-nbd' and socket in arguments:
+            try:
+                yield Server(process.pid, instance_uuid)
+            except ProcessLookupError:
+                continue  # it has just ended
+
+
+def serve(disk: planning.RootDisk, socket: str, pid_file: str,
+          instance_uuid: str, snapshot: str | None = None) -> Server:
+    """Serve a disk, or a snapshot inside it, read-only.
+
+    :param socket: path of the Unix socket to create
+    :param pid_file: path of the file to write qemu-nbd's process id to
+    :param snapshot: name of a snapshot inside the disk; a guest may use the
+        disk while the snapshot is served. None serves the disk's own content
+    :raises ProcessExecutionError: qemu-nbd can't open the disk; a running
+        guest locks it
+    :raises OSError: qemu-nbd can't be run, or ended immediately
+    :raises TimeoutExpired: the disk's storage does not respond. If it responds
+        later, qemu-nbd ends, because its directory is gone
+    """
+    arguments = _arguments(disk, socket, pid_file, snapshot)
+    timeout = CONF.snapext.operation_timeout
+    if disk.storage == 'block' and not os.access(disk.path, os.R_OK):
+        privsep.serve_block_device(
+            disk.path, arguments, os.geteuid(), os.getegid(), timeout)
+    else:
+        processutils.execute('qemu-nbd', *arguments, timeout=timeout)
+    with open(pid_file) as file:
+        server = Server(int(file.read()), instance_uuid)
+    LOG.debug('qemu-nbd, process %(pid)s, serves %(disk)s on %(socket)s for '
+              'instance %(instance)s',
+              {'pid': server.pid, 'disk': disk.path, 'socket': socket,
+               'instance': instance_uuid})
+    return server
+
+
+def _arguments(disk: planning.RootDisk, socket: str, pid_file: str,
+               snapshot: str | None) -> list[str]:
+    node = image_opts.node(disk.path, disk.format, disk.storage)
+    if snapshot is None:
+        # By itself qemu-nbd reads a raw disk even while a guest writes to it.
+        # The blkdebug driver injects no error here: it forbids other writers,
+        # for a raw disk as the qcow2 driver does for a qcow2.
+        node = {'driver': 'blkdebug', 'unshare-child-perms.0': 'write',
+                'image': node}
+        options = []
+    else:
+        node['force-share'] = 'on'
+        options = ['--load-snapshot', f'snapshot.name={snapshot}']
+    return ['--read-only', '--fork', '--shared', str(MAX_CLIENTS),
+            '--pid-file', pid_file, '--socket', socket,
+            '--export-name', disk.target, *options,
+            '--image-opts', image_opts.join(node)]

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release the resources of a snapshot that nova-compute could not finish.
+
+This happens when nova-compute starts, before it takes work, and before an
+instance is started, moved or snapshotted again. A recovery that is interrupted
+can be repeated, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import itertools
+
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova import objects
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_log import log as logging
+import oslo_messaging
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext import journal
+from nova_snapext import plan as planning
+from nova_snapext.resources import image
+from nova_snapext.resources import overlay
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+ResourceTypes = dict[str, type[journal.Resource]]
+
+
+def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
+    """Return the classes of all resources that can be recovered, by kind.
+
+    These are the resources of the loaded strategies, and the image, which
+    every snapshot has.
+
+    :raises StrategyConfigError: two classes have the same kind
+    """
+    types: ResourceTypes = {}
+    for resource_type in itertools.chain(
+            (image.IncompleteImage,),
+            *(strategy.resource_types
+              for strategy in driver.strategies.values())):
+        known = types.setdefault(resource_type.kind, resource_type)
+        if known is not resource_type:
+            raise exception.StrategyConfigError(
+                reason=f'two classes of resources have the kind '
+                       f'{resource_type.kind!r}: {_path_of(known)} and '
+                       f'{_path_of(resource_type)}. Uninstall the package of '
+                       f'one of them')
+    return types
+
+
+def recover_all(driver: libvirt_driver.LibvirtDriver) -> bool:
+    """Recover all interrupted snapshots. The caller has locked the journal.
+
+    :returns: whether nothing is left. The log says what is left and what to
+        do.
+    """
+    done = True
+    journal.finish_writes()
+    for entry in journal.entries():
+        done &= recover_instance(driver, entry.instance_uuid)
+    return done
+
+
+def recover_instance(driver: libvirt_driver.LibvirtDriver, uuid: str) -> bool:
+    """Recover the interrupted snapshot of an instance, if there is one.
+
+    :param uuid: uuid of the instance
+    :returns: whether nothing is left. The log says what is left and what to
+        do.
+    """
+    entry = journal.find(uuid)
+    try:
+        if entry is not None:
+            recover_entry(driver, entry)
+    except exception.NotRecovered as error:
+        LOG.error('%s', error)
+        return False
+    return True
+
+
+def recover_entry(driver: libvirt_driver.LibvirtDriver,
+                  entry: journal.JournalEntry,
+                  context: nova_context.RequestContext | None = None,
+                  instance: objects.Instance | None = None) -> None:
+    """Recover one interrupted snapshot.
+
+    :param context: context of the request that needs the instance; None: an
+        admin's
+    :param instance: None: Nova is asked for it
+    :raises NotRecovered: some resources are left, and still in the journal
+    """
+    instance = instance or _get_instance(entry)
+    LOG.warning('A snapshot was interrupted and is cleaned up now: strategy '
+                '%(strategy)s, image %(image)s, resources %(kinds)s',
+                {'strategy': entry.strategy, 'image': entry.image_id,
+                 'kinds': ', '.join(record.kind for record in entry.records)},
+                instance=instance)
+    target = planning.Target(
+        context=context or nova_context.get_admin_context(),
+        instance=instance, disk=entry.disk, image_id=entry.image_id)
+    failures = list(_release_all(driver, entry, target))
+    entry.close()
+    if failures:
+        raise exception.NotRecovered(
+            instance=entry.instance_uuid, reason=' '.join(failures),
+            blocks_start=any(record.blocks_start for record in entry.records))
+    LOG.info('The interrupted snapshot is cleaned up', instance=instance)
+
+
+def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
+                     context: nova_context.RequestContext | None,
+                     instance: objects.Instance) -> None:
+    """Recover an interrupted snapshot before its instance starts or moves.
+
+    The disk without its overlay has lost what the guest wrote since the
+    snapshot began. An overlay may also have come with the disk, from a host
+    that failed.
+
+    :raises NotRecovered: a resource is left that makes a start or a move
+        lose data
+    """
+    entry = journal.find(instance.uuid)
+    if entry is not None:
+        try:
+            recover_entry(driver, entry, context, instance)
+        except exception.NotRecovered as error:
+            if error.blocks_start:
+                raise
+            LOG.error('%s', error, instance=instance)
+            return
+    try:
+        found = overlay.Overlay.find(driver, instance)
+        if found is not None:
+            LOG.warning('There is an overlay of an interrupted snapshot that '
+                        'is not in the journal of this host. It is merged '
+                        'into the disk now', instance=instance)
+            found.release()
+    except Exception as error:
+        # After any error, the disk may lack what is in the overlay.
+        LOG.exception('The overlay of an interrupted snapshot is left',
+                      instance=instance)
+        raise exception.NotRecovered(
+            instance=instance.uuid, reason=f'overlay: {error}.',
+            blocks_start=True) from error
+
+
+def describe(entry: journal.JournalEntry) -> str:
+    """Return a description of an entry for operators, in several lines."""
+    records = '\n'.join(f'    {record.kind}: {record.data}'
+                        for record in reversed(entry.records))
+    return (f'instance {entry.instance_uuid} ({entry.instance_name}), '
+            f'strategy {entry.strategy}, image {entry.image_id}, begun '
+            f'{entry.began_at}Z, root disk {entry.disk.path}\n{records}')
+
+
+def _release_all(driver: libvirt_driver.LibvirtDriver,
+                 entry: journal.JournalEntry,
+                 target: planning.Target) -> Iterator[str]:
+    """Release the resources of an entry, the last one first.
+
+    :returns: why some could not be released
+    """
+    instance = target.instance
+    types = resource_types(driver)
+    for record in reversed(tuple(entry.records)):
+        LOG.debug('Recovery of %(kind)s begins: %(data)s',
+                  {'kind': record.kind, 'data': record.data},
+                  instance=instance)
+        try:
+            _release(driver, types, entry, record, target)
+        except Exception as error:
+            # Every resource is attempted, and no error ends the service.
+            LOG.exception('Could not clean up after an interrupted snapshot: '
+                          '%s', record.kind, instance=instance)
+            yield f'{record.kind}: {error}.'
+        else:
+            entry.remove(record)
+            LOG.debug('Recovery of %s is done', record.kind,
+                      instance=instance)
+
+
+def _release(driver: libvirt_driver.LibvirtDriver, types: ResourceTypes,
+             entry: journal.JournalEntry, record: journal.JournalRecord,
+             target: planning.Target) -> None:
+    """Release the resource of one record.
+
+    :raises JournalRecordError: no installed strategy knows its kind
+    """
+    resource_type = types.get(record.kind)
+    if resource_type is None:
+        raise exception.JournalRecordError(
+            reason=f'no installed strategy knows this kind of resource. '
+                   f'Install the package of the strategy {entry.strategy!r} '
+                   f'again (as it was when the snapshot began), and restart '
+                   f'nova-compute')
+    host = target.instance.host
+    if resource_type.moves_with_disk and host not in (None, CONF.host):
+        LOG.warning('The instance is on host %(host)s now, and so is its '
+                    '%(kind)s: it is not touched from here',
+                    {'host': host, 'kind': record.kind},
+                    instance=target.instance)
+        return
+    resource = resource_type.restore(driver, target, record.data)
+    entry.bind(record, resource)
+    resource.release()
+
+
+def _get_instance(entry: journal.JournalEntry) -> objects.Instance:
+    """Return the instance from Nova, or else what the journal has of it."""
+    try:
+        return objects.Instance.get_by_uuid(
+            nova_context.get_admin_context(), entry.instance_uuid,
+            expected_attrs=['flavor', 'system_metadata', 'numa_topology'])
+    except nova_exception.InstanceNotFound:
+        LOG.info('Instance %s, whose snapshot was interrupted, is deleted',
+                 entry.instance_uuid)
+    except oslo_messaging.MessagingException as error:
+        LOG.warning('Could not ask Nova for instance %(instance)s, whose '
+                    'snapshot was interrupted: %(error)s',
+                    {'instance': entry.instance_uuid, 'error': error})
+    return planning.UnknownInstance(entry.instance_uuid, entry.instance_name)
+
+
+def _path_of(resource_type: type[journal.Resource]) -> str:
+    return f'{resource_type.__module__}.{resource_type.__qualname__}'

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filesystems of a guest, frozen for the point in time of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import typing as ty
+
+import libvirt
+from lxml import etree
+from nova import exception as nova_exception
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import host as libvirt_host
+from oslo_log import log as logging
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import connection
+from nova_snapext.hypervisor import domain
+from nova_snapext import journal
+from nova_snapext import plan as planning
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+AGENT_CHANNEL = 'org.qemu.guest_agent.0'
+
+# With these errors libvirt refuses before it calls the agent: the guest is
+# paused or off, or has no agent channel.
+NOTHING_SENT = (libvirt.VIR_ERR_OPERATION_INVALID,
+                libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED)
+# With these errors the agent has not answered. It may still carry out the
+# command later.
+NO_ANSWER = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+             libvirt.VIR_ERR_AGENT_UNSYNCED)
+
+
+class GuestFilesystems(journal.Resource):
+    """The filesystems of a guest, which may be frozen.
+
+    Recorded: whether the image says that the guest has an agent. Restored:
+    as possibly frozen, if the agent is connected; it is a warning if the
+    agent is not. Released: thawed.
+    """
+
+    kind = 'guest filesystems'
+
+    def __init__(self, host: libvirt_host.Host, target: planning.Target):
+        self._host = host
+        self._instance = target.instance
+        self._frozen = False
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'agent': self._has_agent()}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                target: planning.Target,
+                record: dict[str, ty.Any]) -> GuestFilesystems:
+        filesystems = cls(driver._host, target)
+        guest = domain.find(driver._host, target.instance)
+        if not record['agent'] or guest is None or not guest.is_active():
+            return filesystems
+        # It does no harm to thaw filesystems that are not frozen.
+        filesystems._frozen = _agent_connected(guest)
+        if not filesystems._frozen:
+            LOG.warning('An interrupted snapshot may have left the guest\'s '
+                        'filesystems frozen, and its agent is not connected '
+                        'to thaw them. If the guest hangs, reboot it',
+                        instance=target.instance)
+        return filesystems
+
+    def release(self) -> None:
+        self.thaw()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[planning.Consistency]:
+        """Freeze the filesystems, if the image asks for it, and thaw on exit.
+
+        A freeze that fails is an error only if the image has
+        os_require_quiesce, as with Nova's own snapshots.
+
+        :yields: the consistency of a disk that is frozen inside the context
+        :raises InstanceNotFound: the guest is gone
+        :raises InstanceQuiesceFailed: quiesce is required, and not possible
+        :raises ThawFailed: they may still be frozen
+        """
+        reason = self._freeze()
+        if reason is None:
+            try:
+                yield planning.Consistency.FILESYSTEM
+            finally:
+                self.thaw()
+            return
+        if self._instance.image_meta.properties.get(
+                'os_require_quiesce', False):
+            raise nova_exception.InstanceQuiesceFailed(reason=reason)
+        LOG.info('The guest\'s filesystems are not frozen for the snapshot: '
+                 '%s', reason, instance=self._instance)
+        yield planning.Consistency.CRASH
+
+    def thaw(self) -> None:
+        """Thaw the filesystems, if they are frozen.
+
+        After a failure, it may be called again.
+
+        :raises ThawFailed: they are still frozen
+        """
+        if not self._frozen:
+            return
+        try:
+            guest = connection.call_when_reachable(
+                lambda: domain.find(self._host, self._instance),
+                self._instance)
+        except connection.UNREACHABLE as error:
+            raise self._thaw_failed(error) from error
+        if guest is not None:
+            self._thaw(guest)
+        self._frozen = False
+
+    def _thaw(self, guest: domain.Domain) -> None:
+        try:
+            with guest.agent_timeout(CONF.snapext.agent_timeout):
+                guest.thaw_filesystems()
+        except libvirt.libvirtError as error:
+            if guest.is_active():
+                raise self._thaw_failed(error) from error
+            LOG.debug('The guest is off: its filesystems need no thaw',
+                      instance=self._instance)
+        else:
+            LOG.debug('The guest\'s filesystems are thawed',
+                      instance=self._instance)
+
+    def _thaw_failed(self, error: Exception) -> exception.ThawFailed:
+        return exception.ThawFailed(
+            instance=self._instance.uuid, guest=self._instance.name,
+            reason=str(error))
+
+    def _freeze(self) -> str | None:
+        """Freeze the filesystems.
+
+        :returns: why it can't be done; None if they are frozen
+        """
+        if not self._has_agent():
+            return 'its image does not have the property hw_qemu_guest_agent'
+        guest = domain.get(self._host, self._instance)
+        if not _agent_connected(guest):
+            return 'its guest agent is not connected'
+        try:
+            with guest.agent_timeout(CONF.snapext.agent_timeout):
+                guest.freeze_filesystems()
+        except libvirt.libvirtError as error:
+            self._undo_freeze(error)
+            return str(error)
+        self._frozen = True
+        LOG.debug('The guest\'s filesystems are frozen',
+                  instance=self._instance)
+        return None
+
+    def _undo_freeze(self, freeze_error: libvirt.libvirtError) -> None:
+        """Thaw after a failed freeze: a part may be frozen."""
+        if freeze_error.get_error_code() in NOTHING_SENT:
+            return
+        self._frozen = True
+        try:
+            self.thaw()
+        except exception.ThawFailed as error:
+            if freeze_error.get_error_code() in NO_ANSWER:
+                raise
+            # An agent that answers with an error has frozen nothing, or has
+            # thawed it again: QEMU's qga/commands-posix.c,
+            # qmp_guest_fsfreeze_freeze_list.
+            self._frozen = False
+            LOG.warning('The guest agent refused to freeze (%(freeze)s), and '
+                        'to thaw again (%(thaw)s)',
+                        {'freeze': freeze_error, 'thaw': error},
+                        instance=self._instance)
+
+    def _has_agent(self) -> bool:
+        return bool(self._instance.image_meta.properties.get(
+            'hw_qemu_guest_agent', False))
+
+
+def _agent_connected(guest: domain.Domain) -> bool:
+    channels = etree.fromstring(guest.get_xml_desc()).xpath(
+        './devices/channel/target[@name=$name]', name=AGENT_CHANNEL)
+    return any(channel.get('state') == 'connected' for channel in channels)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The saved memory of a guest, for the duration of its freeze."""
+
+from __future__ import annotations
+
+import typing as ty
+
+from nova import exception as nova_exception
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_log import log as logging
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import connection
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import errors
+from nova_snapext.hypervisor import io_error_pause
+from nova_snapext.hypervisor import jobs
+from nova_snapext import journal
+from nova_snapext import plan as planning
+from nova_snapext.resources import overlay as overlay_resource
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+RESUME_ERRORS: tuple[type[Exception], ...] = (
+    *errors.HYPERVISOR_ERRORS,
+    *connection.UNREACHABLE,
+    nova_exception.InstanceNotFound,
+)
+
+
+class ManagedSave(journal.Resource):
+    """A guest whose memory is saved while it is switched to an overlay.
+
+    Recorded: the overlay, and whether the guest was running. Restored: as
+    recorded. Released: the guest is resumed, on its disk.
+    """
+
+    kind = 'managed save'
+    blocks_start = True
+    moves_with_disk = True
+
+    def __init__(self, driver: libvirt_driver.LibvirtDriver,
+                 target: planning.Target, overlay: overlay_resource.Overlay,
+                 was_running: bool):
+        """Create the resource; no memory is saved yet.
+
+        :param overlay: the overlay that the guest is switched to
+        :param was_running: whether the guest was running, and not paused
+        """
+        self._driver = driver
+        self._target = target
+        self._instance = target.instance
+        self._overlay = overlay
+        self._was_running = was_running
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'overlay': self._overlay.record(),
+                'was_running': self._was_running}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                target: planning.Target, record: dict[str, ty.Any]) -> ty.Self:
+        overlay = overlay_resource.Overlay.restore(
+            driver, target, record['overlay'])
+        return cls(driver, target, overlay, record['was_running'])
+
+    def release(self) -> None:
+        """Resume the guest, if it is still suspended.
+
+        :raises GuestBusy: libvirtd still saves its memory, and does not end
+        :raises ReleaseFailed: it can't be resumed
+        """
+        guest = domain.find(self._driver._host, self._instance)
+        if guest is None:
+            return
+        if guest.is_active():
+            # libvirtd saves the memory to the end, also if the process that
+            # requested it has died.
+            jobs.wait_for_no_job(guest, self._instance)
+        if guest.is_active():
+            self._resume_if_halted(guest)
+        elif guest.has_managed_save():
+            self.set_clock(self._resume_on_disk())
+
+    def save_memory(self, guest: domain.Domain) -> None:
+        """Save the guest's memory, and end its QEMU.
+
+        :raises libvirtError: libvirt refuses
+        """
+        guest.save_memory_state()
+        LOG.debug('Saved the guest\'s memory', instance=self._instance)
+
+    def resume(self, guest: domain.Domain) -> None:
+        """Start a guest from its saved memory, running or paused as it was.
+
+        Its CPUs are powered up, and it gets the secret of its TPM.
+        """
+        if isinstance(self._instance, planning.UnknownInstance):
+            guest.launch()
+        else:
+            self._driver._create_guest(
+                self._target.context, guest.get_xml_desc(dump_inactive=True),
+                self._instance)
+        LOG.debug('Resumed the guest from its saved memory',
+                  instance=self._instance)
+
+    def resume_on_disk(self, error: BaseException) -> None:
+        """Resume a guest on its disk that was not resumed on the overlay.
+
+        :param error: why it was not
+        :raises ReleaseFailed: it is still suspended
+        """
+        if domain.is_gone(error):
+            return
+        LOG.warning('The guest could not be resumed on an overlay (%s), and '
+                    'is resumed on its disk', error, instance=self._instance)
+        self._resume_on_disk()
+
+    def set_clock(self, guest: domain.Domain) -> None:
+        """Set the clock of a guest that was suspended."""
+        if self._was_running:
+            with guest.agent_timeout(CONF.snapext.agent_timeout):
+                guest.sync_guest_time()
+
+    def _resume_on_disk(self) -> domain.Domain:
+        try:
+            self._overlay.merge()
+            guest = domain.get(self._driver._host, self._instance)
+            if not guest.is_active():
+                self.resume(guest)
+        except RESUME_ERRORS as error:
+            raise exception.ReleaseFailed(
+                instance=self._instance.uuid,
+                reason=f'it was suspended for its snapshot, and can\'t be '
+                       f'resumed: {error}. Its memory is saved: resume it '
+                       f'with "virsh start {self._instance.name}". A reboot '
+                       f'through Nova would start it without this '
+                       f'memory') from error
+        return guest
+
+    def _resume_if_halted(self, guest: domain.Domain) -> None:
+        # libvirtd has died while it saved the memory.
+        if self._was_running:
+            io_error_pause.resume_if_halted(
+                guest, self._instance, io_error_pause.HALTED_REASONS,
+                'it was halted since its memory was saved for a snapshot')

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progress of an upload: in the log, and as the server's ``progress``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+
+from nova import exception as nova_exception
+from nova import objects
+from oslo_log import log as logging
+from oslo_utils import units
+
+from nova_snapext import checks
+
+LOG = logging.getLogger(__name__)
+
+# Percent between two lines in the log.
+LOG_STEP = 25
+
+
+class UploadProgress(checks.Check):
+    """Shows the progress of an upload each time the check runs.
+
+    It must not run while a task state is set: both save the same instance.
+    Each new percentage is one update of the instance in the database, as with
+    a live migration.
+    """
+
+    def __init__(self, instance: objects.Instance):
+        self._instance = instance
+        self._logged = 0
+        self._sent = 0
+        self._size = 1
+
+    def on_progress(self, sent: int, size: int) -> None:
+        """Save the progress for the next run.
+
+        :param sent: bytes of the image sent so far
+        :param size: bytes of the whole image, as an estimate
+        """
+        self._sent, self._size = sent, size
+
+    def run(self) -> nova_exception.InstanceNotFound | None:
+        percent = min(100, 100 * self._sent // self._size)
+        if percent == self._instance.progress:
+            return None
+        try:
+            self._save(percent)
+        except nova_exception.InstanceNotFound:
+            # Not the conductor's error, whose text contains a traceback.
+            return nova_exception.InstanceNotFound(
+                instance_id=self._instance.uuid)
+        if percent >= self._logged + LOG_STEP:
+            self._logged = percent
+            LOG.info('Snapshot: %(percent)d %% of %(size)d MiB sent',
+                     {'percent': percent, 'size': self._size // units.Mi},
+                     instance=self._instance)
+        return None
+
+    @contextlib.contextmanager
+    def clearing(self) -> Iterator[None]:
+        """Reset the server's progress on exit, for its next operation."""
+        try:
+            yield
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        try:
+            self._save(0)
+        except nova_exception.InstanceNotFound:
+            # It was deleted, and has no next operation.
+            return
+        except Exception as error:
+            # Failing to show progress must not fail the snapshot.
+            LOG.warning('Could not reset the progress of the server: %s',
+                        error, instance=self._instance)
+
+    def _save(self, percent: int) -> None:
+        self._instance.progress = percent
+        self._instance.save()

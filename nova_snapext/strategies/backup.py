@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strategy ``backup``: libvirt's pull-mode backup job.
+
+Before the guest overwrites data, QEMU copies the old content to a scratch
+file; it exports the disk at the job's point in time over NBD. The guest keeps
+running, and its backing chain does not change. There is no checkpoint: a full
+image needs none.
+
+https://libvirt.org/formatbackup.html, and virDomainBackupBegin.
+"""
+
+from __future__ import annotations
+
+import pwd
+
+from lxml import etree
+from oslo_utils import timeutils
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import jobs
+from nova_snapext import journal
+from nova_snapext import plan as planning
+from nova_snapext import read
+from nova_snapext.resources import backup_job
+from nova_snapext.resources import guest_filesystems
+from nova_snapext.resources import work_directory
+from nova_snapext.strategies import base
+from nova_snapext.strategies import native
+
+CONF = conf.CONF
+
+
+class BackupStrategy(base.FreezingStrategy):
+    """Freeze the disk of a running guest by a backup job."""
+
+    name = 'backup'
+    STORAGES = frozenset({'file', 'block', 'network'})
+    resource_types = (guest_filesystems.GuestFilesystems,
+                      backup_job.BackupJob)
+
+    def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
+        if not plan.running:
+            return 'the guest is shut off, and has no QEMU to run the job'
+        return None
+
+    def auto_skip_reason(self, plan: planning.Plan) -> str | None:
+        if native.may_be_direct(plan):
+            return 'Nova\'s direct snapshot copies no data at all'
+        return None
+
+    def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
+        return (CONF.snapext.work_directory,)
+
+    def freeze_disk(self, plan: planning.Plan,
+                    stack: journal.ReleaseStack) -> base.FrozenDisk:
+        jobs.check_no_job(plan.guest, plan.instance)
+        directory = work_directory.WorkDirectory.allocate(plan.instance)
+        job = backup_job.BackupJob(self.host, plan, directory)
+        job.capture_state(plan.guest)
+        filesystems = guest_filesystems.GuestFilesystems(self.host, plan)
+        # A thaw that failed is repeated after the job's end: the agent can't
+        # answer while QEMU has paused the guest because the scratch file has
+        # no space.
+        stack.add(filesystems)
+        stack.add(job)
+        directory.create()
+        directory.share_with(_qemu_uid(plan.guest))
+        with filesystems.frozen() as consistency, \
+                timeutils.StopWatch() as watch:
+            job.begin(plan.guest)
+        stack.mark_released(filesystems)
+        return base.FrozenDisk(
+            uri=read.unix_uri(directory.socket, plan.disk.target),
+            consistency=consistency, freeze_seconds=watch.elapsed())
+
+
+def _qemu_uid(guest: domain.Domain) -> int:
+    """Return the id of the user that the guest's QEMU runs as.
+
+    :raises UnexpectedState: libvirt does not say which
+    """
+    label = etree.fromstring(guest.get_xml_desc()).findtext(
+        "./seclabel[@model='dac']/label")
+    if not label:
+        raise exception.UnexpectedState(
+            reason='the guest has no DAC label, and so libvirt does not say '
+                   'which user its QEMU runs as')
+    user = label.partition(':')[0]
+    # A number has a plus sign: https://libvirt.org/formatdomain.html#seclabel
+    if user.lstrip('+').isdigit():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise exception.UnexpectedState(
+            reason=f'the guest\'s QEMU runs as the user {user}, which this '
+                   f'host does not know') from error

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strategy ``cold``: the root disk of a guest that does not run.
+
+The disk of a guest that is already shut off is read as it is. During that,
+Nova's task state prevents a start by its users, and QEMU's image lock a start
+by anybody (https://www.qemu.org/docs/master/system/qemu-block-drivers.html,
+"Disk image file locking"). Block devices are an exception: the guest has
+another node of the device, in its own /dev, and each node has its own lock.
+
+A running guest is suspended in the way of Nova's suspend, only for the freeze:
+it is switched to an overlay over its disk while it is suspended, and resumed
+on it. The disk below is read, and the overlay merged afterwards, as in
+``external``.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+from nova.compute import power_state
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_utils import timeutils
+
+from nova_snapext import journal
+from nova_snapext import plan as planning
+from nova_snapext.resources import managed_save
+from nova_snapext.resources import nbd_export
+from nova_snapext.resources import overlay as overlay_resource
+from nova_snapext.resources import passthrough_devices
+from nova_snapext.resources import work_directory
+from nova_snapext.strategies import base
+from nova_snapext.strategies import native
+
+
+class ColdStrategy(base.FreezingStrategy):
+
+    name = 'cold'
+    resource_types = (work_directory.WorkDirectory,
+                      overlay_resource.Overlay,
+                      passthrough_devices.PassthroughDevices,
+                      managed_save.ManagedSave,
+                      nbd_export.NbdExport)
+
+    def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
+        if not plan.running:
+            return None
+        if plan.instance.image_meta.properties.get(
+                'os_require_quiesce', False):
+            # Filesystems that are frozen in the saved memory are still frozen
+            # when it is restored, and there may be no agent then to thaw them.
+            return ('its image has os_require_quiesce, and a guest is not '
+                    'quiesced while it is suspended')
+        devices = passthrough_devices.PassthroughDevices(self.driver, plan)
+        return devices.unsupported_reason(plan.guest)
+
+    def auto_skip_reason(self, plan: planning.Plan) -> str | None:
+        if native.would_be_live(plan):
+            return ('it suspends the guest for a moment, and Nova\'s own '
+                    'snapshot does not')
+        return None
+
+    def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
+        # The overlay of a running guest grows there.
+        if not plan.running:
+            return ()
+        return (libvirt_utils.get_instance_path(plan.instance),)
+
+    def freeze_disk(self, plan: planning.Plan,
+                    stack: journal.ReleaseStack) -> base.FrozenDisk:
+        directory = self.create_work_directory(plan, stack)
+        with timeutils.StopWatch() as watch:
+            if plan.running:
+                frozen_at = self._switch_to_overlay(plan, stack)
+                consistency = planning.Consistency.CRASH
+            else:
+                frozen_at = timeutils.utcnow()
+                consistency = base.consistency_of_shut_off(plan)
+        return self.export_disk(
+            plan, stack, directory, consistency=consistency,
+            freeze_seconds=watch.elapsed(), frozen_at=frozen_at)
+
+    def _switch_to_overlay(self, plan: planning.Plan,
+                           stack: journal.ReleaseStack) -> datetime.datetime:
+        """Suspend a guest, and resume it on an overlay over its disk.
+
+        :returns: when it was suspended
+        """
+        guest = plan.guest
+        was_running = guest.get_power_state(self.host) == power_state.RUNNING
+        overlay = overlay_resource.Overlay(self.host, plan)
+        overlay.prepare(guest)
+        stack.add(overlay)
+        overlay.create(guest)
+        devices = passthrough_devices.PassthroughDevices(self.driver, plan)
+        devices.capture_state(guest)
+        stack.add(devices)
+        memory = managed_save.ManagedSave(
+            self.driver, plan, overlay, was_running)
+        stack.add(memory)
+        # LibvirtDriver.suspend() and resume() can't do this: they check only
+        # once whether a device is gone, and they wait indefinitely for a
+        # guest that was paused to run.
+        with devices.detached(guest):
+            # The guest's CPUs stop here.
+            frozen_at = timeutils.utcnow()
+            memory.save_memory(guest)
+            try:
+                overlay.switch_suspended(guest)
+                memory.resume(guest)
+            except BaseException as error:
+                memory.resume_on_disk(error)
+                raise
+            stack.mark_released(memory)
+        stack.mark_released(devices)
+        memory.set_clock(guest)
+        return frozen_at

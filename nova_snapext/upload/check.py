@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check that cancels a snapshot when its image is deleted."""
+
+from __future__ import annotations
+
+import glanceclient.exc
+from nova import context as nova_context
+from nova import exception as nova_exception
+
+from nova_snapext import cancel
+from nova_snapext import checks
+from nova_snapext.upload import client
+
+
+class ImageDeletedCheck(checks.Check):
+    """Checks whether the image is deleted: so users cancel a snapshot."""
+
+    def __init__(self, context: nova_context.RequestContext, image_id: str):
+        self._context = context
+        self._image_id = image_id
+        self._token = cancel.CancelToken()
+        self._client = client.ImageClient(self._token, image_id)
+
+    def run(self) -> nova_exception.ImageNotFound | None:
+        # Nova's client would retry by itself, and log each attempt.
+        image = self._client.connect(self._context).snapext_image
+        try:
+            image.get()
+        except glanceclient.exc.HTTPNotFound:
+            return self._deleted()
+        return None
+
+    def close(self) -> None:
+        self._token.cancel(self._deleted())
+        self._client.close()
+
+    def _deleted(self) -> nova_exception.ImageNotFound:
+        return nova_exception.ImageNotFound(image_id=self._image_id)

@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recovery after nova-compute died during a snapshot."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+from unittest import mock
+
+import libvirt
+from lxml import etree
+from nova import exception as nova_exception
+
+from nova_snapext import exception
+from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import qemu_img
+from nova_snapext import journal
+from nova_snapext.recovery import recover
+from nova_snapext.resources import disk_definition
+from nova_snapext.resources import managed_save
+from nova_snapext.resources import overlay
+from nova_snapext.resources import overlay_merge
+from nova_snapext.strategies import backup
+from nova_snapext.strategies import cold
+from nova_snapext.strategies import external
+from nova_snapext.strategies import internal
+from tests.functional import base
+from tests.functional.strategies import contract
+
+BEFORE, AFTER, LATER = contract.BEFORE, contract.AFTER, 0x44
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing runs after it."""
+
+
+@contextlib.contextmanager
+def killed():
+    """Skip everything that a snapshot does when it is left."""
+    with mock.patch.object(journal.ReleaseStack, '__exit__',
+                           lambda *_args: None), \
+            mock.patch.object(journal.JournalEntry, 'close'), \
+            contextlib.suppress(Killed):
+        yield
+
+
+def killed_after(target, name):
+    """Kill the process when a function has returned."""
+    original = getattr(target, name)
+
+    def function(*args, **kwargs):
+        original(*args, **kwargs)
+        raise Killed()
+
+    return mock.patch.object(target, name, function)
+
+
+def killed_before(target, name):
+    """Kill the process when a function is called."""
+    return mock.patch.object(target, name, side_effect=Killed)
+
+
+class RecoveryTestCase(contract.FreezeAssertions, base.GuestTestCase):
+
+    def leave(self, strategy, plan):
+        """Take a snapshot, and die while the disk is frozen."""
+        with killed(), strategy(self.driver).freeze(plan):
+            pass
+
+    def overlay_of(self, plan):
+        return self.images / plan.instance.uuid / 'disk.snapext'
+
+    def live_chain(self, plan):
+        return [source.get('file') for source in etree.fromstring(
+            plan.guest.get_xml_desc()).find('./devices/disk').iter('source')]
+
+    def assert_recovers(self, plan, before):
+        self.recover(plan)
+        plan = self.plan_of(plan.instance, plan.disk)
+        self.assert_same(before, self.definitions(plan))
+        self.assert_nothing_left(plan)
+        self.assertEqual([], qemu_nbds(plan.disk.path))
+
+    def assert_recovers_running(self, plan, before, pattern=AFTER):
+        self.assert_recovers(plan, before)
+        guest = self.host.get_guest(plan.instance)
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, guest._domain.state()[0])
+        guest.poweroff()
+        self.assert_holds(plan.disk, pattern)
+
+    def fails(self, plan, *parts):
+        """Check that the recovery fails; return its error."""
+        error = self.assertRaises(exception.NotRecovered, self.recover, plan)
+        for part in (plan.instance.uuid, *parts):
+            self.assertIn(part, str(error))
+        return error
+
+
+def qemu_nbds(path):
+    """Return the process ids of the qemu-nbd that export a disk."""
+    found = subprocess.run(('pgrep', '-af', 'qemu-nbd'), capture_output=True,
+                           text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines()
+            if path in line]
+
+
+def end_qemu_nbds(path):
+    """End the exports of a disk, as the end of their host does."""
+    for pid in qemu_nbds(path):
+        os.kill(pid, signal.SIGTERM)
+
+
+class EveryStrategyTest(RecoveryTestCase):
+
+    def test_recovered_guest_is_as_before_and_keeps_its_writes(self):
+        for strategy in (backup.BackupStrategy, external.ExternalStrategy,
+                         internal.InternalStrategy, cold.ColdStrategy):
+            with self.subTest(strategy.name):
+                disk = self.qcow2()
+                self.fill(disk, BEFORE)
+                plan = self.guest(disk)
+                if strategy is internal.InternalStrategy:
+                    self.detach_other_disk(plan)
+                before = self.definitions(plan)
+                self.leave(strategy, plan)
+                self.write_as_guest(plan, AFTER)
+                self.assert_recovers_running(plan, before)
+
+    def detach_other_disk(self, plan):
+        """Detach the raw disk, which can't have an internal snapshot."""
+        plan.guest.poweroff()
+        disk = etree.fromstring(plan.guest.get_xml_desc()).findall(
+            './devices/disk')[1]
+        plan.guest._domain.detachDeviceFlags(
+            etree.tostring(disk, encoding='unicode'),
+            libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        plan.guest.launch()
+
+    def test_recovered_guest_on_a_raw_disk_keeps_its_writes(self):
+        for strategy in (backup.BackupStrategy, external.ExternalStrategy,
+                         cold.ColdStrategy):
+            with self.subTest(strategy.name):
+                disk = self.raw()
+                self.fill(disk, BEFORE)
+                plan = self.guest(disk)
+                before = self.definitions(plan)
+                self.leave(strategy, plan)
+                self.write_as_guest(plan, AFTER)
+                self.assert_recovers_running(plan, before)
+
+    def test_guest_powered_off_during_the_snapshot_keeps_its_writes(self):
+        for strategy in (backup.BackupStrategy, external.ExternalStrategy,
+                         cold.ColdStrategy):
+            with self.subTest(strategy.name):
+                disk = self.qcow2()
+                self.fill(disk, BEFORE)
+                plan = self.guest(disk)
+                before = self.definitions(plan)[1]
+                self.leave(strategy, plan)
+                self.write_as_guest(plan, AFTER)
+                plan.guest.poweroff()
+                self.recover(plan)
+                self.assertEqual(before, self.definitions(plan)[1])
+                self.assert_nothing_left(plan)
+                self.assert_holds(disk, AFTER)
+
+    def test_qemu_nbd_of_a_shut_off_guest_is_stopped(self):
+        plan = self.guest(self.qcow2(), running=False)
+        self.leave(cold.ColdStrategy, plan)
+        self.assertEqual(1, len(qemu_nbds(plan.disk.path)))
+        self.recover(plan)
+        self.assertEqual([], qemu_nbds(plan.disk.path))
+        self.assert_nothing_left(plan)
+
+    def test_nothing_is_left_of_a_deleted_guest(self):
+        for strategy in (backup.BackupStrategy, external.ExternalStrategy):
+            with self.subTest(strategy.name):
+                plan = self.guest(self.qcow2())
+                self.leave(strategy, plan)
+                xml = plan.guest.get_xml_desc(dump_inactive=True)
+                plan.guest.poweroff()
+                plan.guest._domain.undefine()
+                self.overlay_of(plan).unlink(missing_ok=True)
+                self.recover(plan)
+                self.assertEqual([], os.listdir(self.journal))
+                self.assertEqual([], list(self.freezes.iterdir()))
+                self.host.get_connection().defineXML(xml)  # for the clean-up
+
+    def test_guest_paused_by_io_error_is_resumed(self):
+        plan = self.guest(self.qcow2())
+        before = self.definitions(plan)
+        self.leave(backup.BackupStrategy, plan)
+        real = plan.guest._domain.state
+
+        # As on a full file system, which the cloud's tests have.
+        plan.guest.pause()
+        with mock.patch.object(
+                libvirt.virDomain, 'state', autospec=True,
+                side_effect=lambda domain, *_: [
+                    real()[0], libvirt.VIR_DOMAIN_PAUSED_IOERROR]):
+            self.recover(plan)
+        self.assert_same(before, self.definitions(plan))
+        self.assertEqual(libvirt.VIR_DOMAIN_RUNNING,
+                         plan.guest._domain.state()[0])
+
+
+class NextSnapshotTest(RecoveryTestCase):
+
+    def test_next_snapshot_recovers_the_interrupted_one_first(self):
+        plan = self.guest(self.qcow2())
+        before = self.definitions(plan)
+        self.leave(external.ExternalStrategy, plan)
+        self.assertRaises(exception.SnapshotInProgress, self.leave,
+                          external.ExternalStrategy, plan)
+        self.write_as_guest(plan, AFTER)
+        recover.ensure_recovered(self.driver, None, plan.instance)
+        with external.ExternalStrategy(self.driver).freeze(plan) as frozen:
+            self.assertEqual({AFTER}, self.content(frozen))
+        self.assert_same(before, self.definitions(plan))
+        self.assert_nothing_left(plan)
+
+
+class CommitTest(RecoveryTestCase):
+    """The process dies while it merges the overlay."""
+
+    def die_in_merge(self, kill, strategy=external.ExternalStrategy,
+                     disk=None):
+        """Take a snapshot, write as the guest, and die in the merge."""
+        disk = disk or self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.before = self.definitions(plan)
+        self.leave(strategy, plan)
+        self.write_as_guest(plan, AFTER)
+        with kill, contextlib.suppress(Killed):
+            self.recover(plan)
+        return plan
+
+    POINTS = (
+        lambda: killed_before(block_commit.ActiveCommit, '_begin'),
+        lambda: killed_after(block_commit.ActiveCommit, '_begin'),
+        lambda: killed_before(overlay_merge.OverlayMerge, '_before_pivot'),
+        lambda: killed_after(overlay_merge.OverlayMerge, '_before_pivot'),
+        lambda: killed_after(block_commit.ActiveCommit, '_follow'),
+        lambda: killed_after(block_commit.ActiveCommit, 'run'),
+        lambda: killed_before(disk_definition, 'move_persistent'),
+        lambda: killed_before(overlay_merge.OverlayMerge, '_remove'),
+        lambda: killed_after(overlay_merge.OverlayMerge, '_remove'),
+    )
+
+    def test_running_guest_keeps_its_writes_after_each_point(self):
+        for number, kill in enumerate(self.POINTS):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.write_as_guest(plan, LATER)
+                self.assert_recovers_running(plan, self.before, LATER)
+
+    def test_guest_without_power_keeps_its_writes_after_each_point(self):
+        for number, kill in enumerate(self.POINTS):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.write_as_guest(plan, LATER)
+                self.cut_power(plan)
+                self.recover(plan)
+                plan = self.plan_of(plan.instance, plan.disk)
+                self.assertEqual(self.before[1], self.definitions(plan)[1])
+                self.assert_nothing_left(plan)
+                self.assert_holds(plan.disk, LATER)
+
+    def cut_power(self, plan):
+        """Kill QEMU and libvirtd together, and start libvirtd again."""
+        [qemu] = [identity for name, identity
+                  in self.libvirtd.guests().items()
+                  if name == plan.instance.name]
+        self.libvirtd.kill()
+        os.kill(qemu.pid, 9)
+        self.libvirtd.start()
+        self.reconnect()
+
+    def reconnect(self):
+        with contextlib.suppress(nova_exception.HypervisorUnavailable):
+            self.host.get_connection()
+
+    def test_guest_restarted_on_its_disk_keeps_its_writes(self):
+        for owner, name in ((disk_definition, 'move_persistent'),
+                            (overlay_merge.OverlayMerge, '_remove')):
+            with self.subTest(name):
+                plan = self.die_in_merge(killed_before(owner, name))
+                self.write_as_guest(plan, LATER)
+                plan.guest.poweroff()
+                plan.guest.launch()
+                self.assert_recovers_running(plan, self.before, LATER)
+
+    def test_interrupted_commit_by_qemu_img_is_finished(self):
+        for kill in (killed_before(qemu_img, 'commit'),
+                     killed_after(qemu_img, 'commit'),
+                     killed_before(disk_definition, 'move_persistent'),
+                     killed_before(overlay_merge.OverlayMerge, '_remove')):
+            disk = self.qcow2()
+            self.fill(disk, BEFORE)
+            plan = self.guest(disk)
+            before = self.definitions(plan)[1]
+            self.leave(external.ExternalStrategy, plan)
+            self.write_as_guest(plan, AFTER)
+            plan.guest.poweroff()
+            with kill, contextlib.suppress(Killed):
+                self.recover(plan)
+            self.recover(plan)
+            self.assertEqual(before, self.definitions(plan)[1])
+            self.assert_nothing_left(plan)
+            self.assert_holds(disk, AFTER)
+
+
+class SuspendedTest(RecoveryTestCase):
+    """The process dies while the guest is suspended for the freeze."""
+
+    def test_running_guest_is_resumed_from_its_memory_after_each_point(self):
+        for owner, name in ((overlay.Overlay, 'switch_suspended'),
+                            (disk_definition, 'move_saved_memory'),
+                            (disk_definition, 'move_persistent')):
+            for kill in (killed_before, killed_after):
+                with self.subTest(f'{name} {kill.__name__}'):
+                    disk = self.qcow2()
+                    self.fill(disk, BEFORE)
+                    plan = self.guest(disk)
+                    self.write_as_guest(plan, AFTER)
+                    before = self.definitions(plan)
+                    with kill(owner, name), \
+                            mock.patch.object(managed_save.ManagedSave,
+                                              'resume_on_disk'):
+                        self.leave(cold.ColdStrategy, plan)
+                    self.assert_recovers(plan, before)
+                    guest = self.host.get_guest(plan.instance)
+                    self.assertEqual(
+                        [libvirt.VIR_DOMAIN_RUNNING,
+                         libvirt.VIR_DOMAIN_RUNNING_RESTORED],
+                        guest._domain.state())
+                    guest.poweroff()
+                    self.assert_holds(disk, AFTER)
+
+    def test_paused_guest_is_resumed_as_paused(self):
+        plan = self.guest(self.qcow2())
+        plan.guest.pause()
+        before = self.definitions(plan)
+        with killed_before(overlay.Overlay, 'switch_suspended'), \
+                mock.patch.object(managed_save.ManagedSave, 'resume_on_disk'):
+            self.leave(cold.ColdStrategy, plan)
+        self.assert_recovers(plan, before)
+        self.assertEqual(libvirt.VIR_DOMAIN_PAUSED, self.host.get_guest(
+            plan.instance)._domain.state()[0])
+
+
+class FoundOverlayTest(RecoveryTestCase):
+    """An overlay that is not in the journal of this host."""
+
+    def left(self):
+        disk = self.instance_disk()
+        plan = self.guest(disk)
+        target = self.images / plan.instance.uuid / 'disk'
+        plan.guest.poweroff()
+        os.rename(disk.path, target)
+        xml = plan.guest.get_xml_desc(dump_inactive=True).replace(
+            disk.path, str(target))
+        self.host.get_connection().defineXML(xml)
+        plan = self.plan_of(plan.instance, base.planning.RootDisk(
+            'vda', 'file', str(target), 'qcow2'))
+        plan.guest.launch()
+        self.leave(external.ExternalStrategy,
+                   self.plan_of(plan.instance, plan.disk))
+        self.write_as_guest(plan, AFTER)
+        self.forget_journal(plan)
+        end_qemu_nbds(str(target))
+        return plan
+
+    def instance_disk(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        return disk
+
+    def test_overlay_is_merged_before_the_guest_is_started(self):
+        plan = self.left()
+        plan.guest.poweroff()
+        recover.ensure_recovered(self.driver, None, plan.instance)
+        self.assertFalse(self.overlay_of(plan).exists())
+        self.assert_holds(plan.disk, AFTER)
+
+    def test_overlay_of_an_evacuated_disk_is_merged(self):
+        plan = self.left()
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        plan.guest.poweroff()
+        plan.guest._domain.undefine()
+        recover.ensure_recovered(self.driver, None, plan.instance)
+        self.assertFalse(self.overlay_of(plan).exists())
+        self.assert_holds(plan.disk, AFTER)
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+
+    def test_overlay_of_a_running_guest_is_merged(self):
+        plan = self.left()
+        recover.ensure_recovered(self.driver, None, plan.instance)
+        self.assertFalse(self.overlay_of(plan).exists())
+        self.assertEqual(plan.disk.path, self.live_chain(plan)[0])
+        plan.guest.poweroff()
+        self.assert_holds(plan.disk, AFTER)
+
+    def test_overlay_over_a_foreign_disk_is_left_and_blocks_the_start(self):
+        plan = self.left()
+        plan.guest.poweroff()
+        foreign = self.qcow2()
+        base.run('qemu-img', 'rebase', '-u', '-b', foreign.path, '-F',
+                 'qcow2', str(self.overlay_of(plan)))
+        error = self.assertRaises(
+            exception.NotRecovered, recover.ensure_recovered, self.driver,
+            None, plan.instance)
+        self.assertIn('does not belong to this instance', str(error))
+        self.assertTrue(self.overlay_of(plan).exists())
+
+
+class NotRecoveredTest(RecoveryTestCase):
+    """Resources that are left unchanged, and reported."""
+
+    def test_two_histories_are_both_kept_and_block_the_start(self):
+        disk = self.qcow2()
+        plan = self.guest(disk)
+        definition = plan.guest.get_xml_desc(dump_inactive=True)
+        self.leave(external.ExternalStrategy, plan)
+        self.write_as_guest(plan, AFTER)
+        plan.guest.poweroff()
+        end_qemu_nbds(disk.path)
+        self.host.get_connection().defineXML(definition).create()
+        self.write_as_guest(plan, LATER)
+        self.assertTrue(self.fails(plan, 'two histories').blocks_start)
+        self.assertRaises(
+            exception.NotRecovered, self.driver.gate.ensure_recovered, None,
+            plan.instance)
+        self.assertTrue(self.overlay_of(plan).exists())
+        plan.guest.poweroff()
+        self.assert_holds(disk, LATER)
+
+    def test_overlay_is_kept_if_its_disk_is_missing(self):
+        disk = self.qcow2()
+        plan = self.guest(disk)
+        self.leave(external.ExternalStrategy, plan)
+        self.write_as_guest(plan, AFTER)
+        plan.guest.poweroff()
+        os.rename(disk.path, f'{disk.path}.away')
+        self.assertTrue(self.fails(plan, disk.path).blocks_start)
+        self.assertTrue(self.overlay_of(plan).exists())
+        os.rename(f'{disk.path}.away', disk.path)
+        self.recover(plan)
+        self.assert_nothing_left(plan)
+        self.assert_holds(disk, AFTER)
+
+    def leave_unknown_resource(self, blocks_start):
+        """Leave a backup job, and a resource of an uninstalled package."""
+        plan = self.guest(self.qcow2())
+        self.leave(backup.BackupStrategy, plan)
+        path = pathlib.Path(journal.find(plan.instance.uuid).path)
+        content = json.loads(path.read_text())
+        content['records'].insert(0, {
+            'kind': 'checkpoint', 'data': {}, 'blocks_start': blocks_start})
+        path.write_text(json.dumps(content))
+        return plan
+
+    def test_unknown_resource_is_left_and_others_are_released(self):
+        plan = self.leave_unknown_resource(blocks_start=True)
+        self.assertTrue(self.fails(
+            plan, 'checkpoint', "the strategy 'backup'").blocks_start)
+        self.assertEqual(libvirt.VIR_DOMAIN_JOB_NONE,
+                         plan.guest._domain.jobInfo()[0])
+
+    def test_unknown_resource_blocks_no_start_by_itself(self):
+        plan = self.leave_unknown_resource(blocks_start=False)
+        self.assertFalse(self.fails(plan, 'checkpoint').blocks_start)
+        self.driver.gate.ensure_recovered(None, plan.instance)
+        [record] = journal.find(plan.instance.uuid).records
+        self.assertEqual('checkpoint', record.kind)
+
+
+class TwoDeepTest(RecoveryTestCase):
+    """Another overlay on top of the snapshot's."""
+
+    def leave_under_another(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.leave(external.ExternalStrategy, plan)
+        self.write_as_guest(plan, AFTER)
+        top = self.images / plan.instance.uuid / 'other'
+        plan.guest._domain.snapshotCreateXML(
+            f'<domainsnapshot><disks><disk name="vda" snapshot="external">'
+            f'<source file="{top}"/></disk><disk name="vdb" snapshot="no"/>'
+            f'</disks></domainsnapshot>',
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA)
+        end_qemu_nbds(disk.path)
+        return plan, top
+
+    def assert_holds_through(self, top, disk):
+        chain = qemu_img.backing_chain(str(top), 'qcow2')
+        self.assertEqual([str(top), disk.path], chain)
+        self.assert_holds(base.planning.RootDisk(
+            'vda', 'file', str(top), 'qcow2'), AFTER)
+
+    def test_overlay_is_removed_from_the_chain_of_a_running_guest(self):
+        plan, top = self.leave_under_another()
+        self.recover(plan)
+        self.assertEqual([str(top), plan.disk.path],
+                         self.live_chain(plan)[:2])
+        self.assertFalse(self.overlay_of(plan).exists())
+        self.assertEqual([], os.listdir(self.journal))
+        plan.guest.poweroff()
+        self.assert_holds_through(top, plan.disk)
+
+    def test_overlay_is_removed_from_the_chain_of_a_shut_off_guest(self):
+        plan, top = self.leave_under_another()
+        plan.guest.poweroff()
+        self.recover(plan)
+        self.assertFalse(self.overlay_of(plan).exists())
+        self.assertEqual([], os.listdir(self.journal))
+        self.assert_holds_through(top, plan.disk)
+        plan.guest.launch()
+        self.assertTrue(re.search(str(top), plan.guest.get_xml_desc()))

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import pathlib
+import shutil
+import threading
+from unittest import mock
+
+import fixtures
+import libvirt
+from lxml import etree
+from nova import exception as nova_exception
+from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
+import tenacity
+
+from nova_snapext import checks
+from nova_snapext import exception
+from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import qemu_img
+from nova_snapext import journal
+from nova_snapext import plan as planning
+from nova_snapext.resources import overlay_merge
+from tests.unit import base
+
+Action = overlay_merge.Action
+CommitState = block_commit.CommitState
+GuestState = overlay_merge.GuestState
+MergeState = overlay_merge.MergeState
+
+#: The states that a merge can begin with.
+STATES = (MergeState.OUTSTANDING, MergeState.PIVOTING, MergeState.MERGED)
+
+AWAY = nova_exception.HypervisorUnavailable()
+GONE = nova_exception.InstanceNotFound(instance_id='gone')
+
+CONNECTION_LOST = base.libvirt_error(
+    libvirt.VIR_ERR_INTERNAL_ERROR, domain=libvirt.VIR_FROM_RPC)
+NOT_RUNNING = base.libvirt_error(
+    libvirt.VIR_ERR_OPERATION_INVALID, domain=libvirt.VIR_FROM_QEMU)
+
+DEFINITION = """
+<domain><devices><disk type='file'>
+  <driver name='qemu' type='qcow2'/><source file='{path}'/>
+  <target dev='vda'/>
+</disk></devices></domain>
+"""
+
+
+class MergeTestCase(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.disk = str(directory / 'disk')
+        pathlib.Path(self.disk).touch()
+        (directory / 'instance').mkdir()
+        self.path = str(directory / 'instance' / 'disk.snapext')
+        pathlib.Path(self.path).touch()
+        self.target = self.plan(disk=planning.RootDisk(
+            target='vda', storage='file', path=self.disk, format='raw'))
+        self.guest = self.target.guest
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        self.find_guest = self.patch(domain, 'get')
+        self.find_guest.side_effect = GONE
+        self.save = mock.Mock()
+        self.merge = overlay_merge.OverlayMerge(
+            self.host, self.target, self.path, self.save)
+        self.block_commit = self.patch(block_commit.ActiveCommit, 'run')
+        self.commit = self.patch(qemu_img, 'commit')
+        self.holds_data = self.patch(qemu_img, 'holds_data')
+        self.identity = self.patch(overlay_merge, 'qemu_identity')
+        self.sleep = self.patch(tenacity.nap.time, 'sleep')
+
+    def patch(self, target, name):
+        return self.useFixture(fixtures.MockPatchObject(target, name)).mock
+
+    def define(self, path, live=None, running=False):
+        """Define the guest on an image, and let it be found.
+
+        :param live: the image that the running guest uses
+        """
+        self.definition = DEFINITION.format(path=path)
+        live_definition = DEFINITION.format(path=live or path)
+        self.find_guest.side_effect = None
+        self.find_guest.return_value = self.guest
+        self.guest.is_active.return_value = running
+        self.guest.get_xml_desc.side_effect = lambda dump_inactive=False: (
+            live_definition if running and not dump_inactive
+            else self.definition)
+
+        def update(xml):
+            self.definition = (
+                f'<domain><devices>{xml}</devices></domain>')
+
+        self.guest.update_persistent_device.side_effect = update
+
+    def defined_on(self):
+        """Return the path in the persistent definition."""
+        return etree.fromstring(self.definition).find('.//source').get('file')
+
+    def run_commit(self, *outcomes):
+        """Let the guest run, and its block commit end in these outcomes."""
+        self.define(self.path, live=self.disk, running=True)
+        self.block_commit.side_effect = outcomes
+        return self.block_commit
+
+    def merge_fails(self):
+        """Check that the merge fails and keeps the overlay.
+
+        :returns: the error's text
+        """
+        error = self.assertRaises(exception.ReleaseFailed, self.merge.run)
+        self.assertTrue(os.path.exists(self.path))
+        return str(error)
+
+    def assert_removed(self):
+        self.assertFalse(os.path.exists(self.path))
+
+
+class TableTest(MergeTestCase):
+    """Each cell of the table."""
+
+    def run_in_states(self, act):
+        """Run a function for each state, each time with an overlay."""
+        for state in STATES:
+            with self.subTest(state.name):
+                pathlib.Path(self.path).touch()
+                self.commit.reset_mock()
+                self.merge.state = state
+                act(state)
+
+    def test_table_has_action_for_each_guest_and_each_state(self):
+        self.assertEqual(set(GuestState), set(overlay_merge.ACTIONS))
+        for actions in overlay_merge.ACTIONS.values():
+            self.assertEqual(set(STATES), set(actions))
+
+    def test_each_action_of_the_table_is_used(self):
+        used = {action for actions in overlay_merge.ACTIONS.values()
+                for action in actions.values()}
+        self.assertEqual(set(Action), used)
+
+    def test_foreign_overlay_is_not_touched_and_libvirt_not_called(self):
+        self.merge.state = MergeState.FOREIGN
+        self.merge.run()
+        self.assertTrue(os.path.exists(self.path))
+        self.host.get_connection.assert_not_called()
+        self.find_guest.assert_not_called()
+
+    def test_guest_that_left_the_overlay_is_defined_on_its_disk(self):
+        def left(_state):
+            self.run_commit(CommitState.MERGED)
+            self.save.side_effect = lambda: self.assertEqual(
+                (MergeState.MERGED, self.path),
+                (self.merge.state, self.defined_on()))
+            self.merge.run()
+            self.assertEqual(self.disk, self.defined_on())
+            self.assert_removed()
+
+        self.run_in_states(left)
+        self.assertEqual(3, self.save.call_count)
+
+    def test_running_guest_on_disk_keeps_overlay_with_data_unless_merged(self):
+        self.holds_data.return_value = True
+        self.identity.return_value = 'another QEMU'
+
+        def on_disk(state):
+            self.run_commit(CommitState.NOT_THERE)
+            if state is MergeState.MERGED:
+                self.merge.run()
+                self.assert_removed()
+            else:
+                self.assertIn('has written to it', self.merge_fails())
+
+        self.run_in_states(on_disk)
+
+    def test_empty_overlay_of_running_guest_is_removed(self):
+        self.holds_data.return_value = False
+        self.identity.return_value = 'another QEMU'
+
+        def on_disk(_state):
+            self.run_commit(CommitState.NOT_THERE)
+            self.merge.run()
+            self.assert_removed()
+
+        self.run_in_states(on_disk)
+
+    def test_pivoting_guest_of_the_same_qemu_has_left_the_overlay(self):
+        self.identity.return_value = 'this QEMU'
+        self.merge.capture_state(self.guest)
+        self.merge.state = MergeState.PIVOTING
+        self.run_commit(CommitState.NOT_THERE)
+        self.merge.run()
+        self.holds_data.assert_not_called()
+        self.assertIs(MergeState.MERGED, self.merge.state)
+        self.assert_removed()
+
+    def test_pivoting_guest_that_libvirt_defined_on_disk_has_left(self):
+        self.identity.return_value = 'another QEMU'
+        self.merge.state = MergeState.PIVOTING
+        self.run_commit(CommitState.NOT_THERE)
+        self.define(self.disk, running=True)
+        self.merge.run()
+        self.holds_data.assert_not_called()
+        self.assert_removed()
+
+    def test_shut_off_guest_on_overlay_is_committed_unless_merged(self):
+        def on_overlay(state):
+            self.define(self.path)
+            self.merge.run()
+            self.assertEqual(state is not MergeState.MERGED,
+                             self.commit.called)
+            self.assertEqual(self.disk, self.defined_on())
+            self.assert_removed()
+
+        self.run_in_states(on_overlay)
+
+    def test_shut_off_guest_on_disk_keeps_overlay_with_data_if_unmerged(self):
+        self.holds_data.return_value = True
+
+        def on_disk(state):
+            self.define(self.disk)
+            if state is MergeState.OUTSTANDING:
+                self.assertIn('two histories', self.merge_fails())
+            else:
+                self.merge.run()
+                self.assert_removed()
+            self.commit.assert_not_called()
+
+        self.run_in_states(on_disk)
+
+    def test_overlay_below_another_is_committed_and_leaves_the_chain(self):
+        self.patch(qemu_img, 'backing_chain').return_value = [
+            '/i/other', self.path, self.disk]
+        change = self.patch(qemu_img, 'change_backing_file')
+
+        def on_other(_state):
+            self.define('/i/other')
+            self.merge.run()
+            self.commit.assert_called_once()
+            change.assert_called_with('/i/other', 'qcow2', self.target.disk)
+            self.assert_removed()
+
+        self.run_in_states(on_other)
+
+    def test_undefined_guest_is_committed_refused_or_only_removed(self):
+        def undefined(state):
+            if state is MergeState.PIVOTING:
+                self.assertIn('it is unknown whether', self.merge_fails())
+            else:
+                self.merge.run()
+                self.assert_removed()
+            self.assertEqual(state is MergeState.OUTSTANDING,
+                             self.commit.called)
+
+        self.run_in_states(undefined)
+
+    def test_deleted_overlay_of_undefined_guest_needs_nothing(self):
+        def deleted(_state):
+            os.unlink(self.path)
+            self.merge.run()
+            self.commit.assert_not_called()
+
+        self.run_in_states(deleted)
+
+
+class MergeTest(MergeTestCase):
+    """Faults that can't be caused at will with real guests."""
+
+    def test_overlay_of_undefined_guest_is_committed_then_removed(self):
+        self.commit.side_effect = lambda *_args: self.assertTrue(
+            os.path.exists(self.path))
+        self.merge.run()
+        self.commit.assert_called_once()
+        self.assert_removed()
+
+    def test_overlay_that_nova_deletes_during_commit_is_no_error(self):
+        def delete(*_args):
+            os.unlink(self.path)
+            raise processutils.ProcessExecutionError()
+
+        self.commit.side_effect = delete
+        self.merge.run()
+
+    def delete_during_commit(self, **result):
+        """Delete the files of a guest that is still defined.
+
+        :param result: result of the check whether the instance is deleted
+        """
+        check = self.patch(checks, 'InstanceDeletedCheck').return_value
+        check.run.configure_mock(**result)
+        self.define(self.path)
+
+        def commit(path, _disk):
+            shutil.rmtree(os.path.dirname(path))
+            raise processutils.ProcessExecutionError('could not open')
+
+        self.commit.side_effect = commit
+
+    def fails_without_overlay(self):
+        return str(self.assertRaises(exception.ReleaseFailed, self.merge.run))
+
+    def test_overlay_deleted_with_its_instance_is_no_error(self):
+        self.delete_during_commit(return_value=GONE)
+        self.merge.run()
+
+    def test_overlay_deleted_without_its_instance_is_an_error(self):
+        self.delete_during_commit(return_value=None)
+        self.assertIn('could not open', self.fails_without_overlay())
+
+    def test_overlay_deleted_while_nova_is_unreachable_is_an_error(self):
+        self.delete_during_commit(side_effect=AWAY)
+        self.assertIn('could not open', self.fails_without_overlay())
+
+    def test_overlay_that_can_not_be_committed_is_kept(self):
+        self.commit.side_effect = processutils.ProcessExecutionError(
+            stderr='no space')
+        error = self.merge_fails()
+        for part in ('no space', self.path, self.disk):
+            self.assertIn(part, error)
+
+    def test_overlay_without_its_disk_is_kept(self):
+        os.unlink(self.disk)
+        self.merge_fails()
+
+    def test_unreachable_libvirtd_is_waited_for(self):
+        self.host.get_connection.side_effect = [AWAY, AWAY, mock.DEFAULT]
+        self.merge.run()
+        self.assertEqual(2, self.sleep.call_count)
+
+    def test_libvirtd_that_stays_unreachable_is_reported(self):
+        self.host.get_connection.side_effect = AWAY
+        self.find_guest.side_effect = AWAY
+        self.flags(operation_timeout=1, group='snapext')
+        self.sleep.side_effect = lambda _seconds: (
+            threading.Event().wait(0.3))
+        error = self.merge_fails()
+        self.assertIn('is unknown', error)
+        self.assertIn(f'Do not start it from {self.disk}', error)
+
+    def test_lost_connection_is_opened_again(self):
+        run = self.run_commit(CONNECTION_LOST, CommitState.MERGED)
+        self.merge.run()
+        self.assertEqual(2, run.call_count)
+        self.assertEqual(2, self.host.get_connection.call_count)
+
+    def test_error_of_guest_that_ended_is_no_error(self):
+        def end(_guest):
+            self.find_guest.side_effect = GONE
+            raise NOT_RUNNING
+
+        self.run_commit().side_effect = end
+        self.merge.run()
+        self.commit.assert_called_once()
+
+    def test_error_of_guest_that_still_runs_is_reported(self):
+        self.run_commit(NOT_RUNNING)
+        self.assertIn('libvirt refuses', self.merge_fails())
+
+    def test_guest_that_ended_in_the_block_commit_is_checked_again(self):
+        run = self.run_commit(CommitState.ENDED, CommitState.MERGED)
+        self.merge.run()
+        self.assertEqual(2, run.call_count)
+        self.assert_removed()
+
+    def test_guest_started_during_offline_commit_is_merged_again(self):
+        self.define(self.path)
+        self.guest.is_active.side_effect = [False, True, False]
+        self.holds_data.return_value = False
+        self.merge.run()
+        self.assertEqual(3, self.guest.is_active.call_count)
+        self.assert_removed()
+
+    def test_merge_continues_if_journal_can_not_be_written(self):
+        for error in (OSError('no space'), exception.JournalFailed(
+                path='/j', reason='no space')):
+            pathlib.Path(self.path).touch()
+            self.save.side_effect = error
+            self.run_commit(CommitState.MERGED)
+            self.merge.run()
+            self.assert_removed()
+
+    def test_pivot_is_written_into_the_journal_once(self):
+        self.merge._before_pivot()
+        self.merge._before_pivot()
+        self.assertIs(MergeState.PIVOTING, self.merge.state)
+        self.save.assert_called_once_with()
+
+    def test_merged_overlay_does_not_become_pivoting_again(self):
+        self.merge.state = MergeState.MERGED
+        self.merge._before_pivot()
+        self.assertIs(MergeState.MERGED, self.merge.state)
+
+
+class Leftover(journal.Resource):
+    """A resource whose release is a merge."""
+
+    kind = 'overlay'
+
+    def __init__(self, merge):
+        self._merge = merge
+
+    def record(self):
+        return self._merge.record()
+
+    @classmethod
+    def restore(cls, driver, target, record):
+        raise NotImplementedError()
+
+    def release(self):
+        self._merge.run()
+
+
+class UnexpectedErrorTest(MergeTestCase):
+    """Bugs of ours, which are not reported as a problem of the merge."""
+
+    def test_unexpected_error_propagates_and_keeps_the_overlay(self):
+        for error in (ValueError, KeyError, ZeroDivisionError):
+            self.commit.side_effect = error
+            self.assertRaises(error, self.merge.run)
+            self.assertTrue(os.path.exists(self.path))
+
+    def test_unexpected_error_leaves_the_journal_entry(self):
+        self.commit.side_effect = ValueError
+
+        def snapshot():
+            with journal.new_entry(self.target, 'external') as entry, \
+                    journal.ReleaseStack(entry) as stack:
+                stack.add(Leftover(self.merge))
+
+        self.assertRaises(ValueError, snapshot)
+        [record] = journal.find(self.target.instance.uuid).records
+        self.assertEqual('overlay', record.kind)
+        self.assertEqual('OUTSTANDING', record.data['state'])

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from unittest import mock
+
+from nova.compute import task_states
+from nova.compute import utils as compute_utils
+from nova.compute import vm_states
+from nova import exception as nova_exception
+from oslo_utils import units
+
+from nova_snapext import checks
+from nova_snapext import encode
+from nova_snapext import exception
+from nova_snapext import read
+from nova_snapext.snapshot import job
+from nova_snapext.snapshot import progress
+from nova_snapext.snapshot import properties
+from nova_snapext import upload
+from tests.unit import base
+from tests.unit.snapshot import base as snapshot_base
+
+STREAM = job.stream
+
+
+class OrderTest(snapshot_base.SnapshotTestCase):
+
+    def test_task_states_frame_freeze_and_stream_in_the_order_of_nova(self):
+        self.snapshot()
+        self.assertEqual(
+            [task_states.IMAGE_PENDING_UPLOAD, 'freeze',
+             task_states.IMAGE_UPLOADING, 'stream', 'release'], self.steps)
+
+    def test_first_task_state_expects_the_state_of_its_caller(self):
+        # Backup, shelve and image create each set another one before it.
+        self.snapshot()
+        self.assertEqual(
+            [mock.call(task_state=task_states.IMAGE_PENDING_UPLOAD),
+             mock.call(task_state=task_states.IMAGE_UPLOADING,
+                       expected_state=task_states.IMAGE_PENDING_UPLOAD)],
+            self.update_task_state.mock_calls)
+
+    def test_untracked_task_states_do_not_matter(self):
+        # Nova's resize between cells passes a function that does nothing.
+        self.update_task_state = lambda *_args, **_kwargs: None
+        self.snapshot()
+        self.assertEqual(['freeze', 'stream', 'release'], self.steps)
+
+    def test_wait_for_disk_operations_precedes_freeze(self):
+        semaphore = mock.MagicMock()
+        semaphore.__enter__.side_effect = lambda: self.step('turn')
+        self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
+        self.snapshot()
+        self.assertLess(self.steps.index('turn'), self.steps.index('freeze'))
+
+    def test_failed_upload_releases_disk(self):
+        self.stream.side_effect = nova_exception.GlanceConnectionFailed(
+            server='glance', reason='down')
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.snapshot)
+        self.assertEqual('release', self.steps[-1])
+
+    def test_each_step_is_in_the_debug_log(self):
+        with self.assertLogs('nova_snapext.snapshot', 'DEBUG') as logs:
+            self.snapshot()
+        output = '\n'.join(logs.output)
+        positions = [output.index(text) for text in (
+            'Strategy backup is selected', 'Beginning snapshot of root disk',
+            'Task state set to image_pending_upload', 'is frozen, crash',
+            'Task state set to image_uploading', 'Root disk vda is released',
+            'finished: strategy=backup consistency=crash')]
+        self.assertEqual(sorted(positions), positions)
+
+
+class PlanTest(snapshot_base.SnapshotTestCase):
+
+    def test_metadata_is_that_of_nova(self):
+        self.snapshot()
+        plan = self.stream.mock_calls[0].args[0]
+        self.assertEqual('snap', plan.metadata['name'])
+        self.assertEqual('qcow2', plan.metadata['disk_format'])
+        self.assertEqual('snapshot',
+                         plan.metadata['properties']['image_location'])
+
+    def test_image_properties_describe_the_snapshot(self):
+        instance = self.snapshot()
+        plan, strategy, frozen, *_ = self.stream.mock_calls[0].args
+        described = properties.of_frozen(strategy, plan.instance.uuid, frozen)
+        self.assertEqual(
+            {'snapext_strategy_used': 'backup', 'snapext_consistency': 'crash',
+             'snapext_frozen_at': '2026-11-01T12:00:00.250Z',
+             'instance_uuid': instance.uuid}, described.values)
+
+    def test_refused_request_touches_nothing(self):
+        self.image['properties'] = {'snapext_strategy': 'native'}
+        self.assertRaises(exception.StrategyRefused, self.snapshot)
+        self.assertEqual([], self.steps)
+        self.native.assert_not_called()
+        self.set_properties.assert_not_called()
+        self.driver._image_api.update.assert_not_called()
+
+    def test_request_of_flavor_is_followed(self):
+        self.snapshot(**{'snapext:strategy': 'native'})
+        self.native.assert_called_once()
+
+    def test_rescued_guest_is_refused(self):
+        # Its first disk is not its root disk.
+        self.assertRaises(nova_exception.InstanceInvalidState,
+                          self.snapshot, vm_states.RESCUED)
+        self.assertEqual([], self.steps)
+
+    def test_missing_domain_means_instance_not_running(self):
+        self.patch(self.driver._host, 'get_guest',
+                   mock.Mock(side_effect=nova_exception.InstanceNotFound(
+                       instance_id='i')))
+        self.assertRaises(nova_exception.InstanceNotRunning, self.snapshot)
+
+    def test_image_deleted_before_the_snapshot_touches_nothing(self):
+        self.driver._image_api.get.side_effect = (
+            nova_exception.ImageNotFound(image_id='i'))
+        self.assertRaises(nova_exception.ImageNotFound, self.snapshot)
+        self.assertEqual([], self.steps)
+
+
+class AbortTest(snapshot_base.SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.discard.side_effect = self.record_discard
+        self.discard_failure = None
+        self.cause = exception.ServiceStopping(instance='i')
+
+    def record_discard(self, _context, _image_api, image_id):
+        self.steps.append(f'discard {image_id}')
+        return self.discard_failure
+
+    def cancel(self, *_args):
+        self.token.cancel(self.cause)
+
+    def test_all_checks_run(self):
+        self.snapshot()
+        self.assertEqual(
+            {checks.ServiceStoppingCheck, checks.InstanceDeletedCheck,
+             checks.FreeSpaceCheck, upload.ImageDeletedCheck,
+             progress.UploadProgress},
+            {type(check) for check in self.checks})
+
+    def test_cancellation_before_the_freeze_prevents_it(self):
+        self.update_task_state.side_effect = None
+        semaphore = mock.MagicMock()
+        semaphore.__enter__.side_effect = self.cancel
+        self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+        self.assertEqual([f'discard {base.IMAGE_ID}'], self.steps)
+
+    def test_lack_of_space_prevents_the_freeze(self):
+        self.flags(min_free_disk_mb=10 ** 9, group='snapext')
+        error = self.assertRaises(exception.InsufficientSpace, self.snapshot)
+        self.assertNotIn('freeze', self.steps)
+        self.assertIn(str(error), self.stdlog.logger.output)
+
+    def test_disk_is_released_before_the_image_is_deleted(self):
+        self.stream.side_effect = self.cause
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+        self.assertEqual(['release', f'discard {base.IMAGE_ID}'],
+                         self.steps[-2:])
+        self.assertIn(f'Snapshot aborted: {self.cause}',
+                      self.stdlog.logger.output)
+
+    def test_deleted_image_is_not_deleted_again(self):
+        self.stream.side_effect = nova_exception.ImageNotFound(image_id='i')
+        self.assertRaises(nova_exception.ImageNotFound, self.snapshot)
+        self.assertEqual('release', self.steps[-1])
+
+    def test_image_that_can_not_be_deleted_is_reported(self):
+        self.discard_failure = 'Glance is away'
+        self.stream.side_effect = exception.ImageMismatch(
+            image='i', reason='other bytes')
+        error = self.assertRaises(exception.IncompleteImageLeft, self.snapshot)
+        for part in ('other bytes', 'Glance is away'):
+            self.assertIn(part, str(error))
+
+    def test_error_that_nova_s_manager_expects_is_not_replaced(self):
+        self.discard_failure = 'Glance is away'
+        self.stream.side_effect = nova_exception.InstanceNotFound(
+            instance_id='i')
+        self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
+        self.assertIn('Glance is away', self.stdlog.logger.output)
+
+
+class StreamTest(snapshot_base.SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.open = self.patch(read, 'Disk')
+        self.disk = self.open.return_value
+        self.encoder = self.patch(encode, 'encoder').return_value
+        self.encoder.__exit__.return_value = None
+        self.disk.__exit__.return_value = None
+        self.upload = self.patch(upload, 'upload')
+        self.stream.side_effect = STREAM
+        self.cause = exception.ServiceStopping(instance='i')
+
+    def test_upload_sets_properties_and_removes_the_request(self):
+        self.snapshot()
+        _context, image_id, metadata, removed, *_ = self.upload.call_args.args
+        self.assertEqual(base.IMAGE_ID, image_id)
+        self.assertEqual('backup',
+                         metadata['properties']['snapext_strategy_used'])
+        self.assertEqual(('snapext_strategy',), tuple(removed))
+
+    def test_rate_limit_is_in_mib_per_second(self):
+        self.flags(read_timeout=7, read_rate_limit_mbps=3, group='snapext')
+        self.snapshot()
+        self.open.assert_called_once_with('nbd:', 7, 3 * units.Mi)
+
+    def test_cancellation_aborts_disk_and_encoder(self):
+        def cancel(*_args):
+            self.token.cancel(self.cause)
+            self.disk.abort.assert_called_once_with()
+            self.encoder.abort.assert_called_once_with()
+            raise exception.DiskReadError(disk='vda', reason='aborted')
+
+        self.upload.side_effect = cancel
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+
+    def test_cancellation_after_the_upload_does_not_fail_the_snapshot(self):
+        self.upload.side_effect = lambda *_args: self.token.cancel(self.cause)
+        self.snapshot()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import threading
+from unittest import mock
+
+from nova import utils
+from oslo_context import context
+
+from nova_snapext.snapshot import worker
+from tests.unit import base
+
+
+def _niceness():
+    # Linux returns that of the calling thread.
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def _niceness_of_child():
+    found = []
+    child = threading.Thread(target=lambda: found.append(_niceness()))
+    child.start()
+    child.join()
+    return found[0]
+
+
+class WorkerTest(base.TestCase):
+
+    def test_niceness_applies_to_worker_and_its_threads_only(self):
+        before = _niceness()
+        self.flags(worker_niceness=3, group='snapext')
+        for function in (_niceness, _niceness_of_child):
+            self.assertEqual(before + 3, worker.run(function))
+        self.assertEqual(before, _niceness())
+
+    def test_log_of_the_worker_has_the_request(self):
+        request = context.RequestContext(overwrite=True)
+        self.assertIs(request, worker.run(context.get_current))
+
+    def test_error_of_the_function_is_raised(self):
+        self.assertRaises(ZeroDivisionError, worker.run, divmod, 1, 0)
+
+    def test_thread_of_eventlet_s_pool_keeps_its_niceness(self):
+        before = _niceness()
+        with mock.patch.object(utils, 'concurrency_mode_threading',
+                               return_value=False), \
+                mock.patch.object(utils, 'tpool_wrap', lambda target: target):
+            self.assertEqual(before, worker.run(_niceness))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import threading
+
+from nova_snapext import cancel
+from tests.unit import base
+
+
+class Cause(Exception):
+    pass
+
+
+class CancelTokenTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.token = cancel.CancelToken()
+        self.cause = Cause()
+        self.called = []
+
+    def call(self):
+        self.called.append(True)
+
+    def test_token_that_is_not_cancelled_raises_nothing(self):
+        self.token.raise_if_cancelled()
+        self.token.wait(0)
+
+    def test_first_cause_is_kept(self):
+        self.assertTrue(self.token.cancel(self.cause))
+        self.assertFalse(self.token.cancel(ValueError()))
+        self.assertIs(self.cause, self.assertRaises(
+            Cause, self.token.raise_if_cancelled))
+
+    def test_second_cancel_does_not_call_back_again(self):
+        with self.token.on_cancel(self.call):
+            self.token.cancel(self.cause)
+            self.token.cancel(self.cause)
+        self.assertEqual([True], self.called)
+
+    def test_callback_added_after_cancel_is_called_at_once(self):
+        self.token.cancel(self.cause)
+        with self.token.on_cancel(self.call):
+            self.assertEqual([True], self.called)
+
+    def test_callback_is_not_called_after_its_context(self):
+        with self.token.on_cancel(self.call):
+            pass
+        self.token.cancel(self.cause)
+        self.assertEqual([], self.called)
+
+    def test_callback_that_raises_does_not_stop_the_others(self):
+        def fail():
+            raise OSError()
+
+        with self.token.on_cancel(self.call), self.token.on_cancel(fail), \
+                self.token.on_cancel(self.call):
+            self.assertRaises(OSError, self.token.cancel, self.cause)
+        self.assertEqual([True, True], self.called)
+
+    def test_wait_ends_on_cancel(self):
+        begun = threading.Event()
+
+        def cancel():
+            begun.wait()
+            self.token.cancel(self.cause)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        self.addCleanup(thread.join)
+        begun.set()
+        self.assertRaises(Cause, self.token.wait, 600)
+
+    def test_error_after_cancel_is_replaced_by_the_cause(self):
+        def fail():
+            with self.token.prefer_cause():
+                self.token.cancel(self.cause)
+                raise OSError('the connection is gone')
+
+        error = self.assertRaises(Cause, fail)
+        self.assertIsInstance(error.__cause__, OSError)
+
+    def test_error_without_cancel_is_raised_as_it_is(self):
+        def fail():
+            with self.token.prefer_cause():
+                raise OSError()
+
+        self.assertRaises(OSError, fail)
+
+    def test_success_after_cancel_is_no_error(self):
+        with self.token.prefer_cause():
+            self.token.cancel(self.cause)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import threading
+from unittest import mock
+
+import fixtures
+from nova.compute import task_states
+from nova import exception as nova_exception
+from nova import objects
+import oslo_messaging
+from oslo_utils import units
+
+from nova_snapext import cancel
+from nova_snapext import checks
+from nova_snapext import exception
+from tests.unit import base
+
+
+class FakeCheck(checks.Check):
+    """Returns, or raises, one result after the other, and then None."""
+
+    def __init__(self, *results):
+        self.results = list(results)
+        self.closed = False
+        self.exhausted = threading.Event()
+
+    def run(self):
+        if not self.results:
+            self.exhausted.set()
+            return None
+        result = self.results.pop(0)
+        if isinstance(result, oslo_messaging.MessagingTimeout):
+            raise result
+        return result
+
+    def close(self):
+        self.closed = True
+
+
+class RunPeriodicallyTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.token = cancel.CancelToken()
+        self.cancelled = threading.Event()
+        self.enterContext(self.token.on_cancel(self.cancelled.set))
+        self.server = self.instance()
+
+    def repeated(self, check):
+        return checks.run_periodically(
+            check, 0.001, self.token, self.server)
+
+    def test_cause_of_a_check_cancels_the_token(self):
+        with self.repeated(FakeCheck(None, ZeroDivisionError())):
+            self.cancelled.wait()
+        self.assertRaises(ZeroDivisionError, self.token.raise_if_cancelled)
+
+    def test_check_that_keeps_failing_is_logged_once_and_repeated(self):
+        failure = oslo_messaging.MessagingTimeout('no answer')
+        check = FakeCheck(failure, failure, failure)
+        with self.repeated(check):
+            check.exhausted.wait()
+        self.token.raise_if_cancelled()
+        self.assertEqual(1, self.stdlog.logger.output.count('no answer'))
+
+    def test_check_that_fails_again_after_a_success_is_logged_again(self):
+        failure = oslo_messaging.MessagingTimeout('no answer')
+        check = FakeCheck(failure, None, failure)
+        with self.repeated(check):
+            check.exhausted.wait()
+        self.assertEqual(2, self.stdlog.logger.output.count('no answer'))
+
+    def test_slow_check_is_not_logged(self):
+        check = FakeCheck(None, None)
+        with mock.patch('oslo_service.backend._common.loopingcall.'
+                        'LoopingCallBase._elapsed', return_value=9.0), \
+                self.repeated(check):
+            check.exhausted.wait()
+        self.assertNotIn('outlasted', self.stdlog.logger.output)
+
+    def test_check_is_closed_at_the_end(self):
+        check = FakeCheck()
+        with self.repeated(check):
+            pass
+        self.assertTrue(check.closed)
+
+
+class ServiceStoppingCheckTest(base.TestCase):
+
+    def run_check(self, virtapi):
+        return checks.ServiceStoppingCheck(self.instance(), virtapi).run()
+
+    def test_service_that_is_stopping_ends_the_snapshot(self):
+        virtapi = mock.Mock()
+        stopping = virtapi._compute._shutdown_in_progress = threading.Event()
+        self.assertIsNone(self.run_check(virtapi))
+        stopping.set()
+        self.assertIsInstance(self.run_check(virtapi),
+                              exception.ServiceStopping)
+
+    def test_virtapi_without_a_manager_never_ends_the_snapshot(self):
+        self.assertIsNone(self.run_check(object()))
+
+
+class InstanceDeletedCheckTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.found = self.useFixture(fixtures.MockPatchObject(
+            objects.Instance, 'get_by_uuid')).mock
+        self.check = checks.InstanceDeletedCheck(None, self.instance())
+
+    def test_instance_that_is_uploading_does_not_end_the_snapshot(self):
+        self.found.return_value.task_state = task_states.IMAGE_UPLOADING
+        self.assertIsNone(self.check.run())
+
+    def test_instance_being_deleted_ends_it_with_an_error_of_nova(self):
+        for state in (task_states.DELETING, task_states.SOFT_DELETING):
+            self.found.return_value.task_state = state
+            self.assertIsInstance(
+                self.check.run(),
+                nova_exception.UnexpectedDeletingTaskStateError)
+
+    def test_deleted_instance_ends_it_with_an_error_of_nova(self):
+        self.found.side_effect = nova_exception.InstanceNotFound(
+            instance_id='i')
+        self.assertIsInstance(self.check.run(),
+                              nova_exception.InstanceNotFound)
+
+
+class FreeSpaceCheckTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.clock = 0.0
+        self.useFixture(fixtures.MockPatchObject(
+            checks.timeutils, 'now', lambda: self.clock))
+        self.statvfs = self.useFixture(fixtures.MockPatchObject(
+            os, 'statvfs')).mock
+        self.flags(min_free_disk_mb=100, group='snapext')
+        self.check = self.new_check()
+
+    def new_check(self, *paths):
+        return checks.FreeSpaceCheck(self.instance(), paths or ('/',))
+
+    def set_free(self, mebibytes):
+        self.clock += 1
+        self.statvfs.return_value = mock.Mock(
+            f_bavail=mebibytes, f_frsize=units.Mi)
+
+    def run_with(self, mebibytes):
+        self.set_free(mebibytes)
+        return self.check.run()
+
+    def test_space_of_the_minimum_is_enough(self):
+        self.assertIsNone(self.run_with(100))
+        self.assertIsNone(self.run_with(100))
+
+    def test_space_below_the_minimum_ends_the_snapshot(self):
+        shortage = self.run_with(99)
+        self.assertIsInstance(shortage, exception.InsufficientSpace)
+        self.assertIn('99 MiB free', str(shortage))
+
+    def test_reserve_of_nova_is_not_counted_as_free(self):
+        self.flags(reserved_host_disk_mb=50)
+        self.assertIsNone(self.run_with(150))
+        self.assertIsNotNone(self.run_with(149))
+
+    def test_space_that_would_be_gone_in_two_seconds_ends_the_snapshot(self):
+        self.assertIsNone(self.run_with(1000))
+        self.assertIsNone(self.run_with(700))
+        # In two seconds 500 MiB less; 450 MiB are free, 100 of them reserved.
+        self.assertIn('250 MiB less', str(self.run_with(450)))
+
+    def test_space_allocated_in_one_step_is_not_taken_for_a_rate(self):
+        self.run_with(1000)
+        for _run in range(3):
+            self.assertIsNone(self.run_with(500))
+
+    def test_space_that_grows_again_is_enough(self):
+        self.run_with(1000)
+        self.assertIsNone(self.run_with(700))
+        self.assertIsNone(self.run_with(720))
+
+    def test_each_file_system_is_checked_by_itself(self):
+        self.check = self.new_check('/', '/proc')
+        self.statvfs.side_effect = lambda path: mock.Mock(
+            f_bavail=1000 if path == '/' else 10, f_frsize=units.Mi)
+        self.assertIn('/proc', str(self.check.run()))
+
+    def test_parent_of_a_missing_directory_is_checked(self):
+        self.check = self.new_check('/no/such/directory')
+        self.run_with(1000)
+        self.statvfs.assert_called_with('/')
+
+    def test_minimum_of_zero_checks_nothing(self):
+        self.flags(min_free_disk_mb=0, group='snapext')
+        self.check = self.new_check()
+        self.assertIsNone(self.run_with(0))
+        self.statvfs.assert_not_called()
+
+    def test_shortage_before_the_snapshot_refuses_it(self):
+        self.set_free(1000)
+        self.check.raise_if_short()
+        self.set_free(99)
+        self.assertRaises(exception.InsufficientSpace,
+                          self.check.raise_if_short)

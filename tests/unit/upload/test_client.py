@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from unittest import mock
+
+import glanceclient.exc
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova.image import glance as nova_glance
+
+from nova_snapext import cancel
+from nova_snapext.upload import client
+from tests.unit import base
+from tests.unit.upload import fake_glance
+
+
+class ImageRequestsTest(base.TestCase):
+
+    def requests(self, **stored):
+        self.server = fake_glance.FakeGlance(**stored)
+        return client.ImageRequests(self.server.http_client, base.IMAGE_ID)
+
+    def test_update_makes_two_requests(self):
+        self.requests().update({'a': 'b'}, [])
+        self.assertEqual(['GET', 'PATCH'], self.server.requests)
+        url = f'/v2/images/{base.IMAGE_ID}'
+        self.server.http_client.get.assert_called_once_with(url)
+        self.server.http_client.patch.assert_called_once_with(
+            url, data=mock.ANY, headers={
+                'Content-Type':
+                    'application/openstack-images-v2.1-json-patch'})
+
+    def test_update_sets_different_and_removes_existing_attributes(self):
+        # Glance may forbid to set a value that exists, and fails to remove an
+        # attribute that does not.
+        requests = self.requests(
+            name='snap', os_type='linux', requested='backup')
+        changed = requests.update(
+            {'name': 'snap', 'os_type': None, 'a/b~c': 'd'},
+            ['requested', 'missing'])
+        [patch] = self.server.patches
+        self.assertEqual(
+            [{'op': 'add', 'path': '/os_type', 'value': None},
+             {'op': 'add', 'path': '/a~1b~0c', 'value': 'd'},
+             {'op': 'remove', 'path': '/requested'}], patch)
+        self.assertEqual(['os_type', 'a/b~c', 'requested'], changed)
+
+    def test_attribute_to_set_is_not_removed(self):
+        self.requests(a='old').update({'a': 'new'}, ['a'])
+        self.assertEqual([[{'op': 'add', 'path': '/a', 'value': 'new'}]],
+                         self.server.patches)
+
+
+class ImageClientTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(num_retries=1, group='glance')
+        self.server = fake_glance.FakeGlance()
+        self.enterContext(self.server.installed())
+        self.enterContext(mock.patch.object(nova_glance.time, 'sleep'))
+        self.client = client.ImageClient(
+            cancel.CancelToken(), base.IMAGE_ID)
+        self.context = nova_context.RequestContext('user', 'project')
+
+    def test_unreachable_glance_is_asked_again(self):
+        self.server.http_client.get.side_effect = [
+            glanceclient.exc.CommunicationError(), (None, {'id': 'i'})]
+        self.assertEqual({'id': 'i'}, self.client.get(self.context))
+
+    def test_interrupted_patch_begins_again_with_get(self):
+        # Glance may have applied the first one: what it removed can't be
+        # removed again.
+        self.server.http_client.get.side_effect = [
+            (None, {'a': 'b'}), (None, {})]
+        self.server.http_client.patch.side_effect = [
+            glanceclient.exc.CommunicationError(), None]
+        self.assertEqual([], self.client.update(self.context, {}, ['a']))
+        self.assertEqual(
+            ['[{"op": "remove", "path": "/a"}]', '[]'],
+            [call.kwargs['data']
+             for call in self.server.http_client.patch.mock_calls])
+
+    def test_glance_that_stays_unreachable_raises_nova_error(self):
+        self.server.http_client.get.side_effect = (
+            glanceclient.exc.CommunicationError())
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.client.get, self.context)
+        self.assertEqual(2, self.server.http_client.get.call_count)
