@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: what a snapshot costs, beside Nova's and beside the limit.
+"""The benchmark: compare snapshots with Nova's own, and with the limit.
 
-What is measured is only ever compared with what was measured in the same run.
+Figures are compared only with figures of the same run.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ratios, and the bars that snapshots are held against."""
+"""Ratios, and bars: the targets of snapshots."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from devbench import micro
 
 MIB = 1 << 20
 
-#: Whom everybody's wall time is compared with.
+#: The wall times of all contestants are compared with those of these.
 COMPARED = (contestants.BEST_PUT, contestants.PLAIN_PUT,
             contestants.NOVA_LIVE, contestants.NOVA_COLD,
             contestants.NOVA_OFF)
 
-#: How much longer than before a guest may seem to stall, in seconds: looks
-#: are that far apart, and what else the machine does is as large.
+#: A guest's stall may be longer than before by this, in seconds. It covers the
+#: time between two polls, and other activity of the machine.
 NOISE = 0.25
 
-#: A bar: what it is, the value, the bar, and whether more is better.
+#: A bar: its name, the value, the bar, and whether more is better.
 Bar = tuple[str, float | None, float, bool]
 
 
 def ratios(case: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Give everybody's median wall time as a multiple of others'."""
+    """Return the median wall times as multiples of those in COMPARED."""
     def wall(name: str) -> float | None:
         return median(case, name, 'wall')
     return {name: {other: quotient for other in COMPARED
@@ -37,7 +37,7 @@ def median(case: dict[str, Any], contestant: str, quantity: str,
 
 
 def bars(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """Hold a case against the bars."""
+    """Compare a case with its bars."""
     found = [*_wall(case), *_bytes(case), *_guest(case),
              *_memory(case, contestants.BACKUP)]
     if case['name'] == 'system':
@@ -46,7 +46,7 @@ def bars(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def micro_bars(disk: dict[str, Any]) -> list[dict[str, Any]]:
-    """Hold reader and encoder alone against the bars."""
+    """Compare the results of a micro-benchmark with their bars."""
     found: list[Bar] = []
     for name in ('qcow2', 'qcow2, zeros found'):
         quotients = disk['ratios'].get(name, {})
@@ -126,7 +126,7 @@ def _guest(case: dict[str, Any]) -> list[Bar]:
 
 def throughput(case: dict[str, Any], contestant: str, what: str
                ) -> float | None:
-    """Give a guest's throughput meanwhile as a part of that before.
+    """Return a guest's throughput during the snapshot, relative to before.
 
     :param what: records or rewrites
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases: guests whose disks are hard in one way each."""
+"""The cases: guests with disks that are difficult in different ways."""
 
 from collections.abc import Callable
 import dataclasses
@@ -11,14 +11,14 @@ from devbench import content
 
 GIB = 1 << 30
 
-#: Bytes a second that a guest rewrites, where it does.
+#: Bytes a second that a guest rewrites, if it does.
 REWRITE_RATE = 20_000_000
 
-#: Bytes that it rewrites, over and over.
+#: Size of the area that it rewrites again and again, in bytes.
 REWRITTEN = 256 * layout.MIB
 
-#: Writes the data of a disk: file, offset and size of the partition, size of
-#: the data, and a directory for scratch.
+#: A function that writes the data of a disk. Arguments: file, offset and size
+#: of the partition, size of the data, and a directory for temporary files.
 Fill = Callable[[pathlib.Path, int, int, int, pathlib.Path], None]
 
 
@@ -26,15 +26,15 @@ Fill = Callable[[pathlib.Path, int, int, int, pathlib.Path], None]
 class Case:
     """One guest.
 
-    :param name: what it is called
-    :param title: what it is, for people
+    :param name: its name in commands and results
+    :param title: its description for people
     :param disk: virtual size of its disk, in GiB
-    :param data: bytes of data on it, beside the small guest itself
+    :param data: bytes of data on it, without the small guest itself
     :param fill: writes this data
-    :param settings: of nova-compute, as `tools/cloud configure` takes them
-    :param overlays: how many overlays are put onto its disk
-    :param rewrites: bytes a second that it rewrites meanwhile
-    :param without: contestants that can't serve it, and would be refused
+    :param settings: of nova-compute, for `tools/cloud configure`
+    :param overlays: number of overlays on top of its disk
+    :param rewrites: bytes a second that it rewrites during the snapshot
+    :param without: contestants that do not support it, and would be refused
     :param is_block: whether its disk is a block device
     """
 
@@ -50,7 +50,7 @@ class Case:
     is_block: bool = False
 
     def scaled(self, divisor: int) -> 'Case':
-        """The same, with less data."""
+        """Return the same case with less data."""
         if divisor == 1:
             return self
         return dataclasses.replace(
@@ -65,7 +65,7 @@ def _noise(disk: pathlib.Path, offset: int, _span: int, size: int,
 def _system(disk: pathlib.Path, offset: int, _span: int, size: int,
             scratch: pathlib.Path) -> None:
     file = scratch / 'system.ext4'
-    # The filesystem's own tables, and what doesn't fill it, beside the data.
+    # The file system has space for its own tables, and some free space.
     content.system(file, size * 5 // 4, scratch)
     content.copy_sparse(file, disk, offset)
     file.unlink()
@@ -84,25 +84,25 @@ def _fragmented(disk: pathlib.Path, offset: int, span: int, size: int,
 CASES = (
     Case('incompressible', '2 GiB of incompressible data', 5, 2 * GIB,
          _noise),
-    Case('system', '2 GiB of what a system disk holds', 5, 2 * GIB, _system),
+    Case('system', '2 GiB of files of a system disk', 5, 2 * GIB, _system),
     Case('chain', '1 GiB below 8 overlays', 4, GIB, _noise, overlays=8,
-         # Nova's own refuses a backing file that has one itself.
+         # Nova's own refuses a backing file that has a backing file.
          without=('Nova live',)),
     Case('raw', '1 GiB in a raw file', 4, GIB, _noise,
          ('libvirt.images_type=raw',), without=('internal',)),
     Case('block', 'a block device of 8 GiB with 256 MiB of data', 8,
          256 * layout.MIB, _noise, ('libvirt.images_type=lvm',),
-         # Nova's own is never live there.
+         # Nova's own is never live for block devices.
          without=('internal', 'Nova live'), is_block=True),
     Case('sparse', '1 TiB with 1 GiB scattered in it', 1024, GIB,
          _scattered),
-    Case('fragmented', '1 GiB in pieces of 64 KiB', 6, GIB, _fragmented),
-    Case('rewriting', '1 GiB, of a guest that rewrites 20 MB/s', 4, GIB,
+    Case('fragmented', '1 GiB in chunks of 64 KiB', 6, GIB, _fragmented),
+    Case('rewriting', '1 GiB; the guest rewrites 20 MB/s', 4, GIB,
          _noise, rewrites=REWRITE_RATE),
 )
 
 BY_NAME = {case.name: case for case in CASES}
 
-#: Sees that the benchmark works, and says nothing of anything else.
-SMOKE = Case('smoke', '16 MiB, to see that the benchmark works', 2,
+#: Only for checking that the benchmark works.
+SMOKE = Case('smoke', '16 MiB, to check that the benchmark works', 2,
              16 * layout.MIB, _noise)

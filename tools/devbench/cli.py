@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line."""
+"""The command line of tools/benchmark."""
 
 import argparse
 import json
@@ -23,9 +23,9 @@ from devbench import runner
 from devbench import terminal
 
 DESCRIPTION = """\
-What snapshots cost, beside Nova's own and beside the time that Glance takes to
-swallow the finished image. It needs the cloud of tools/cloud; `micro`, reader
-and encoder alone, does not.
+Measure snapshots, and compare them with Nova's own and with the time in which
+Glance stores the finished image. `run` needs the cloud of tools/cloud. `micro`
+measures only the reader and the encoders, and needs no cloud.
 """
 
 RESULTS, MICRO_RESULTS = 'benchmark.json', 'micro.json'
@@ -39,32 +39,33 @@ def parser() -> argparse.ArgumentParser:
     _add_common(run, rounds=8)
     run.add_argument('--case', action='append', dest='cases',
                      choices=list(cases.BY_NAME), metavar='CASE',
-                     help=f'measure only this (may be repeated): '
+                     help=f'measure only this case (may be repeated): '
                           f'{", ".join(cases.BY_NAME)}')
     run.add_argument('--contestant', action='append', dest='contestants',
                      choices=list(contestants.BY_NAME), metavar='CONTESTANT',
-                     help=f'only this takes part (may be repeated): '
-                          f'{", ".join(contestants.BY_NAME)}')
+                     help=f'measure only this contestant (may be repeated): '
+                          f'{"; ".join(contestants.BY_NAME)}')
     run.add_argument('--baseline', type=float, default=10, metavar='SECONDS',
-                     help='watch the guest so long before each turn '
+                     help='observe the guest for this time before each turn '
                           '(%(default)s)')
     run.add_argument('--divide', type=int, default=1, metavar='N',
-                     help="an Nth of each case's data")
+                     help="use only an Nth of each case's data")
     run.add_argument('--set', action='append', default=[], dest='settings',
                      metavar='SECTION.OPTION=VALUE',
-                     help='one more setting of nova-compute, for all')
+                     help='add a setting of nova-compute for all contestants')
     alone = commands.add_parser(
-        'micro', help='measure reader and encoder alone')
+        'micro', help='measure only the reader and the encoders')
     _add_common(alone, rounds=8)
     alone.add_argument('--size', type=int, default=1024, metavar='MIB',
                        help='data on each disk (%(default)s)')
     alone.add_argument('--virtual', type=int, default=1024, metavar='GIB',
                        help='size of the sparse disk (%(default)s)')
     draw = commands.add_parser(
-        'plot', help='make plots and a page of the docs of results')
-    draw.add_argument('results', nargs='+', type=pathlib.Path)
+        'plot', help='make plots and pages of the docs from results')
+    draw.add_argument('results', nargs='+', type=pathlib.Path,
+                      help='files with results of `run` and `micro`')
     draw.add_argument('directory', type=pathlib.Path,
-                      help='such as doc/source/admin')
+                      help='for example doc/source/admin')
     return top
 
 
@@ -73,9 +74,9 @@ def _add_common(command: argparse.ArgumentParser, rounds: int) -> None:
                          help='turns of each contestant (%(default)s)')
     command.add_argument('--output', type=pathlib.Path, metavar='DIRECTORY',
                          default=pathlib.Path('.tox/benchmark-results'),
-                         help='where results go (%(default)s)')
+                         help='directory for the results (%(default)s)')
     command.add_argument('--smoke', action='store_true',
-                         help='tiny data and one round: see that it works')
+                         help='check that it works: tiny data and one round')
 
 
 def main(argv: list[str]) -> int:
@@ -102,9 +103,9 @@ def _micro(arguments: argparse.Namespace) -> None:
     if arguments.smoke:
         size, virtual, rounds = 16 * layout.MIB, 16 * micro.GIB, 1
     arguments.output.mkdir(parents=True, exist_ok=True)
-    place = pathlib.Path(tempfile.mkdtemp(
+    directory = pathlib.Path(tempfile.mkdtemp(
         prefix='micro-', dir=arguments.output.absolute()))
-    results = micro.run(place, size, virtual, rounds, say)
+    results = micro.run(directory, size, virtual, rounds, say)
     for disk in results['disks']:
         disk['bars'] = bars.micro_bars(disk)
     write(arguments.output / MICRO_RESULTS, results)
@@ -114,8 +115,8 @@ def _micro(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     if os.geteuid() != 0:
-        raise errors.CloudError('run this as root: it looks at what other '
-                                "users' processes have used")
+        raise errors.CloudError('run this as root: it reads the counters of '
+                                "other users' processes")
     state = runner.running_cloud()
     arguments.output.mkdir(parents=True, exist_ok=True)
 
@@ -146,12 +147,17 @@ def _plot(arguments: argparse.Namespace) -> None:
             f"of tox's environment `benchmark`") from exc
     results = page.merged(
         json.loads(path.read_text()) for path in arguments.results)
+    overview: dict[str, str] = {}
     images: dict[str, str] = {}
     for one in results:
         if one['kind'] == 'cloud' and one['cases']:
+            overview = plot.overview(one, arguments.directory)
             images = plot.plots(one, arguments.directory)
-    (arguments.directory / PAGE).write_text(page.render(results, images))
-    say(f'the page is {arguments.directory / PAGE}')
+    for name, text in (
+            (PAGE, page.render(results, overview)),
+            (f'{page.APPENDIX}.rst', page.render_appendix(results, images))):
+        (arguments.directory / name).write_text(text)
+        say(f'wrote {arguments.directory / name}')
 
 
 def say(text: str) -> None:

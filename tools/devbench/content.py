@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the disks of the benchmark hold, always the same for the same size."""
+"""Write the contents of disks. The same size results in the same content."""
 
 import os
 import pathlib
@@ -11,23 +11,23 @@ from devcloud import shell
 
 SEED = 2026
 
-#: Bytes of one piece where data is scattered: a qcow2 cluster.
-PIECE = 64 * 1024
+#: Bytes of a chunk of scattered data: a qcow2 cluster.
+CHUNK = 64 * 1024
 
-#: Random bytes are made in stretches of so many.
+#: Number of random bytes to make at once.
 STRETCH = 16 * layout.MIB
 
-#: Trees of a machine that are much like a system disk's: programs, libraries,
-#: text, the package manager's own; and which part of the room each may take.
+#: Directories with files like those of a system disk: programs, libraries,
+#: text, the package manager's files; and the share of the space for each.
 TREES = {'/usr/bin': 0.25, '/usr/lib': 0.4, '/usr/share': 0.25,
          '/var/lib/dpkg': 0.1}
 
 
 def noise(file: pathlib.Path, offset: int, size: int) -> None:
-    """Write what no compression makes smaller.
+    """Write incompressible data.
 
-    :param file: raw disk, which exists
-    :param offset: where to begin, in bytes
+    :param file: an existing raw disk
+    :param offset: first byte to write
     :param size: in bytes
     """
     chance = random.Random(SEED)
@@ -39,26 +39,26 @@ def noise(file: pathlib.Path, offset: int, size: int) -> None:
 
 
 def scattered(file: pathlib.Path, offset: int, span: int, size: int,
-              piece: int = PIECE) -> None:
-    """Write noise in pieces, all over a part of a sparse disk.
+              chunk: int = CHUNK) -> None:
+    """Write chunks of noise, scattered over a part of a sparse disk.
 
-    Every piece lies alone: between two of them there is a hole.
+    There is a hole between any two chunks.
 
-    :param span: bytes of the disk over which they lie
-    :param size: bytes of all of them together
-    :param piece: bytes of each
+    :param span: bytes of this part
+    :param size: bytes of all chunks together
+    :param chunk: bytes of each chunk
     """
     chance = random.Random(SEED)
-    count = size // piece
+    count = size // chunk
     stride = span // count
-    if stride < 2 * piece:
-        raise ValueError(f'{count} pieces of {piece} bytes do not lie alone '
-                         f'in {span} bytes')
+    if stride < 2 * chunk:
+        raise ValueError(f'{count} chunks of {chunk} bytes, with holes '
+                         f'between them, do not fit into {span} bytes')
     with open(file, 'r+b') as disk:
         for number in range(count):
-            place = chance.randrange((stride - 2 * piece) // piece + 1)
-            disk.seek(offset + number * stride + place * piece)
-            disk.write(chance.randbytes(piece))
+            index = chance.randrange((stride - 2 * chunk) // chunk + 1)
+            disk.seek(offset + number * stride + index * chunk)
+            disk.write(chance.randbytes(chunk))
 
 
 def sparse(file: pathlib.Path, size: int) -> None:
@@ -71,20 +71,20 @@ def sparse(file: pathlib.Path, size: int) -> None:
 
 
 def system(file: pathlib.Path, size: int, scratch: pathlib.Path) -> None:
-    """Make an ext4 filesystem with what a system disk holds.
+    """Make an ext4 file system with files of a system disk.
 
-    Binaries, libraries, text and the package manager's files of this machine,
-    in the order of their names, until they fill four fifths of it.
+    It copies programs, libraries, text and the package manager's files of this
+    machine, in the order of their names, until they fill four fifths of it.
 
     :param file: raw disk to make
-    :param size: of the filesystem, in bytes
-    :param scratch: directory for what is made on the way
+    :param size: of the file system, in bytes
+    :param scratch: directory for temporary files
     """
     tree = scratch / 'tree'
     shutil.rmtree(tree, ignore_errors=True)
     _gather(tree, size * 4 // 5)
     file.unlink(missing_ok=True)
-    # Identifiers and times would be others each time.
+    # Fixed identifiers and time: the result is always the same.
     shell.run(['mke2fs', '-q', '-t', 'ext4', '-d', tree, '-m', '0',
                '-U', '00000000-0000-0000-0000-000000002026', '-E',
                'lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,'
@@ -94,47 +94,47 @@ def system(file: pathlib.Path, size: int, scratch: pathlib.Path) -> None:
     shutil.rmtree(tree)
 
 
-def _gather(tree: pathlib.Path, room: int) -> None:
-    """Copy files into a tree until they are so many bytes."""
+def _gather(tree: pathlib.Path, space: int) -> None:
+    """Copy files to a tree until they fill the space, in bytes."""
     left = 0
     for top, share in TREES.items():
-        # What one does not need is for the next.
-        left = _copy(pathlib.Path(top), tree, int(room * share) + left)
+        # The next directory gets the unused space.
+        left = _copy(pathlib.Path(top), tree, int(space * share) + left)
 
 
-def _copy(top: pathlib.Path, tree: pathlib.Path, room: int) -> int:
+def _copy(top: pathlib.Path, tree: pathlib.Path, space: int) -> int:
     """Copy the files of a directory, in the order of their names.
 
-    :param room: bytes that they may take
-    :returns: bytes that they have left
+    :param space: maximum bytes of all files
+    :returns: bytes that are left of the space
     """
-    for place, directories, files in os.walk(top):
-        directories.sort()
+    for directory, subdirectories, files in os.walk(top):
+        subdirectories.sort()
         for name in sorted(files):
-            source = pathlib.Path(place, name)
+            source = pathlib.Path(directory, name)
             if source.is_symlink() or not source.is_file():
                 continue
-            # As much as it takes on a filesystem.
+            # The size in whole blocks of a file system.
             size = -(-source.stat().st_size // 4096) * 4096
-            if size <= room:
+            if size <= space:
                 target = tree / source.relative_to('/')
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-                room -= size
-            if room < layout.MIB:
-                return room
-    return room
+                space -= size
+            if space < layout.MIB:
+                return space
+    return space
 
 
 def copy_sparse(source: pathlib.Path, disk: pathlib.Path, offset: int
                 ) -> None:
-    """Copy a file into a disk; its zeros stay holes there.
+    """Copy a file to a disk, without its zeros.
 
-    :param offset: where it goes, in bytes
+    :param offset: of the copy on the disk, in bytes
     """
     with open(source, 'rb') as file, open(disk, 'r+b') as target:
-        while piece := file.read(layout.MIB):
-            if piece.strip(b'\0'):
+        while chunk := file.read(layout.MIB):
+            if chunk.strip(b'\0'):
                 target.seek(offset)
-                target.write(piece)
-            offset += len(piece)
+                target.write(chunk)
+            offset += len(chunk)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is measured, and what each needs."""
+"""The contestants, and their settings."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -11,46 +11,47 @@ NOVA_LIVE, NOVA_COLD, NOVA_OFF = 'Nova live', 'Nova cold', 'Nova shut off'
 BACKUP, COMPRESSED = 'backup', 'backup, compressed'
 LIBVIRT_DRIVER = 'LibvirtDriver live'
 
-#: Bytes of the pieces that Glance swallows fastest.
-BEST_PIECE = 128 * 1024
+#: Bytes of the chunks that Glance stores fastest.
+BEST_CHUNK = 128 * 1024
 
-#: Every strategy may be asked for; and images are qcow2 whatever the disk is,
-#: so that all contestants of a case send the same.
-SETTINGS = ('snapext.requestable=auto,backup,external,internal,cold,native',
+#: Allow all strategies. Make all images qcow2, whatever the disk is, so that
+#: all contestants of a case send the same.
+SETTINGS = ('snapext.allowed_image_strategies='
+            'auto,backup,external,internal,cold,native',
             'libvirt.snapshot_image_format=qcow2')
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One way to get a guest's disk into Glance.
+    """One way to upload a guest's disk to Glance.
 
-    :param name: what it is called
-    :param strategy: to ask for; None: Nova is left as it is
+    :param name: its name in commands and results
+    :param strategy: strategy to request; None: do not request one
     :param settings: of nova-compute
     :param off: whether the guest is shut off
-    :param piece: for a ready-made file, the most that one read gives, in
-        bytes, and 0 for what the client asks for; None: a snapshot
+    :param chunk: maximum bytes of one read of a ready-made file; 0: the
+        client decides; None: take a snapshot, do not upload a file
     """
 
     name: str
     strategy: str | None = None
     settings: tuple[str, ...] = ()
     off: bool = False
-    piece: int | None = None
+    chunk: int | None = None
 
     @property
     def is_put(self) -> bool:
-        return self.piece is not None
+        return self.chunk is not None
 
     @property
     def needs(self) -> tuple[tuple[str, ...], bool]:
-        """What it takes time to change."""
+        """Return the conditions that take time to change."""
         return self.settings, self.off
 
 
 ALL = (
-    Contestant(BEST_PUT, piece=BEST_PIECE),
-    Contestant(PLAIN_PUT, piece=0),
+    Contestant(BEST_PUT, chunk=BEST_CHUNK),
+    Contestant(PLAIN_PUT, chunk=0),
     Contestant(BACKUP, 'backup'),
     Contestant('external', 'external'),
     Contestant('internal', 'internal'),
@@ -61,19 +62,19 @@ ALL = (
     Contestant(NOVA_COLD, 'native', (
         'workarounds.disable_libvirt_livesnapshot=True',)),
     Contestant(COMPRESSED, 'backup', ('libvirt.snapshot_compression=True',)),
-    # To be seen once, that Nova's own through the strategy costs the same.
+    # Shows that Nova's own costs the same without our driver as with it.
     Contestant(LIBVIRT_DRIVER, settings=(
         'DEFAULT.compute_driver=libvirt.LibvirtDriver',)),
 )
 
 BY_NAME = {one.name: one for one in ALL}
 
-#: Who takes part unless others are named.
+#: The contestants that take part unless others are named.
 USUAL = tuple(one.name for one in ALL if one.name != LIBVIRT_DRIVER)
 
 SMOKE = (BEST_PUT, PLAIN_PUT, BACKUP, NOVA_LIVE)
 
 
 def of(case: cases.Case, names: Iterable[str]) -> list[Contestant]:
-    """Those of the named who can serve a case."""
+    """Return those of the named contestants that support a case."""
     return [BY_NAME[name] for name in names if name not in case.without]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a disk to nowhere, in a process of its own, and say what it took.
+"""Read a disk in a separate process, discard it, and report the cost.
 
     python -m devbench.drain KIND URI
 
-The image encoder and the reader are the product's; only what they give goes
-nowhere. Loading them is not counted.
+The reader and the encoders are those of nova_snapext; their output is
+discarded. The time to import them is not counted.
 """
 
 import json
@@ -16,12 +16,12 @@ import time
 
 from devbench import process
 
-#: What is read: nothing but the disk, or an image, with these options.
+#: Kinds of output: None for the raw data, or an image format with options.
 KINDS = {
     'reader': None,
     'raw': ('raw', {}),
-    'qcow2': ('qcow2', {'find_zeros': 'never'}),
-    'qcow2, zeros found': ('qcow2', {'find_zeros': 'always'}),
+    'qcow2': ('qcow2', {'detect_zeroes': 'never'}),
+    'qcow2, zeros found': ('qcow2', {'detect_zeroes': 'always'}),
     'qcow2, compressed': ('qcow2', {'compress': True}),
 }
 
@@ -32,7 +32,7 @@ def main(kind: str, uri: str) -> None:
     from nova_snapext import read
 
     conf.CONF([], project='nova')
-    process.forget_peak(os.getpid())
+    process.reset_peak(os.getpid())
     idle = process.memory(os.getpid())
     before, begin = _cpu(), time.monotonic()
     with read.Disk(uri) as disk:
@@ -47,16 +47,17 @@ def main(kind: str, uri: str) -> None:
 
 
 def _read(disk):
-    runs = [(extent.offset, extent.length)
-            for extent in disk.extents() if extent.data]
+    ranges = [(extent.offset, extent.length)
+              for extent in disk.extents() if extent.data]
     planned = time.monotonic()
-    for _offset, _piece in disk.read(runs):
+    for _offset, _chunk in disk.read(ranges):
         pass
     return {'read': disk.bytes_read, 'sent': 0}, planned
 
 
 def _encode(disk, conf, encode, image_format, options):
-    conf.CONF.set_override('find_zeros', options.get('find_zeros', 'auto'),
+    conf.CONF.set_override('detect_zeroes',
+                           options.get('detect_zeroes', 'auto'),
                            group='snapext')
     conf.CONF.set_override('snapshot_compression',
                            options.get('compress', False), group='libvirt')
@@ -69,7 +70,7 @@ def _encode(disk, conf, encode, image_format, options):
 
 
 def _cpu():
-    """Give CPU seconds, children included."""
+    """Return the CPU seconds used, by child processes too."""
     used = [resource.getrusage(who) for who in (
         resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)

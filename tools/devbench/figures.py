@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, spreads and ratios of what was measured."""
+"""Medians, spreads and ratios of measured values."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import statistics
 
 
 def summary(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Give median and spread of what was measured in the rounds.
+    """Return median and spread of the values of all rounds.
 
     :param values: None where a round has no such value
-    :returns: median, least, most, and the number of rounds; None if there
-        is no value at all
+    :returns: median, minimum, maximum, and number of rounds; None if there
+        is no value
     """
     known = [value for value in values if value is not None]
     if not known:
@@ -23,9 +23,9 @@ def summary(values: Iterable[float | None]) -> dict[str, float] | None:
 
 def summaries(runs: Sequence[Mapping[str, float | None]]
               ) -> dict[str, dict[str, float]]:
-    """Summarize every quantity of a contestant's runs.
+    """Summarize each quantity of a contestant's runs.
 
-    :param runs: of each round, its quantities by name
+    :param runs: the quantities of each round, by name
     """
     names = dict.fromkeys(name for run in runs for name in run)
     found = {name: summary(run.get(name) for run in runs) for name in names}
@@ -33,14 +33,14 @@ def summaries(runs: Sequence[Mapping[str, float | None]]
 
 
 def ratio(value: float | None, to: float | None) -> float | None:
-    """Divide, where both are known and it makes sense."""
+    """Return the ratio, or None if a value is unknown or the divisor is 0."""
     if value is None or not to:
         return None
     return value / to
 
 
 def verdict(value: float | None, bar: float, at_least: bool = False) -> str:
-    """Say whether a bar is reached.
+    """Return whether a bar is reached, as text.
 
     :param at_least: whether more is better
     """

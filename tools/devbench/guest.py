@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests of the benchmark: their images, and what is seen of them."""
+"""The guests of the benchmark: their images, and their consoles."""
 
 import hashlib
 import inspect
@@ -21,22 +21,22 @@ from devcloud import watch
 from devbench import cases
 from devbench import content
 
-#: Images are called this and the case's name.
+#: An image's name is this and the case's name.
 PREFIX = 'snap-bench-'
 
-#: Property of an image that tells from what it was made.
+#: Property of an image: the digest of its sources.
 DIGEST = 'bench_digest'
 
 PROGRAMS = pathlib.Path(__file__).with_name('guest_programs')
 
-#: Milliseconds between two records, as the guests of the tests have them.
+#: Milliseconds between two records, the same as in the guests of the tests.
 INTERVAL = 60
 
 
 class Console(watch.Console):
-    """Follows what a guest of the benchmark says.
+    """Reads the console log of a guest of the benchmark.
 
-    :ivar loads: when the guest said how much it has rewritten, and that
+    :ivar loads: pairs of time and total bytes that the guest has rewritten
     """
 
     LOAD = re.compile(r'^LOAD (\d+)\r?$')
@@ -44,23 +44,23 @@ class Console(watch.Console):
     def __init__(self, log: pathlib.Path) -> None:
         super().__init__(log)
         self.loads: list[tuple[float, int]] = []
-        self._told = 0
+        self._read = 0
 
-    def look(self) -> None:
-        super().look()
-        for line in self.lines[self._told:]:
+    def poll(self) -> None:
+        super().poll()
+        for line in self.lines[self._read:]:
             if found := self.LOAD.match(line):
                 self.loads.append((time.monotonic(), int(found[1])))
-        self._told = len(self.lines)
+        self._read = len(self.lines)
 
     def pause(self, begin: float, end: float) -> float | None:
-        """The longest time without a new record, by our clock.
+        """Return the longest time without a new record, by our clock.
 
-        Records that are repeated count once: a restored guest's console
-        shows old ones again. The guest's own clock is of no use, as it
-        stands still while the guest does.
+        Repeated records count once: the console of a restored guest shows old
+        records again. The guest's own clock cannot be used: it stops with the
+        guest.
 
-        :param begin: on our monotonic clock, as the end
+        :param begin: on our monotonic clock, like the end
         :returns: seconds; None if there is no record
         """
         times = self._times(begin, end)
@@ -70,11 +70,11 @@ class Console(watch.Console):
             [begin, *times, end]))
 
     def rate(self, begin: float, end: float) -> float | None:
-        """New records a second, each of them on disk."""
+        """Return the number of new records a second, all of them on disk."""
         return len(self._times(begin, end)) / (end - begin)
 
     def load_rate(self, begin: float, end: float) -> float | None:
-        """Bytes a second that the guest rewrites; None if it does not."""
+        """Return the bytes a second that the guest rewrites, or None."""
         known = [(when, written) for when, written in list(self.loads)
                  if begin <= when <= end]
         if len(known) < 2:
@@ -84,7 +84,7 @@ class Console(watch.Console):
 
     def _times(self, begin: float, end: float) -> list[float]:
         last, times = 0, []
-        for one in list(self.seen):
+        for one in list(self.records):
             if one.number > last:
                 last = one.number
                 if begin <= one.when <= end:
@@ -93,7 +93,7 @@ class Console(watch.Console):
 
 
 def image(state: cloud_state.State, case: cases.Case) -> str:
-    """Give a case's image in Glance, made if it is missing.
+    """Return a case's image in Glance; make and upload it if missing.
 
     :returns: its id
     """
@@ -105,8 +105,8 @@ def image(state: cloud_state.State, case: cases.Case) -> str:
         if one.get(DIGEST) == digest and one['status'] == 'active':
             return one['id']
         admin.delete('glance', f'/images/{one["id"]}')
-    with tempfile.TemporaryDirectory(dir=state.root) as place:
-        file = build(base, case, pathlib.Path(place))
+    with tempfile.TemporaryDirectory(dir=state.root) as directory:
+        file = build(base, case, pathlib.Path(directory))
         return register(admin, name, file, {
             **images.AGENT, DIGEST: digest, 'visibility': 'public'})
 
@@ -117,22 +117,22 @@ def register(client: api.Client, name: str, file: pathlib.Path,
 
     :returns: its id
     """
-    made = client.post('glance', '/images', {
+    image_id = client.post('glance', '/images', {
         'name': name, 'disk_format': 'qcow2', 'container_format': 'bare',
         'os_type': 'linux', **properties})['id']
     with open(file, 'rb') as body:
-        client.open('PUT', 'glance', f'/images/{made}/file', body, {
+        client.open('PUT', 'glance', f'/images/{image_id}/file', body, {
             'Content-Type': 'application/octet-stream',
             'Content-Length': str(file.stat().st_size)}).close()
-    return made
+    return image_id
 
 
 def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
           ) -> pathlib.Path:
-    """Make a case's image of the small guest's.
+    """Make a case's image from the image of the small guest.
 
     :param base: image of the small guest
-    :param scratch: directory for it
+    :param scratch: directory for the image
     :returns: a qcow2 file
     """
     raw = scratch / 'disk.raw'
@@ -148,11 +148,11 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
             [layout.BOOT, layout.EXT4, layout.RECORDS, data], code))
     span = data.size - (cases.REWRITTEN if case.rewrites else 0)
     case.fill(raw, data.offset, span, case.data, scratch)
-    # All that the guest rewrites is there from the beginning.
+    # Allocate all blocks that the guest rewrites.
     content.noise(raw, layout.RECORDS.offset, 4 * layout.MIB)
     if case.rewrites:
         content.noise(raw, data.offset + span, cases.REWRITTEN)
-    _give_programs(raw, case.rewrites, scratch)
+    _add_programs(raw, case.rewrites, scratch)
     target = scratch / 'disk.qcow2'
     shell.run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-t',
                'unsafe', '-T', 'unsafe', raw, target])
@@ -160,14 +160,14 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
     return target
 
 
-def _give_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
-                   ) -> None:
-    """Have the guest beat in place of keeping records: its disk won't grow.
+def _add_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
+                  ) -> None:
+    """Replace the guest's recorder by `beat`, so that its disk won't grow.
 
-    The initial RAM disk gets a second archive, whose files replace those of
-    the first, as the kernel unpacks one after the other.
+    The initial RAM disk gets a second archive. Its files replace those of the
+    first archive, because the kernel unpacks one after the other.
 
-    :param rate: bytes a second of the end of its disk that it rewrites
+    :param rate: bytes a second to rewrite at the end of its disk; 0: none
     """
     tree = scratch / 'initramfs'
     (tree / 'bin').mkdir(parents=True)
@@ -189,14 +189,14 @@ def _give_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
     initrd = scratch / 'initrd'
     shell.run(['mcopy', '-o', '-i', boot, '::initrd', initrd])
     with open(initrd, 'ab') as target:
-        # Each archive begins on a multiple of four bytes.
+        # Each archive starts at a multiple of four bytes.
         target.write(bytes(-target.tell() % 4) + more.read_bytes())
     shell.run(['mcopy', '-o', '-i', boot, initrd, '::initrd'])
     shutil.rmtree(tree)
 
 
 def _digest(base: pathlib.Path, case: cases.Case) -> str:
-    """Of all that decides what an image holds."""
+    """Return a digest of all sources of an image."""
     here = pathlib.Path(__file__)
     parts = [str(base).encode(), repr((
         case.disk, case.data, case.rewrites)).encode(),

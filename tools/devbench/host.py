@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what it was measured."""
+"""Facts about the host of a run."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ from devcloud import shell
 
 
 def facts() -> dict[str, object]:
-    """Give what the figures depend on: the machine and the programs."""
+    """Return facts about the machine and the versions of programs."""
     return {
         'when': datetime.datetime.now(datetime.UTC).isoformat(
             timespec='seconds'),
@@ -31,7 +31,7 @@ def facts() -> dict[str, object]:
 
 
 def version(*command: str) -> str | None:
-    """Give the first number with dots that a program says of itself."""
+    """Return a program's version: the first number with dots it prints."""
     try:
         found = re.search(r'\d+(\.\d+)+', shell.run(command, timeout=20))
     except errors.CloudError:
@@ -40,7 +40,7 @@ def version(*command: str) -> str | None:
 
 
 def packages(python: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Give the versions of packages, as an interpreter finds them.
+    """Return the versions of packages of a Python interpreter.
 
     :param python: path of the interpreter
     """

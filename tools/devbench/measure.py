@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One turn: a guest's disk gets into Glance, and what it took is counted."""
+"""One turn: upload a guest's disk to Glance, and measure the cost."""
 
 import dataclasses
 import datetime
@@ -24,12 +24,12 @@ from devbench import samples
 
 GIB = 1 << 30
 
-#: Seconds that a turn may take.
+#: Maximum seconds of a turn.
 TIMEOUT = 1800
 
-#: Seconds between two looks at a stored file that grows; and between two
-#: at the API, which cost Glance and Nova time.
-LOOK, LOOK_API = 0.02, 2
+#: Seconds between two checks of the size of the stored file, and between two
+#: requests to the API, which cost CPU time of Glance.
+POLL_INTERVAL, API_POLL_INTERVAL = 0.02, 2
 
 #: The driver's lines about a snapshot in nova-compute's log.
 FROZEN = re.compile(r'(?m)^(\S+ \S+) .* Root disk \S+ is frozen')
@@ -43,7 +43,7 @@ class Guest:
     """The guest of a case.
 
     :param server: its id
-    :param console: what it says
+    :param console: reads its console log
     :param ready_made: file with an image of its disk
     :param data: bytes of its disk that aren't zeros
     """
@@ -56,7 +56,7 @@ class Guest:
 
 @dataclasses.dataclass
 class _Times:
-    """On our monotonic clock, save `clock`: seconds since the epoch."""
+    """Times on our monotonic clock; `clock` is `begin` since the epoch."""
 
     begin: float = 0.0
     clock: float = 0.0
@@ -65,14 +65,14 @@ class _Times:
 
 
 class Counters:
-    """What everybody concerned has used, from now on."""
+    """Counts the resources that all processes use from now on."""
 
     def __init__(self, state: cloud_state.State, server: str) -> None:
         self.compute = _pid(services.nova_compute(state), state)
         self.glance = _pid(services.glance(state), state)
         self.before = self._now()
         self.idle = process.memory(self.compute)
-        process.forget_peak(self.compute)
+        process.reset_peak(self.compute)
         self.processes = samples.Processes(state, server)
 
     def _now(self) -> dict[str, process.Usage]:
@@ -80,7 +80,7 @@ class Counters:
             ('compute', self.compute), ('glance', self.glance))}
 
     def used(self) -> dict[str, process.Usage]:
-        self.processes.look_now()
+        self.processes.search()
         found = {name: now - self.before[name]
                  for name, now in self._now().items()}
         found['compute'] += self.processes.used('qemu-nbd')
@@ -95,9 +95,9 @@ class Turn:
     """One turn of a contestant.
 
     :param state: the cloud
-    :param contestant: whose turn it is
+    :param contestant: the contestant
     :param subject: the guest
-    :param baseline: seconds for which the guest is watched before
+    :param baseline: seconds to observe the guest before
     """
 
     def __init__(self, state: cloud_state.State,
@@ -107,22 +107,22 @@ class Turn:
         self.contestant = contestant
         self.subject = subject
         self.baseline = baseline
-        # Its token is fresh: a run takes longer than one is valid.
+        # With a new token: a run takes longer than a token is valid.
         self.client = api.Client.demo(state)
         self.times = _Times()
         self.image = ''
         self.extra: dict[str, float] = {}
 
     def run(self) -> dict[str, float | None]:
-        """Take it.
+        """Run the turn.
 
-        :returns: what it took, by name
+        :returns: the measured values, by name
         :raises: CloudError if the image does not become active
         """
         shell.run(['sync'])
         since = time.monotonic()
         idle = Counters(self.state, self.subject.server)
-        # How the guest fares by itself is what is measured: it has no end.
+        # Observe the undisturbed guest.
         time.sleep(self.baseline)
         idle_used = idle.used()
         log = self.state.log('nova-compute')
@@ -146,9 +146,9 @@ class Turn:
                                    missing_ok=True)
         with open(log, errors='replace') as lines:
             lines.seek(offset)
-            told = lines.read()
+            text = lines.read()
         return {**self._wall(), **self._guest(since),
-                **self._told(told), **self.extra,
+                **self._logged(text), **self.extra,
                 **self._costs(used, idle_used, size), 'sent': size,
                 'memory': memory,
                 **{f'space_{kind}': peak
@@ -161,16 +161,16 @@ class Turn:
         child = subprocess.run(
             [self.state.bin('python'), PUT, cloud_state.url('glance'),
              self.image, self.subject.ready_made,
-             str(self.contestant.piece)],
+             str(self.contestant.chunk)],
             input=self.client.token(), text=True, capture_output=True,
             timeout=TIMEOUT)
         if child.returncode:
             raise errors.CommandFailed(
                 [str(PUT)], child.returncode, child.stderr)
-        took = json.loads(child.stdout)
-        self.times.begin, self.times.clock = took['begin'], took['clock']
-        self.times.active = self.times.end = took['begin'] + took['wall']
-        self.extra['client_cpu'] = took['cpu']
+        result = json.loads(child.stdout)
+        self.times.begin, self.times.clock = result['begin'], result['clock']
+        self.times.active = self.times.end = result['begin'] + result['wall']
+        self.extra['client_cpu'] = result['cpu']
 
     def _snapshot(self) -> None:
         strategy = self.contestant.strategy
@@ -190,25 +190,26 @@ class Turn:
     def _await_active(self) -> float:
         """Wait until the image is active.
 
-        Glance is asked when what it has stored does not grow: asking costs
-        it time.
+        Requests cost CPU time of Glance, so they are sent only when the stored
+        file does not grow.
 
-        :returns: when it was
+        :returns: the time when it was active
         """
         stored = self.state.glance_store / self.image
-        size, asked = 0, time.monotonic()
+        size, requested = 0, time.monotonic()
 
         def became_active() -> float | None:
-            nonlocal size, asked
+            nonlocal size, requested
             before, size = size, samples.size_of(stored)
             now = time.monotonic()
-            if not (size and size == before) and now - asked < LOOK_API:
+            if (not (size and size == before)
+                    and now - requested < API_POLL_INTERVAL):
                 return None
-            asked = now
+            requested = now
             return now if self._is_active() else None
 
         return wait.until(f'image {self.image} active', became_active,
-                          TIMEOUT, interval=LOOK)
+                          TIMEOUT, interval=POLL_INTERVAL)
 
     def _is_active(self) -> bool:
         try:
@@ -227,7 +228,7 @@ class Turn:
                 'until_released': self.times.end - self.times.begin}
 
     def _guest(self, since: float) -> dict[str, float | None]:
-        """How the guest fared before and meanwhile."""
+        """Return figures of the guest, before and during the snapshot."""
         if self.contestant.off:
             return {}
         console, times = self.subject.console, self.times
@@ -242,24 +243,24 @@ class Turn:
             found['rewrites_before'] = console.load_rate(*before)
         return found
 
-    def _told(self, log: str) -> dict[str, float | None]:
-        """What the driver's log says."""
+    def _logged(self, log: str) -> dict[str, float | None]:
+        """Return the figures in the driver's log."""
         found: dict[str, float | None] = {}
         if frozen := FROZEN.search(log):
             when = datetime.datetime.fromisoformat(frozen[1]).timestamp()
             found['until_frozen'] = when - self.times.clock
         if finished := FINISHED.search(log):
-            told = dict(re.findall(r'(\w+)=([\d.]+)', finished[1]))
-            found['freeze'] = float(told['freeze'])
-            found['read'] = int(told['read'])
+            logged = dict(re.findall(r'(\w+)=([\d.]+)', finished[1]))
+            found['freeze'] = float(logged['freeze'])
+            found['read'] = int(logged['read'])
         return found
 
     def _costs(self, used: dict[str, process.Usage],
                idle: dict[str, process.Usage], size: int
                ) -> dict[str, float | None]:
-        """CPU, page faults and bytes that processes have used.
+        """Return CPU time, page faults and bytes of the processes.
 
-        Of QEMU, what the guest itself used before is taken off.
+        QEMU's figures are without those of the undisturbed guest.
         """
         length = self.times.end - self.times.begin
         share = 0 if self.contestant.off else length / self.baseline
@@ -277,7 +278,8 @@ class Turn:
                 found[f'{who}_{field}'] = getattr(counts, field)
         if (self.contestant.name.startswith('Nova')
                 or self.contestant.name == contestants.LIBVIRT_DRIVER):
-            # No log tells: qemu-img and the upload, and QEMU's mirror.
+            # Nova logs no figure: add those of qemu-img, the upload, and
+            # QEMU's mirror.
             found['read'] = used['compute'].read_calls + max(
                 qemu.read_calls - idle['qemu'].read_calls * share,
                 qemu.read_disk - idle['qemu'].read_disk * share, 0)
@@ -287,6 +289,6 @@ class Turn:
 def _pid(service: services.Service, state: cloud_state.State) -> int:
     identity = service.daemon(state).identity()
     if identity is None:
-        raise errors.CloudError(f'{service.name} does not run: run '
+        raise errors.CloudError(f'{service.name} does not run: start it with '
                                 f'`tools/cloud up`')
     return identity.pid

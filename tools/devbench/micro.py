@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reader and encoder alone, beside QEMU's and libnbd's own programs.
+"""Compare reader and encoders with the programs of QEMU and libnbd.
 
 All of them read the same disk from the same qemu-nbd, in turns.
 """
@@ -33,10 +33,10 @@ from devbench import turns
 GIB = 1 << 30
 TIB = 1 << 40
 
-#: Seconds that one turn may take.
+#: Maximum duration of one turn, in seconds.
 TIMEOUT = 900
 
-#: What reader and encoder are compared with.
+#: The programs that reader and encoders are compared with.
 CONVERT, CONVERT_NULL, NBDCOPY = (
     'qemu-img convert to a file', 'qemu-img convert to null', 'nbdcopy')
 
@@ -45,10 +45,10 @@ CONVERT, CONVERT_NULL, NBDCOPY = (
 class Disk:
     """A disk to read.
 
-    :param name: what it is called
+    :param name: in the results
     :param size: virtual size, in bytes
     :param file: its qcow2 file
-    :param contestants: who reads it, of those of contestants()
+    :param contestants: those that read it, by their names in contestants()
     """
 
     name: str
@@ -82,14 +82,14 @@ class Export:
 
 def run(place: pathlib.Path, size: int, virtual: int, rounds: int,
         say: Callable[[str], None]) -> dict[str, object]:
-    """Measure all, on disks made for it.
+    """Run all measurements, on disks made for them.
 
-    :param place: directory for the disks, which is removed
+    :param place: directory for the disks; removed at the end
     :param size: bytes of data on each disk
     :param virtual: bytes of the sparse disk
-    :param rounds: how many turns each contestant gets
-    :param say: told what goes on
-    :returns: host facts, every turn, medians and ratios
+    :param rounds: number of turns of each contestant
+    :param say: called with progress messages
+    :returns: facts about the host, all turns, medians and ratios
     """
     place.mkdir(parents=True, exist_ok=True)
     results = []
@@ -106,7 +106,7 @@ def run(place: pathlib.Path, size: int, virtual: int, rounds: int,
 
 def disks(place: pathlib.Path, size: int, virtual: int,
           say: Callable[[str], None]) -> Iterator[Disk]:
-    """Make the disks, one when the one before it is done with."""
+    """Make the disks, each when the previous one is no longer needed."""
     everyone = tuple(contestants(place))
     raw = place / 'raw'
     say(f'making a disk of {size // layout.MIB} MiB of noise')
@@ -129,14 +129,14 @@ def _qcow2(raw: pathlib.Path) -> pathlib.Path:
     shell.run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-t',
                'unsafe', '-T', 'unsafe', raw, target])
     raw.unlink()
-    # What is written back while others are measured disturbs these.
+    # A write-back during the measurements would disturb them.
     os.sync()
     return target
 
 
 def contestants(place: pathlib.Path
                 ) -> dict[str, Callable[[Export], dict[str, float]]]:
-    """Give who reads a disk, and how, by name."""
+    """Return a function that reads a disk, for each contestant's name."""
     target = place / 'copy'
 
     def convert(export: Export) -> dict[str, float]:
@@ -175,7 +175,7 @@ def _drained(kind: str, place: pathlib.Path
 def _program(command: list[object]) -> dict[str, float]:
     """Run a program.
 
-    :returns: what it took, in seconds
+    :returns: the wall time and CPU time, in seconds
     """
     def cpu() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -190,7 +190,7 @@ def _disk(export: Export, place: pathlib.Path, rounds: int,
     everyone = contestants(place)
     runs: dict[str, list[dict[str, float]]] = {
         name: [] for name in export.disk.contestants}
-    # All find the disk in the page cache.
+    # So that all contestants find the disk in the page cache.
     everyone['reader'](export)
     for number, _, name in turns.rounds(
             {None: export.disk.contestants}, rounds):
@@ -210,7 +210,7 @@ def _disk(export: Export, place: pathlib.Path, rounds: int,
 
 def ratios(summaries: dict[str, dict[str, dict[str, float]]]
            ) -> dict[str, dict[str, float]]:
-    """Give everybody's wall time as a multiple of those compared with."""
+    """Return the ratio of each wall time to those of the programs."""
     def wall(name: str) -> float | None:
         return summaries.get(name, {}).get('wall', {}).get('median')
     return {name: {other: quotient
@@ -220,12 +220,15 @@ def ratios(summaries: dict[str, dict[str, dict[str, float]]]
 
 
 def check_environment() -> None:
-    """:raises: CloudError if this Python lacks what the product needs"""
+    """Check that this Python can import nova_snapext's dependencies.
+
+    :raises CloudError: it can't
+    """
     try:
         import nbd  # noqa: F401
         import nova  # noqa: F401
     except ImportError as exc:
         raise errors.CloudError(
-            f'{sys.executable} can\'t load what the product needs ({exc}): '
-            f'run this with the Python of tox\'s environment `benchmark`'
+            f'{sys.executable} can\'t import the dependencies of nova_snapext '
+            f'({exc}): use the Python of the tox environment `benchmark`'
         ) from exc

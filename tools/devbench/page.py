@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as a page of the docs."""
+"""Write results as two pages of the docs.
+
+One page is for people: what was measured, and how much better it is. The other
+one, the appendix, has every case and every figure.
+"""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+import csv
+import io
 from typing import Any
 
 from devbench import bars
@@ -11,27 +17,65 @@ from devbench import terminal
 
 MIB = 1 << 20
 
-#: File beside the page with what no program can write.
+#: Text that no program can write: on the page, and in the appendix.
+WHY = 'performance-why.inc'
 PROFILE = 'performance-profile.inc'
 
-HEADER = f'''\
-..
-    Made from the results of `tools/benchmark` by `tools/benchmark plot`.
+#: The appendix, without its suffix.
+APPENDIX = 'performance-appendix'
 
+GENERATED = '''\
+..
+    Generated from the results of ``tools/benchmark`` by
+    ``tools/benchmark plot``.
+
+'''
+
+HEADER = f'''\
+{GENERATED}\
 ===========
 Performance
 ===========
 
-What a snapshot costs, beside Nova's own and beside the limit: the time in
-which the same Glance takes a ready-made file of the same image, the same guest
-running beside it. *Plain PUT* is python-glanceclient as it is, *best PUT* the
-same with pieces of 128 KiB. Nova's own is its own code, reached through the
-strategy ``native``; *LibvirtDriver live*, where it took part, is Nova without
-anything of ours. All contestants of a case took turns within one run; figures
-are medians, with the least and the most in brackets. Only ratios within a run
-say something about another machine.
+What was measured
+=================
 
-.. include:: {PROFILE}
+The time and the resources of a snapshot, compared with Nova's own snapshot and
+with the limit. The limit is the *best PUT*: the time in which the same Glance
+stores a finished file of the same image. All contestants of a case took turns
+in one run, beside the same guest. Figures are medians. Compare ratios, not
+seconds, with another machine.
+
+How much better
+===============
+
+'''
+
+APPENDIX_HEADER = f'''\
+{GENERATED}\
+=======================
+Performance: every case
+=======================
+
+:doc:`performance` is the summary. *Plain PUT* is an upload by
+python-glanceclient without changes; *best PUT* is the same in chunks of 128
+KiB. *Nova* is Nova's own snapshot, taken through the strategy ``native``.
+*LibvirtDriver live*, where it took part, is Nova without nova-snapext. Figures
+are medians, with minimum and maximum in brackets.
+
+Guest I/O
+    Data that the guest wrote during the snapshot, relative to before.
+
+Read, sent
+    Bytes read from the disk and bytes sent to Glance, for each byte of data.
+    For Nova's own snapshot, all bytes that its processes read.
+
+Host space
+    Highest use, without the scratch file. The scratch file, in brackets, keeps
+    the data that the guest overwrites during the snapshot.
+
+Memory
+    Memory of nova-compute above idle.
 '''
 
 #: Columns of a case's tables: what it takes, and what it costs.
@@ -56,9 +100,9 @@ COSTS = (
 
 
 def merged(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make one of several runs on the cloud, each of other cases.
+    """Merge several runs on the cloud, each with other cases, into one.
 
-    :returns: the others are as they were
+    :returns: the merged run, and all other results as they were
     """
     found: list[dict[str, Any]] = []
     for one in results:
@@ -67,46 +111,128 @@ def merged(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if first is None:
             found.append(dict(one))
         else:
-            for what in ('cases', 'failures'):
-                first[what] = [*first[what], *one[what]]
+            for key in ('cases', 'failures'):
+                first[key] = [*first[key], *one[key]]
     return found
 
 
 def render(results: list[dict[str, Any]], images: dict[str, str]) -> str:
-    """Give results as reStructuredText.
+    """Return the page for people, as reStructuredText.
 
     :param results: of runs on the cloud and of micro-benchmarks
-    :param images: of each plot, its file name by its title
+    :param images: file names of its plots, by title
     """
-    parts = [HEADER]
+    lines = [HEADER.rstrip('\n'), '']
+    for one in results:
+        if one['kind'] == 'cloud':
+            lines += [*_overview(one), '', *_figures(images),
+                      _host(one['host']), '']
+    lines += [*_targets(results), '', f'.. include:: {WHY}', '',
+              '.. toctree::', '   :maxdepth: 1', '', f'   {APPENDIX}']
+    return '\n'.join(lines) + '\n'
+
+
+def render_appendix(results: list[dict[str, Any]], images: dict[str, str]
+                    ) -> str:
+    """Return the page with all cases, as reStructuredText.
+
+    :param results: of runs on the cloud and of micro-benchmarks
+    :param images: file names of its plots, by title
+    """
+    parts = [APPENDIX_HEADER]
     for one in results:
         parts.append(_micro(one) if one['kind'] == 'micro'
                      else _cloud(one, images))
-    return '\n'.join(parts)
+    return '\n'.join([*parts, f'.. include:: {PROFILE}']) + '\n'
+
+
+def _overview(results: dict[str, Any]) -> list[str]:
+    """Return the lines of a table with a row for each case."""
+    rows = []
+    for case in results['cases']:
+        for name in (contestants.BACKUP, contestants.COMPRESSED):
+            if name in case['summaries']:
+                rows.append(_overview_row(case, name))
+    return table(
+        ['Root disk', 'Best PUT, s', 'nova-snapext, s', 'Nova, s',
+         'of best PUT', 'of Nova', 'Longest stall, s', "Nova's stall, s",
+         'Host space, MiB', "Nova's space, MiB"], rows)
+
+
+def _overview_row(case: dict[str, Any], name: str) -> list[str]:
+    title = case['title'][0].upper() + case['title'][1:]
+    if name == contestants.COMPRESSED:
+        title += ', compressed'
+    nova = next((other for other in (contestants.NOVA_LIVE,
+                                     contestants.NOVA_COLD)
+                 if bars.median(case, other, 'wall') is not None), '')
+    cold = ' (cold)' if nova == contestants.NOVA_COLD else ''
+    return [title, _median(case, contestants.BEST_PUT, 'wall', 1, 1),
+            _median(case, name, 'wall', 1, 1),
+            _median(case, nova, 'wall', 1, 1) + cold,
+            _ratio(case, name, contestants.BEST_PUT),
+            _ratio(case, name, nova),
+            _median(case, name, 'stall', 1, 2),
+            _median(case, nova, 'stall', 1, 2),
+            _all_space(case, name), _all_space(case, nova)]
+
+
+def _all_space(case: dict[str, Any], name: str) -> str:
+    values = [bars.median(case, name, f'space_{kind}')
+              for kind in ('staged', 'disk', 'scratch')]
+    if values[0] is None:
+        return ''
+    return terminal.number(sum(value or 0 for value in values) / MIB, 0)
+
+
+def _targets(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Return how many targets were reached, and those that were not."""
+    found = [(_place(group), one) for result in results
+             for group in (*result.get('cases', ()),
+                           *result.get('disks', ()))
+             for one in group['bars'] if one['value'] is not None]
+    missed = [(where, one) for where, one in found
+              if one['verdict'] == 'missed']
+    yield (f'{len(found) - len(missed)} of {len(found)} targets were '
+           f'reached{". These were missed:" if missed else "."}')
+    if missed:
+        yield ''
+        yield from table(['Case', 'Target', '', 'Value'], [
+            [where, one['what'], _bound(one), _missed_value(one)]
+            for where, one in missed])
+
+
+def _place(group: dict[str, Any]) -> str:
+    title = group.get('title') or f'a disk that is {group["name"]}'
+    return title[0].upper() + title[1:]
+
+
+def _missed_value(one: dict[str, Any]) -> str:
+    value, bar = (terminal.number(one[name]) for name in ('value', 'bar'))
+    if value != bar:
+        return value
+    return f'just {"below" if one["at_least"] else "above"} {one["bar"]:g}'
+
+
+def _figures(images: dict[str, str]) -> list[str]:
+    lines = []
+    for title, file in images.items():
+        lines += [f'.. figure:: {file}', '', f'   {title}', '']
+    return lines
 
 
 def _cloud(results: dict[str, Any], images: dict[str, str]) -> str:
     lines = [*_heading('Through Nova\'s API', '='), '',
-             _host(results['host']), '']
-    for title, file in images.items():
-        lines += [f'.. figure:: {file}', '', f'   {title}', '']
+             _host(results['host']), '', *_figures(images)]
     for case in results['cases']:
-        title = case['title']
-        lines += [*_heading(title[0].upper() + title[1:], '-'), '',
-                  f'{case["data"] // MIB:,} MiB of data that are not zeros, '
+        lines += [*_heading(_place(case), '-'), '',
+                  f'{case["data"] // MIB:,} MiB of data other than zeros, '
                   f'{case["allocated"] // MIB:,} MiB allocated; rounds: '
                   f'{_rounds(case)}.', '',
                   *_case(case, TIMES), '', *_case(case, COSTS), '',
                   *_bars(case['bars']), '']
         lines += _failures(case.get('failures', ()))
     lines += _failures(results.get('failures', ()))
-    lines += [
-        'Guest I/O: what the guest still wrote, as a part of what it wrote '
-        'before. Read,', 'sent: bytes of the disk that were read, and bytes '
-        'sent to Glance, for each byte of', 'data; of Nova\'s own, all that '
-        'its processes read. Host space: at its peak, beyond',
-        'the scratch file that keeps what the guest writes meanwhile. '
-        'Memory: of nova-compute,', 'above idle.', '']
     return '\n'.join(lines)
 
 
@@ -117,8 +243,8 @@ def _rounds(case: dict[str, Any]) -> int:
 
 def _micro(results: dict[str, Any]) -> str:
     lines = [*_heading('Reader and encoder alone', '='), '',
-             f'To nowhere, {results["data"] // MIB:,} MiB of data, '
-             f'{results["rounds"]} rounds, all from the same qemu-nbd. '
+             f'The output is discarded. {results["data"] // MIB:,} MiB of '
+             f'data, {results["rounds"]} rounds, all from the same qemu-nbd. '
              f'{_host(results["host"])}', '']
     for disk in results['disks']:
         others = list(dict.fromkeys(
@@ -138,26 +264,29 @@ def _micro(results: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """Give a list-table's lines."""
-    yield from ('.. list-table::', '   :header-rows: 1', '')
-    for row in (header, *rows):
-        for number, cell in enumerate(row):
-            yield f'   {" " if number else "*"} - {cell}'.rstrip()
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a csv-table: one line for each row."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    return ['.. csv-table::', '   :header-rows: 1', '',
+            *(f'   {row}' for row in text.getvalue().splitlines())]
 
 
 def _case(case: dict[str, Any], columns: tuple[Any, ...]
-          ) -> Iterator[str]:
+          ) -> list[str]:
     return table(['', *(title for title, _ in columns)], [
         [name, *(cell(case, name) for _, cell in columns)]
         for name in case['summaries']])
 
 
-def _bars(found: list[dict[str, Any]]) -> Iterator[str]:
-    return table(['Bar', 'Value', '', 'Verdict'], [
-        [one['what'], terminal.number(one['value']),
-         f'at {"least" if one["at_least"] else "most"} {one["bar"]:g}',
+def _bars(found: list[dict[str, Any]]) -> list[str]:
+    return table(['Target', 'Value', '', 'Verdict'], [
+        [one['what'], terminal.number(one['value']), _bound(one),
          one['verdict']] for one in found])
+
+
+def _bound(one: dict[str, Any]) -> str:
+    return f'at {"least" if one["at_least"] else "most"} {one["bar"]:g}'
 
 
 def _failures(failures: list[str]) -> list[str]:

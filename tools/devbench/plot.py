@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as plots, always the same bytes for the same results.
+"""Draw results as small PNG files.
 
-The only part that needs matplotlib.
+The same results give the same bytes, with one version of matplotlib. No other
+module needs matplotlib.
 """
 
+import io
 import pathlib
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot
+from PIL import Image
 
 from devbench import bars
 from devbench import contestants
@@ -18,51 +21,109 @@ MIB = 1 << 20
 #: Plots are as wide as a page, in inches.
 WIDTH = 8
 
+#: Dots per inch: text of 9 points is easy to read, and a file is small.
+RESOLUTION = 100
+
+#: Colours in a file. The plots have five, and their shades at the edges of
+#: the text; more colours double the size and look the same.
+COLOURS = 24
+
 STYLE = {
-    'svg.hashsalt': 'nova-snapext', 'svg.fonttype': 'none',
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
     'axes.grid': True, 'grid.alpha': 0.3, 'axes.axisbelow': True,
 }
 
-OURS, NOVA, LIMIT = '#2b6cb0', '#b7791f', '#718096'
+OURS, NOVA, NOVA_COLD, LIMIT = '#2b6cb0', '#b7791f', '#e0b36a', '#718096'
+
+#: File name of the plot on the page for people; the others are in the
+#: appendix.
+OVERVIEW = 'performance-overview.png'
+
+#: Where its axis ends, as a multiple of the best PUT: one case is many times
+#: as slow, and would make the differences of all others too small to see.
+OVERVIEW_LIMIT = 5
 
 
-def plots(results: dict[str, Any], place: pathlib.Path) -> dict[str, str]:
-    """Write the plots.
+def overview(results: dict[str, Any], directory: pathlib.Path
+             ) -> dict[str, str]:
+    """Write the plot that compares all cases.
 
     :param results: of a run on the cloud
-    :param place: directory for them
-    :returns: of each plot, its file name by its title
+    :returns: file names by title
+    """
+    with mpl.rc_context(STYLE):
+        _save(_overview(results['cases']), directory / OVERVIEW)
+    return {'Time from the request until the image is active, as a multiple '
+            "of the limit: Glance's time for a finished file": OVERVIEW}
+
+
+def plots(results: dict[str, Any], directory: pathlib.Path
+          ) -> dict[str, str]:
+    """Write the plots that show each case.
+
+    :param results: of a run on the cloud
+    :returns: file names by title
     """
     drawn = {}
     with mpl.rc_context(STYLE):
         for name, title, draw in (
-                ('wall', 'Wall time from the request until the image is '
-                 'active: medians, least and most', _wall),
-                ('guest', "The guest meanwhile: longest stall, and before; "
-                 'throughput as a part of that before', _guest),
+                ('wall', 'Time from the request until the image is active: '
+                 'median, minimum and maximum', _wall),
+                ('guest', 'The guest during the snapshot: longest stall, and '
+                 'longest stall before; throughput, relative to that before',
+                 _guest),
                 ('bytes', 'Bytes read and sent for each byte of data',
                  _bytes),
-                ('space', 'Host space at its peak: staged, and what the '
-                 'guest writes meanwhile', _space)):
-            file = f'performance-{name}.svg'
-            _save(draw(results['cases']), place / file)
+                ('space', 'Highest use of host space: staged files, growth '
+                 'of the disk, and scratch file', _space)):
+            file = f'performance-{name}.png'
+            _save(draw(results['cases']), directory / file)
             drawn[title] = file
     return drawn
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, metadata={'Date': None, 'Creator': None})
+    drawn = io.BytesIO()
+    # Without the version of matplotlib, which would change the bytes.
+    figure.savefig(drawn, dpi=RESOLUTION, metadata={'Software': None})
     pyplot.close(figure)
-    # matplotlib ends some lines with blanks.
-    path.write_text('\n'.join(
-        line.rstrip() for line in path.read_text().splitlines()) + '\n')
+    with Image.open(drawn) as image:
+        image.convert('RGB').quantize(COLOURS).save(
+            path, 'PNG', optimize=True)
+
+
+def _overview(cases: list[dict[str, Any]]) -> Any:
+    """Draw one group of bars for each case."""
+    figure, axis = pyplot.subplots(figsize=(WIDTH, 0.42 * len(cases) + 0.9))
+    for number, (name, label, colour) in enumerate((
+            (contestants.BACKUP, 'nova-snapext, backup', OURS),
+            (contestants.NOVA_LIVE, 'Nova, live', NOVA),
+            (contestants.NOVA_COLD, 'Nova, cold', NOVA_COLD))):
+        rows = [row + 0.26 * (number - 1) for row in range(len(cases))]
+        values = [case['ratios'].get(name, {}).get(contestants.BEST_PUT) or 0
+                  for case in cases]
+        axis.barh(rows, values, height=0.24, color=colour, label=label)
+        for row, value in zip(rows, values, strict=True):
+            if value > OVERVIEW_LIMIT:
+                axis.text(OVERVIEW_LIMIT, row, f'{value:.1f} ', ha='right',
+                          va='center', fontsize=8)
+    axis.axvline(1, color='k', linewidth=1, linestyle='--')
+    axis.set_xlim(0, OVERVIEW_LIMIT)
+    axis.set_ylim(len(cases) - 0.5, -0.5)
+    axis.set_yticks(range(len(cases)), [
+        case['title'][0].upper() + case['title'][1:] for case in cases])
+    axis.set_xlabel('multiple of the best PUT (dashed)')
+    axis.legend(loc='best', frameon=False)
+    return figure
 
 
 def _rows(cases: list[dict[str, Any]], columns: int = 1
           ) -> tuple[Any, list[list[Any]]]:
-    """A figure with a row for each case, as high as it has contestants."""
+    """Return a figure with one row for each case, and its axes.
+
+    A row is as high as its case has contestants.
+    """
     counts = [max(len(case['summaries']), 3) for case in cases]
     figure, axes = pyplot.subplots(
         len(cases), columns, squeeze=False,
@@ -88,7 +149,8 @@ def _colour(name: str) -> str:
     return OURS if ours else NOVA
 
 
-def _known(case: dict[str, Any], quantity: str) -> list[str]:
+def _measured(case: dict[str, Any], quantity: str) -> list[str]:
+    """Return the contestants whose quantity was measured."""
     return [name for name, found in case['summaries'].items()
             if quantity in found]
 
@@ -96,7 +158,7 @@ def _known(case: dict[str, Any], quantity: str) -> list[str]:
 def _wall(cases: list[dict[str, Any]]) -> Any:
     figure, axes = _rows(cases)
     for case, (axis,) in zip(cases, axes, strict=True):
-        names = _known(case, 'wall')
+        names = _measured(case, 'wall')
         found = [case['summaries'][name]['wall'] for name in names]
         medians = [one['median'] for one in found]
         _bars(axis, case, names, medians, xerr=[
@@ -113,19 +175,19 @@ def _wall(cases: list[dict[str, Any]]) -> Any:
 def _guest(cases: list[dict[str, Any]]) -> Any:
     figure, axes = _rows(cases, 2)
     for case, (stall, rate) in zip(cases, axes, strict=True):
-        names = _known(case, 'stall')
+        names = _measured(case, 'stall')
         _bars(stall, case, names, [
             bars.median(case, name, 'stall') for name in names])
         stall.plot([bars.median(case, name, 'stall_before')
                     for name in names], range(len(names)), 'k|')
-        what = ('rewrites' if any(_known(case, 'rewrites')) else 'records')
+        what = 'rewrites' if _measured(case, 'rewrites') else 'records'
         _bars(rate, case, names, [
             bars.throughput(case, name, what) for name in names])
         rate.set_yticks(range(len(names)), [])
         rate.axvline(1, color='k', linewidth=1)
         rate.set_title('')
     axes[-1][0].set_xlabel('longest stall, seconds; marks: before')
-    axes[-1][1].set_xlabel('guest I/O, as a part of that before')
+    axes[-1][1].set_xlabel('guest I/O, relative to that before')
     return figure
 
 

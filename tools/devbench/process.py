@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes have used, as the kernel counts it in /proc."""
+"""The resources that processes have used, from /proc."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -12,15 +12,15 @@ PROC = pathlib.Path('/proc')
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What a process has used since it began, and the children it reaped.
+    """The resources of a process and of its ended children, since its start.
 
     :param cpu: seconds
     :param minor_faults: pages that were mapped without reading a disk
-    :param read_calls: bytes given to read(2) and its kind, from the page
-        cache too
-    :param write_calls: bytes taken by write(2) and its kind
-    :param read_disk: bytes fetched from storage
-    :param written_disk: bytes sent to storage, or on their way
+    :param read_calls: bytes of read(2) and similar calls, including those
+        from the page cache
+    :param write_calls: bytes of write(2) and similar calls
+    :param read_disk: bytes read from storage
+    :param written_disk: bytes written to storage, or still to be written
     """
 
     cpu: float = 0.0
@@ -42,20 +42,20 @@ class Usage:
 
 
 def usage(pid: int) -> Usage:
-    """Give what a process has used.
+    """Return the resources that a process has used.
 
-    :raises: OSError if there is none
+    :raises: OSError if it does not exist
     """
     return parse_usage((PROC / str(pid) / 'stat').read_text(),
                        (PROC / str(pid) / 'io').read_text())
 
 
 def parse_usage(stat: str, io: str) -> Usage:
-    """Read /proc/PID/stat and /proc/PID/io, see proc(5).
+    """Parse /proc/PID/stat and /proc/PID/io, see proc(5).
 
-    Both count the children that were waited for.
+    Both include the children that were waited for.
     """
-    # From the third field on: the second may hold anything.
+    # Start with the third field: the second may contain any character.
     fields = stat.rpartition(')')[2].split()
     counts = dict(line.split(': ') for line in io.splitlines())
     return Usage(
@@ -68,7 +68,7 @@ def parse_usage(stat: str, io: str) -> Usage:
 
 
 def total(pids: Iterable[int]) -> Usage:
-    """Add up what processes have used; those that are gone count nothing."""
+    """Return the sum of several processes; ended processes count as zero."""
     found = Usage()
     for pid in pids:
         try:
@@ -79,34 +79,34 @@ def total(pids: Iterable[int]) -> Usage:
 
 
 def memory(pid: int, name: str = 'VmRSS') -> int:
-    """Give a process's memory.
+    """Return a process's memory.
 
-    :param name: line of /proc/PID/status: VmRSS now, VmHWM at its peak
+    :param name: line of /proc/PID/status: VmRSS is now, VmHWM is the peak
     :returns: in bytes
     """
     for line in (PROC / str(pid) / 'status').read_text().splitlines():
         if line.startswith(f'{name}:'):
             return int(line.split()[1]) * 1024
-    raise ProcessLookupError(f'process {pid} has no memory any more')
+    raise ProcessLookupError(f'process {pid} has ended')
 
 
-def forget_peak(pid: int) -> None:
-    """Begin anew to look for a process's peak of memory."""
+def reset_peak(pid: int) -> None:
+    """Reset a process's peak of memory to its memory now."""
     (PROC / str(pid) / 'clear_refs').write_text('5')
 
 
-def with_word(word: str) -> list[tuple[int, str]]:
-    """Find processes whose command line holds a word.
+def find(text: str) -> list[tuple[int, str]]:
+    """Find processes with a text in their command lines.
 
-    :returns: process id and name of the program
+    :returns: process ids and names of the programs
     """
     found = []
     for path in PROC.glob('[0-9]*/cmdline'):
         try:
             line = path.read_bytes()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # The process has ended.
             continue
-        if word.encode() in line:
+        if text.encode() in line:
             program = line.split(b'\0')[0].decode(errors='replace')
             found.append((int(path.parent.name),
                           os.path.basename(program)))

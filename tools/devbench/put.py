@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put a ready-made file into an image of Glance's, with its own client.
+"""Upload a ready-made file as an image's data, with python-glanceclient.
 
-    python put.py ENDPOINT IMAGE FILE PIECE_SIZE
+    python put.py ENDPOINT IMAGE FILE CHUNK_SIZE
 
-The token comes on standard input. It runs with the Python of the cloud, which
-has python-glanceclient, and prints what it took as JSON. A piece size of 0
-leaves it to the client how much it asks for at once.
+Reads the token from standard input, and prints times as JSON. It runs with the
+Python of the cloud, which has python-glanceclient. With a chunk size of 0, the
+client decides.
 """
 
 import json
@@ -16,8 +16,8 @@ import time
 import glanceclient
 
 
-class Pieces:
-    """A file that gives no more than so many bytes at once."""
+class Chunks:
+    """A file that returns at most a fixed number of bytes at once."""
 
     def __init__(self, file, size):
         self._file = file
@@ -27,11 +27,11 @@ class Pieces:
         return self._file.read(self._size)
 
 
-def main(endpoint, image, path, piece_size):
+def main(endpoint, image, path, chunk_size):
     client = glanceclient.Client('2', endpoint, token=sys.stdin.read().strip())
     with open(path, 'rb', buffering=0) as file:
-        body = Pieces(file, int(piece_size)) if int(piece_size) else file
-        # Loads the schema, which is not the upload's time.
+        body = Chunks(file, int(chunk_size)) if int(chunk_size) else file
+        # Load the schema before the measurement.
         client.images.get(image)
         before, clock = resource.getrusage(resource.RUSAGE_SELF), time.time()
         begin = time.monotonic()

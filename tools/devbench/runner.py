@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run: all cases, all contestants in turns, round after round."""
+"""A run: measure all cases, with all contestants in turns."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ from devbench import turns
 #: Name of the guests.
 SERVER = 'benchmark'
 
-#: Seconds for a guest to boot without KVM.
+#: Maximum seconds of a guest's boot without KVM.
 BOOT_TIMEOUT = 300
 
-#: Records that a guest writes before it is measured.
+#: Number of records that a guest writes before it is measured.
 WARM_UP_RECORDS = 20
 
 PACKAGES = ('nova', 'glance', 'python-glanceclient', 'nova-snapext')
@@ -46,12 +46,12 @@ PACKAGES = ('nova', 'glance', 'python-glanceclient', 'nova-snapext')
 class Run:
     """One run.
 
-    :param names: of the contestants
-    :param rounds: turns of each contestant
-    :param baseline: seconds for which a guest is watched before each turn
-    :param settings: more settings of nova-compute, for all
-    :param say: told what goes on
-    :param save: told the results so far, whenever there are more
+    :param names: names of the contestants
+    :param rounds: number of turns of each contestant
+    :param baseline: seconds to observe a guest before each turn
+    :param settings: more settings of nova-compute, for all contestants
+    :param say: called with progress messages
+    :param save: called with the results so far, after each turn
     """
 
     def __init__(self, state: cloud_state.State, names: Sequence[str],
@@ -79,12 +79,12 @@ class Run:
                 self.state.bin('python'), PACKAGES)},
             'cases': [], 'failures': []}
         make_flavors(api.Client.admin(self.state), chosen)
-        self.remove_left()
+        self.remove_leftovers()
         try:
             for case in chosen:
-                # Hours of other cases are not lost with one.
+                # A failed case must not lose hours of other cases.
                 done = list(results['cases'])
-                with self._failures_noted(results, case.name):
+                with self._failures_recorded(results, case.name):
                     for found in self._case(case):
                         results['cases'] = [*done, found]
                         self.save(results)
@@ -92,7 +92,7 @@ class Run:
                              f'{terminal.case(found)}\n')
                 self.save(results)
         finally:
-            self.remove_left()
+            self.remove_leftovers()
             compute.configure(self.state, (), reset=True)
 
     def _case(self, case: cases.Case) -> Iterator[dict[str, Any]]:
@@ -111,9 +111,9 @@ class Run:
                 yield self.summarize(case, facts, runs)
 
     @contextlib.contextmanager
-    def _failures_noted(self, results: dict[str, Any], what: str
-                        ) -> Iterator[None]:
-        """Go on with the next, and have the results tell."""
+    def _failures_recorded(self, results: dict[str, Any], what: str
+                           ) -> Iterator[None]:
+        """Add a failure to the results, and continue."""
         try:
             yield
         except errors.CloudError as exc:
@@ -123,7 +123,7 @@ class Run:
     def _prepare(self, case: cases.Case, image: str,
                  stack: contextlib.ExitStack
                  ) -> tuple[measure.Guest, dict[str, Any]]:
-        """Boot a case's guest, and look at its disk."""
+        """Boot a case's guest, and measure its disk."""
         self._configure(case, ())
         server = servers.create(
             self.client, SERVER, image, flavor(case), timeout=900)
@@ -155,9 +155,9 @@ class Run:
         for number, (settings, off), one in turns.rounds(
                 groups, self.rounds):
             what = f'round {number + 1}: {one.name}'
-            with self._failures_noted(facts, what):
+            with self._failures_recorded(facts, what):
                 self._configure(case, settings)
-                self._bring(subject, off)
+                self._set_power(subject, off)
                 run = measure.Turn(self.state, one, subject,
                                    self.baseline).run()
                 runs[one.name].append({'round': number, **run})
@@ -168,7 +168,7 @@ class Run:
 
     def summarize(self, case: cases.Case, facts: dict[str, Any],
                   runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        """Give a case's results."""
+        """Return a case's results."""
         summaries = {name: figures.summaries(
             [{key: value for key, value in run.items() if key != 'round'}
              for run in turns_]) for name, turns_ in runs.items()}
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def client(self) -> api.Client:
-        # A fresh one each time: its token expires.
+        # A new client each time: its token expires.
         return api.Client.demo(self.state)
 
     def _configure(self, case: cases.Case, settings: Sequence[str]) -> None:
@@ -189,8 +189,8 @@ class Run:
             self.state, (*contestants.SETTINGS, *case.settings,
                          *self.settings, *settings), reset=True)
 
-    def _bring(self, subject: measure.Guest, off: bool) -> None:
-        """Have the guest run, or shut off."""
+    def _set_power(self, subject: measure.Guest, off: bool) -> None:
+        """Start the guest or shut it off, unless done."""
         wanted = 'SHUTOFF' if off else 'ACTIVE'
         if servers.show(self.client, subject.server)['status'] == wanted:
             return
@@ -206,15 +206,16 @@ class Run:
     def _await_writes(self, console: guest.Console) -> None:
         since = time.monotonic()
         wait.until('records of the guest', lambda: sum(
-            one.when > since for one in list(console.seen))
+            one.when > since for one in list(console.records))
             >= WARM_UP_RECORDS, BOOT_TIMEOUT)
 
     def _ready_made(self, server: str) -> tuple[pathlib.Path, int]:
-        """Make an image of the guest's disk as a file.
+        """Make a file with an image of the guest's disk.
 
-        From a snapshot, which warms up all that the measured ones need.
+        It is made from a snapshot, which also fills caches before the measured
+        snapshots.
 
-        :returns: the file, and how many bytes of the disk aren't zeros
+        :returns: the file, and the number of bytes that aren't zeros
         """
         client = self.client
         image = servers.action(client, server, 'createImage', {
@@ -224,7 +225,7 @@ class Run:
         file = self.place / 'snapshot'
         servers.download(client, image, file)
         client.delete('glance', f'/images/{image}')
-        # Without what reads as zeros.
+        # Without zeros.
         ready_made = self.place / 'ready-made.qcow2'
         shell.run(['qemu-img', 'convert', '-f', 'qcow2', '-O', 'qcow2', '-S',
                    '64k', '-t', 'unsafe', '-T', 'unsafe', file, ready_made])
@@ -234,7 +235,7 @@ class Run:
         return ready_made, checked['allocated-clusters'] * 64 * 1024
 
     def _allocated(self, case: cases.Case, server: str) -> int:
-        """Give the bytes that the guest's disk has allocated."""
+        """Return the number of allocated bytes of the guest's disk."""
         if case.is_block:
             return case.disk << 30
         extents = json.loads(shell.run([
@@ -246,13 +247,13 @@ class Run:
     def _check_nothing_left(self) -> None:
         left = [path.name for path in self.state.snapshots.glob('*')]
         if left:
-            raise errors.CloudError(f'left among the snapshots: {left}')
+            raise errors.CloudError(f'left in the snapshots directory: {left}')
 
     def _delete(self, server: str) -> None:
         servers.delete(self.client, server)
 
-    def remove_left(self) -> None:
-        """Delete what this run, or an earlier one, has left."""
+    def remove_leftovers(self) -> None:
+        """Delete the servers and images of this run and of earlier runs."""
         client = self.client
         for server in client.get('nova-api', '/servers')['servers']:
             if server['name'] == SERVER:
@@ -264,15 +265,15 @@ class Run:
 
 
 def flavor(case: cases.Case) -> str:
-    """The name of the flavor with a disk of a case's size."""
+    """Return the name of the flavor for the size of a case's disk."""
     return f'snap.bench.{case.disk}'
 
 
 def make_flavors(admin: api.Client, chosen: Sequence[cases.Case]) -> None:
-    """Make the flavors that cases need.
+    """Create the flavors for cases.
 
-    Placement gives no guest more disk than its host has: it is told of what
-    they hold.
+    Placement refuses a guest whose disk is larger than the space of the host,
+    so the flavors request only the size of the data.
     """
     known = {one['id'] for one in admin.get('nova-api', '/flavors')['flavors']}
     for case in {case.disk: case for case in chosen}.values():
@@ -287,16 +288,17 @@ def make_flavors(admin: api.Client, chosen: Sequence[cases.Case]) -> None:
 
 def smoke(state: cloud_state.State, say: Callable[[str], None],
           save: Callable[[dict[str, Any]], None]) -> None:
-    """See that the benchmark works, on tiny data and in one round."""
+    """Check that the benchmark works, with tiny data and one round."""
     Run(state, contestants.SMOKE, 1, 1, (), say, save).run([cases.SMOKE])
 
 
 def running_cloud() -> cloud_state.State:
-    """Give the cloud.
+    """Return the cloud.
 
-    :raises: CloudError if it is not up
+    :raises: CloudError if it does not run
     """
     state = cloud_state.State.default()
     if not all(daemon.is_running() for daemon in cloud.daemons(state)):
-        raise errors.CloudError('the cloud is not up: run `tools/cloud up`')
+        raise errors.CloudError('the cloud does not run: start it with '
+                                '`tools/cloud up`')
     return state

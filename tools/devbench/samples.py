@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can only be seen by looking again and again: space, and processes."""
+"""Sample values that only polling can show: disk space and processes."""
 
 from collections.abc import Iterable
 import contextlib
@@ -11,29 +11,29 @@ from devcloud import watch
 
 from devbench import process
 
-#: Files of the strategies that keep what the guest writes or overwrites
-#: meanwhile, by name.
+#: Names of files of the strategies that keep the data that the guest writes
+#: or overwrites during the snapshot.
 SCRATCH = ('scratch', 'disk.snapext')
 
-#: Looks at the processes that are known for each that searches for others,
-#: which reads of all that the host has.
-EVERY = 5
+#: Every Nth poll searches for new processes; the others only read the known
+#: ones, because a search reads all processes of the host.
+SEARCH_EVERY = 5
 
 
-class Space(watch._Watcher):
-    """Samples what a snapshot occupies on the host, and keeps the peaks.
+class Space(watch.Poller):
+    """Samples the space of a snapshot on the host, and keeps the peaks.
 
-    In bytes: `scratch`, where what the guest writes meanwhile goes; `disk`,
-    by which the guest's own disk grows; and `staged`, all else: copies, files
-    without a name, the guest's memory.
+    In bytes: `scratch` is for the data that the guest writes during the
+    snapshot; `disk` is the growth of the guest's own disk; and `staged` is
+    everything else: copies, deleted files, the guest's memory.
 
     :param state: the cloud
     :param server: the guest's id
     :param compute: process id of nova-compute
     """
 
-    # Looking takes a millisecond of CPU, which snapshots that need both cores
-    # would have to do without; and a file that is staged is there for seconds.
+    # A poll takes a millisecond of CPU time, and snapshots may need all cores.
+    # Staged files exist for seconds, so this is often enough.
     interval = 0.1
 
     def __init__(self, state: cloud_state.State, server: str,
@@ -48,34 +48,34 @@ class Space(watch._Watcher):
         self._before = self._occupied()
         self.peaks = dict.fromkeys(self._before, 0)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for name, size in self._occupied().items():
             self.peaks[name] = max(self.peaks[name],
                                    size - self._before[name])
 
     def _occupied(self) -> dict[str, int]:
-        found = {'scratch': 0, 'disk': 0, 'staged': self._nameless()}
-        for directory in self._directories:
-            for place, _, files in os.walk(directory):
+        found = {'scratch': 0, 'disk': 0, 'staged': self._deleted()}
+        for top in self._directories:
+            for directory, _, files in os.walk(top):
                 for name in files:
-                    kind = self._kind(place, name)
-                    path = os.path.join(place, name)
+                    kind = self._kind(directory, name)
+                    path = os.path.join(directory, name)
                     if kind is None:
                         continue
                     with contextlib.suppress(FileNotFoundError):
                         found[kind] += os.lstat(path).st_blocks * 512
         return found
 
-    def _kind(self, place: str, name: str) -> str | None:
+    def _kind(self, directory: str, name: str) -> str | None:
         if name in SCRATCH:
             return 'scratch'
-        if place == str(self._instance):
-            # Beside the disk there is what the guest says, which grows too.
+        if directory == str(self._instance):
+            # The console log beside the disk grows, too; do not count it.
             return 'disk' if name.startswith('disk') else None
         return 'staged'
 
-    def _nameless(self) -> int:
-        """Files that nova-compute has open, and that have no name any more."""
+    def _deleted(self) -> int:
+        """Return the size of nova-compute's open files that were deleted."""
         size = 0
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for link in self._files.iterdir():
@@ -87,12 +87,12 @@ class Space(watch._Watcher):
         return size
 
 
-class Processes(watch._Watcher):
-    """Follows processes that may end, or be others afterwards.
+class Processes(watch.Poller):
+    """Samples the resources of processes that may end or be replaced.
 
-    QEMU is another one after a guest was suspended, and nobody of ours waits
-    for a qemu-nbd in the background: what they had used is what was last
-    seen of them.
+    A suspended guest gets a new QEMU process, and our processes do not wait
+    for a qemu-nbd in the background. So the last sample of an ended process is
+    used.
 
     :param state: the cloud
     :param server: the guest's id
@@ -102,28 +102,28 @@ class Processes(watch._Watcher):
 
     def __init__(self, state: cloud_state.State, server: str) -> None:
         super().__init__()
-        self._words = {'qemu': server, 'qemu-nbd': str(state.nova)}
-        self._looks = 0
+        self._texts = {'qemu': server, 'qemu-nbd': str(state.nova)}
+        self._polls = 0
         self._first: dict[str, dict[int, process.Usage]] = {
-            kind: self._usages(kind) for kind in self._words}
+            kind: self._usages(kind) for kind in self._texts}
         self._last: dict[str, dict[int, process.Usage]] = {
             kind: dict(found) for kind, found in self._first.items()}
 
-    def look(self) -> None:
-        self._looks += 1
-        if self._looks % EVERY == 0:
-            self.look_now()
+    def poll(self) -> None:
+        self._polls += 1
+        if self._polls % SEARCH_EVERY == 0:
+            self.search()
             return
         for last in self._last.values():
             last.update(_usages(last))
 
-    def look_now(self) -> None:
-        """Look for processes that have come, too."""
+    def search(self) -> None:
+        """Sample all processes, including new ones."""
         for kind, last in self._last.items():
             last.update(self._usages(kind))
 
     def used(self, kind: str) -> process.Usage:
-        """Give what the processes of a kind have used meanwhile.
+        """Return the resources that processes of a kind have used.
 
         :param kind: qemu or qemu-nbd
         """
@@ -134,13 +134,13 @@ class Processes(watch._Watcher):
 
     def _usages(self, kind: str) -> dict[int, process.Usage]:
         return _usages(
-            pid for pid, program in process.with_word(self._words[kind])
+            pid for pid, program in process.find(self._texts[kind])
             if (program.startswith('qemu-system') if kind == 'qemu'
                 else program == kind))
 
 
 def _usages(pids: Iterable[int]) -> dict[int, process.Usage]:
-    """Give what processes have used, save those that are gone."""
+    """Return the resources of processes, without ended ones."""
     found = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ def _usages(pids: Iterable[int]) -> dict[int, process.Usage]:
 
 
 def family(root: int) -> list[int]:
-    """Find a process, its session, and all who descend from it."""
+    """Return the ids of a process, its session, and all descendants."""
     parents, sessions = {}, {}
     for path in process.PROC.glob('[0-9]*/stat'):
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def family(root: int) -> list[int]:
 
 
 def size_of(path: pathlib.Path) -> int:
-    """The size of a file, in bytes; 0 where there is none."""
+    """Return the size of a file, in bytes; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

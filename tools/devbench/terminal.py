@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as tables of text."""
+"""Format results as tables of text."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ MIB = 1 << 20
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns: the first to the left, the others to the right.
+    """Return a table; the first column is aligned left, the others right.
 
     :param rows: the first one is the header
     """
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def spread(summary: dict[str, float] | None, unit: float = 1,
            digits: int = 2) -> str:
-    """Give a median, and the least and the most in brackets."""
+    """Return a median, and the minimum and maximum in brackets."""
     if summary is None:
         return '-'
     median, least, most = (number(summary[name] / unit, digits)
@@ -35,7 +35,7 @@ def spread(summary: dict[str, float] | None, unit: float = 1,
 
 
 def micro(results: dict) -> str:
-    """The results of the micro-benchmarks."""
+    """Return the results of the micro-benchmarks."""
     parts = []
     for disk in results['disks']:
         others = list(dict.fromkeys(
@@ -74,7 +74,7 @@ COLUMNS = (
 
 
 def case(found: dict) -> str:
-    """A case's results: figures, ratios, bars."""
+    """Return a case's results: figures, ratios, bars."""
     rows = [[found['name'], *(column[0] for column in COLUMNS),
              'guest I/O']]
     for name, quantities in found['summaries'].items():
@@ -97,7 +97,7 @@ def case(found: dict) -> str:
 
 
 def verdicts(found: list[dict]) -> str:
-    """What was reached, and what was missed."""
+    """Return a table of bars, reached and missed."""
     rows = [['bar', 'value', 'bar', '']]
     for one in found:
         sign = '>=' if one['at_least'] else '<='

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order contestants take their turns."""
+"""The order of the contestants' turns."""
 
 from collections.abc import Hashable
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ Group = TypeVar('Group', bound=Hashable)
 
 
 def rotated(items: Sequence[Contestant], by: int) -> list[Contestant]:
-    """Begin a sequence at another of its items."""
+    """Return a sequence, rotated to start at another item."""
     if not items:
         return []
     by %= len(items)
@@ -21,29 +21,29 @@ def rotated(items: Sequence[Contestant], by: int) -> list[Contestant]:
 
 def rounds(groups: dict[Group, Sequence[Contestant]], count: int
            ) -> Iterator[tuple[int, Group, Contestant]]:
-    """Give all turns: every contestant once in each round.
+    """Return all turns: each contestant has one turn in each round.
 
-    What a group needs is expensive to change, so its contestants follow each
-    other. Each round begins with another group, and each group with another
-    of its contestants, so that none always comes first, or always after the
-    same one.
+    The conditions of a group are expensive to change, so its contestants
+    follow each other. Each round starts with another group, and each group
+    with another contestant, so that no contestant is always the first, or
+    always after the same one.
 
-    :param groups: what needs the same, by what it needs
-    :param count: how many rounds
-    :returns: number of the round from 0 on, group and contestant
+    :param groups: contestants by their conditions
+    :param count: number of rounds
+    :returns: number of the round, starting with 0; group; and contestant
     """
     for number in range(count):
         for group in rotated(list(groups), number):
-            # A group's order also changes when all groups were first once.
+            # Rotate by the round: a group's order changes in each round.
             for contestant in rotated(groups[group], number):
                 yield number, group, contestant
 
 
 def grouped(contestants: Iterable[Contestant], need: object
             ) -> dict[Hashable, list[Contestant]]:
-    """Put together what needs the same.
+    """Group the contestants by their conditions.
 
-    :param need: function that gives what a contestant needs
+    :param need: function that returns the conditions of a contestant
     """
     groups: dict[Hashable, list[Contestant]] = {}
     for one in contestants:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small real OpenStack on one machine: what ``tools/cloud`` is made of.
+"""A small real OpenStack on one machine: the code of ``tools/cloud``.
 
-Standard library only: it runs on the bare ``/usr/bin/python3`` of Debian 12,
-before anything else is installed.
+It uses only the standard library: it runs on ``/usr/bin/python3`` of a new
+Debian 12, before anything else is installed.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small client of the OpenStack APIs: requests and answers in JSON."""
+"""A small client of the OpenStack APIs: requests and responses in JSON."""
 
 import json
 import time
@@ -10,13 +10,13 @@ import urllib.request
 from devcloud import errors
 from devcloud import state as cloud_state
 
-#: Seconds that a service may take to answer.
+#: Seconds until a service must respond.
 TIMEOUT = 120
 
-#: Seconds for which a token is used; Keystone's are valid for an hour.
+#: Seconds to use one token; Keystone's tokens are valid for an hour.
 TOKEN_AGE = 1800
 
-#: Newest microversion of the compute API that we have tried.
+#: Newest microversion of the compute API that was tested.
 COMPUTE_VERSION = '2.96'
 
 #: Path of each service's API.
@@ -30,7 +30,7 @@ PATHS = {
 
 
 class Client:
-    """Talks to the services as one user.
+    """Sends requests to the services as one user.
 
     :param user: user name, in the default domain
     :param password: its password
@@ -50,7 +50,7 @@ class Client:
 
     @classmethod
     def demo(cls, state: cloud_state.State) -> 'Client':
-        """The plain user, a member of its project and no more."""
+        """Return a client for the plain user: a member of its project."""
         return cls('demo', state.passwords()['demo'], 'demo')
 
     def get(self, service: str, path: str) -> Any:
@@ -72,24 +72,24 @@ class Client:
 
     def request(self, method: str, service: str, path: str,
                 body: Any = None) -> Any:
-        """Send a request and return the answer.
+        """Send a request and return the response.
 
         :param method: HTTP method
         :param service: one of PATHS
         :param path: path below the service's version, with its query
-        :param body: what to send as JSON, if anything
-        :returns: the answer's JSON, or None where it has none
+        :param body: to send as JSON; None: no body
+        :returns: the JSON of the response, or None if it has none
         :raises: ApiError if the service refuses
         """
         data = None if body is None else json.dumps(body).encode()
         with self.open(method, service, path, data,
-                       {'Content-Type': 'application/json'}) as answer:
-            content = answer.read()
+                       {'Content-Type': 'application/json'}) as response:
+            content = response.read()
         return json.loads(content) if content else None
 
     def open(self, method: str, service: str, path: str,
              data: Any = None, headers: dict[str, str] | None = None) -> Any:
-        """Send a request and return the open answer, for its bytes.
+        """Send a request and return the open response, to read its bytes.
 
         :param data: bytes or a binary file to send
         :param headers: further headers
@@ -105,7 +105,7 @@ class Client:
         return _send(request)
 
     def token(self) -> str:
-        """A token for the project, the same for some time."""
+        """Return a token for the project; a token is reused for some time."""
         if time.monotonic() > self._token_until:
             domain = {'name': 'Default'}
             body = {'auth': {
@@ -120,8 +120,8 @@ class Client:
                 cloud_state.url('keystone', '/v3/auth/tokens'),
                 json.dumps(body).encode(), method='POST',
                 headers={'Content-Type': 'application/json'})
-            with _send(request) as answer:
-                self._token = answer.headers['X-Subject-Token']
+            with _send(request) as response:
+                self._token = response.headers['X-Subject-Token']
             self._token_until = time.monotonic() + TOKEN_AGE
         return self._token
 
@@ -135,5 +135,5 @@ def _send(request: urllib.request.Request) -> Any:
                               exc.read().decode(errors='replace')) from exc
     except OSError as exc:
         raise errors.CloudError(
-            f'{method} {address} got no answer ({exc}); is the cloud up? '
-            f'See `status`.') from exc
+            f'{method} {address} got no response ({exc}); is the cloud up? '
+            f'Run `tools/cloud status`.') from exc

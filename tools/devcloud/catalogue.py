@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users, projects, endpoints and flavors: what a new cloud holds."""
+"""The users, projects, endpoints and flavors of a new cloud."""
 
 from devcloud import api
 from devcloud import config
 from devcloud import state as cloud_state
 
-#: Service type and path of each endpoint, the identity service aside.
+#: Service type and path of each endpoint, except the identity service.
 ENDPOINTS = {
     'glance': ('image', ''),
     'neutron': ('network', ''),
@@ -13,7 +13,7 @@ ENDPOINTS = {
     'placement': ('placement', ''),
 }
 
-#: Flavors, in Nova's words and units: MiB of memory and swap, GiB of disks.
+#: Flavors, with Nova's names and units: MiB of memory and swap, GiB of disks.
 FLAVORS = {
     'snap.tiny': {'ram': 192, 'disk': 1},
     'snap.mixed': {'ram': 192, 'disk': 8},
@@ -23,11 +23,11 @@ FLAVORS = {
 
 
 def fill(state: cloud_state.State) -> bool:
-    """Make what is missing of it, unless it has been done.
+    """Create the missing users, projects and endpoints.
 
-    Keystone must answer, and Nova for the flavors.
+    Keystone must be ready.
 
-    :returns: whether there was anything to do
+    :returns: whether anything was missing
     """
     wanted = repr((ENDPOINTS, FLAVORS, config.SERVICE_USERS))
     if state.is_done('catalogue', wanted):
@@ -49,7 +49,7 @@ def fill(state: cloud_state.State) -> bool:
 
 
 def make_flavors(state: cloud_state.State) -> None:
-    """Make the flavors that are missing."""
+    """Create the missing flavors. nova-api must be ready."""
     if state.is_done('flavors', repr(FLAVORS)):
         return
     admin = api.Client.admin(state)
@@ -61,7 +61,7 @@ def make_flavors(state: cloud_state.State) -> None:
 
 
 def _ensure(admin: api.Client, kind: str, name: str, **fields: str) -> str:
-    """The id of a role, project or user of this name, made if missing."""
+    """Return the id of a role, project or user; create it if missing."""
     found = admin.get('keystone', f'/{kind}s?name={name}')[f'{kind}s']
     if not found:
         found = [admin.post('keystone', f'/{kind}s', {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line."""
+"""The command line of tools/cloud."""
 
 import argparse
 import os
@@ -14,28 +14,31 @@ from devcloud import errors
 from devcloud import state as cloud_state
 
 DESCRIPTION = """\
-A small real OpenStack on this machine: everything listens on 127.0.0.1, and
-all state lies in /var/lib/snapext-cloud (or in $SNAPEXT_CLOUD_DIR).
+Run a small real OpenStack on this machine. All services listen on 127.0.0.1.
+All state is in /var/lib/snapext-cloud (or in $SNAPEXT_CLOUD_DIR).
 """
 
 
-#: Commands of which only one may run at a time.
+#: Commands that change the cloud: only one of them may run at a time.
 CHANGING = ('up', 'down', 'configure', 'restart')
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog='cloud', description=DESCRIPTION)
     commands = top.add_subparsers(dest='command', required=True)
-    commands.add_parser('up', help='install and start all that is missing')
-    down = commands.add_parser('down', help='stop everything, guests too')
+    commands.add_parser('up', help='install and start everything missing')
+    down = commands.add_parser('down', help='stop all services and guests')
     down.add_argument('--purge', action='store_true',
                       help='remove the state directory too')
-    commands.add_parser('status', help='say what runs')
-    logs = commands.add_parser('logs', help="print a service's log")
-    logs.add_argument('service', nargs='?')
-    logs.add_argument('-f', '--follow', action='store_true')
+    commands.add_parser('status', help='show which services and guests run')
+    logs = commands.add_parser(
+        'logs', help="print a service's log, or the names of all logs")
+    logs.add_argument('service', nargs='?',
+                      help='as in the output of `status`')
+    logs.add_argument('-f', '--follow', action='store_true',
+                      help='print new lines as they come')
     env = commands.add_parser(
-        'env', help='print exports for a shell: eval "$(tools/cloud env)"')
+        'env', help='print variables for a shell: eval "$(tools/cloud env)"')
     env.add_argument('user', nargs='?', choices=['admin', 'demo'],
                      default='admin')
     configure = commands.add_parser(
@@ -43,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     configure.add_argument('settings', nargs='*',
                            metavar='SECTION.OPTION=VALUE')
     configure.add_argument('--reset', action='store_true',
-                           help='forget all earlier changes first')
+                           help='undo all earlier changes first')
     run = commands.add_parser(
-        'demo', help='bring the cloud up, snapshot a guest while it writes, '
-                     'and prove the result')
+        'demo', help='start the cloud, take a snapshot of a guest while it '
+                     'writes, and check the image')
     run.add_argument('--keep', action='store_true',
-                     help='leave the guests and the image behind')
+                     help='do not delete the guests and the image')
     restart = commands.add_parser('restart', help='restart one service')
-    restart.add_argument('service')
+    restart.add_argument('service', help='as in the output of `status`')
     return top
 
 
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -83,8 +86,8 @@ def _as_root(argv: list[str]) -> int:
         print('cloud: run this as root (sudo is not installed)',
               file=sys.stderr)
         return 1
-    place = os.environ.get('SNAPEXT_CLOUD_DIR')
-    variables = [f'SNAPEXT_CLOUD_DIR={place}'] if place else []
+    directory = os.environ.get('SNAPEXT_CLOUD_DIR')
+    variables = [f'SNAPEXT_CLOUD_DIR={directory}'] if directory else []
     return subprocess.run(
         ['sudo', *variables, sys.executable, os.path.abspath(sys.argv[0]),
          *argv]).returncode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring the whole cloud up, and take it down again."""
+"""Start the whole cloud, and stop it."""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -34,7 +34,7 @@ def hypervisor(state: cloud_state.State) -> libvirtd.Libvirtd:
 
 
 def daemons(state: cloud_state.State) -> list[process.Daemon]:
-    """Every process that `up` starts, in the order in which they start."""
+    """Return all processes that `up` starts, in the order of their start."""
     return [
         mariadb.daemon(state),
         *rabbitmq.daemons(state),
@@ -50,11 +50,11 @@ class Up:
         self.state = state
         self.began = time.monotonic()
 
-    def say(self, what: str) -> None:
-        print(f'[{time.monotonic() - self.began:6.1f} s] {what}', flush=True)
+    def say(self, text: str) -> None:
+        print(f'[{time.monotonic() - self.began:6.1f} s] {text}', flush=True)
 
     def run(self) -> None:
-        """Do all that is not done yet."""
+        """Install and start everything missing."""
         state = self.state
         if missing := packages.install():
             self.say(f'Debian packages installed: {" ".join(missing)}')
@@ -65,7 +65,7 @@ class Up:
                 self.say(f'guest images uploaded: {", ".join(uploaded)}')
 
     def _run_services(self) -> None:
-        """Install and start all but the guests' images."""
+        """Install and start all services."""
         state = self.state
         _make_user(state)
         _make_directories(state)
@@ -103,7 +103,7 @@ class Up:
         return changed
 
     def _start_services(self) -> None:
-        """Start everything but nova-compute, which needs all others."""
+        """Start all services except nova-compute, which needs all others."""
         state = self.state
         known = services.all_services(state)
         started = [service for service in known
@@ -111,8 +111,8 @@ class Up:
                    and service.start(state)]
         services.keystone(state).await_ready(state)
         if catalogue.fill(state):
-            self.say('users, projects and endpoints made')
-        # Nova asks Keystone for a token as soon as it starts.
+            self.say('users, projects and endpoints created')
+        # Nova requests a token from Keystone as soon as it starts.
         started += [service for service in known
                     if service.name != 'nova-compute'
                     and service.start(state)]
@@ -122,14 +122,14 @@ class Up:
 
 
 def down(state: cloud_state.State, purge: bool) -> None:
-    """Stop everything that `up` or a guest has started.
+    """Stop all services and guests.
 
     :param purge: remove the state directory too
     """
     services.nova_compute(state).stop(state)
     hypervisor(state).stop()
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        # What stop() raises comes out here.
+        # list() raises the exceptions of stop().
         list(pool.map(lambda service: service.stop(state),
                       services.all_services(state)))
     for daemon in (*rabbitmq.daemons(state)[::-1], mariadb.daemon(state)):
@@ -142,14 +142,15 @@ def down(state: cloud_state.State, purge: bool) -> None:
 
 @contextlib.contextmanager
 def lock(state: cloud_state.State) -> Iterator[None]:
-    """Keep two commands from changing the cloud at the same time."""
+    """Prevent two commands from changing the cloud at the same time."""
     state.run.mkdir(parents=True, exist_ok=True)
     with open(state.run / 'lock', 'w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.CloudError(
-                'another command is changing the cloud right now') from None
+                'another command is changing the cloud: wait for its end'
+            ) from None
         yield
 
 
@@ -165,7 +166,7 @@ def restart(state: cloud_state.State, name: str) -> None:
         known = {one.name: one for one in services.all_services(state)}
         if name not in known:
             raise errors.CloudError(
-                f'no service is called {name!r}; there are '
+                f'there is no service {name!r}, only '
                 f'{", ".join([*known, "libvirtd"])}')
         service = known[name]
         service.stop(state)
@@ -174,7 +175,7 @@ def restart(state: cloud_state.State, name: str) -> None:
 
 
 def status(state: cloud_state.State) -> bool:
-    """Print what runs and what does not.
+    """Print which services and guests run.
 
     :returns: whether everything runs
     """
@@ -198,7 +199,7 @@ def show_log(state: cloud_state.State, name: str | None,
             print(log)
         return 0
     if name not in logs:
-        raise errors.CloudError(f'no service is called {name!r}; there are '
+        raise errors.CloudError(f'there is no service {name!r}, only '
                                 f'{", ".join(logs)}')
     words = ['tail', '-n', '200', *(['-f'] if follow else []),
              str(logs[name])]
@@ -206,7 +207,7 @@ def show_log(state: cloud_state.State, name: str | None,
 
 
 def environment(state: cloud_state.State, user: str) -> str:
-    """Shell commands that let `openstack` talk to the cloud.
+    """Return shell commands that configure `openstack` for the cloud.
 
     :param user: `admin` or `demo`, each in the project of that name
     """
@@ -226,7 +227,7 @@ def environment(state: cloud_state.State, user: str) -> str:
 
 
 def _make_user(state: cloud_state.State) -> None:
-    """Make Nova's user, unless a package has made it."""
+    """Create Nova's user, unless a package has created it."""
     try:
         pwd.getpwnam(config.USER)
     except KeyError:
@@ -249,7 +250,7 @@ def _make_directories(state: cloud_state.State) -> None:
 
 
 def _own(path: pathlib.Path, mode: int = 0o755) -> None:
-    """Make a directory, if missing, that belongs to Nova's user."""
+    """Create a directory for Nova's user, if it is missing."""
     if not path.exists():
         path.mkdir(parents=True)
         path.chmod(mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-compute: starting it, and changing its configuration."""
+"""Start nova-compute, and change its configuration."""
 
 from collections.abc import Sequence
 import datetime
@@ -12,17 +12,17 @@ from devcloud import services
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: Seconds for its driver to start and to report resources.
+#: Seconds until the driver must have started and reported resources.
 UP_TIMEOUT = 120
 
-#: What it logs when its driver did not come up: with native threads it goes
-#: on living then, without ever reporting.
+#: nova-compute logs these if its driver did not start. With native threads it
+#: continues to run then, but never reports.
 START_FAILURES = ('Error starting thread.', 'Unable to load the virtualization'
                   ' driver', 'CRITICAL nova')
 
 
 def start(state: cloud_state.State) -> bool:
-    """Start nova-compute, unless it runs, and wait until it reports.
+    """Start nova-compute, unless it runs, and wait until it reports itself up.
 
     :returns: whether it was started
     :raises: CloudError with the end of its log
@@ -52,7 +52,7 @@ def start(state: cloud_state.State) -> bool:
 
 
 def restart(state: cloud_state.State) -> None:
-    """Stop nova-compute and start it again; guests run on."""
+    """Stop nova-compute and start it again; guests continue to run."""
     services.nova_compute(state).stop(state)
     start(state)
 
@@ -61,10 +61,10 @@ def configure(state: cloud_state.State, settings: Sequence[str],
               reset: bool) -> None:
     """Change options of nova-compute and restart it.
 
-    :param settings: each SECTION.OPTION=VALUE; they add to earlier ones
-    :param reset: forget the earlier ones first
-    :raises: CloudError if a setting makes no sense, or nova-compute does
-        not come up with it
+    :param settings: each SECTION.OPTION=VALUE; added to earlier settings
+    :param reset: remove the earlier settings first
+    :raises: CloudError if a setting has a wrong form, or nova-compute does
+        not start with it
     """
     merged: dict[str, dict[str, object]] = {}
     if not reset:
@@ -74,7 +74,7 @@ def configure(state: cloud_state.State, settings: Sequence[str],
         section, dot, option = name.partition('.')
         if not (equals and dot and section and option):
             raise errors.CloudError(
-                f'{setting!r} is not of the form SECTION.OPTION=VALUE')
+                f'{setting!r} must have the form SECTION.OPTION=VALUE')
         merged.setdefault(section, {})[option] = value
     if merged:
         changed = shell.write(state.overrides, config.render(merged),
@@ -87,7 +87,7 @@ def configure(state: cloud_state.State, settings: Sequence[str],
 
 
 def overrides(state: cloud_state.State) -> dict[str, dict[str, object]]:
-    """What `configure` has set, by section and option."""
+    """Return the settings of `configure`, by section and option."""
     found: dict[str, dict[str, object]] = {}
     section = ''
     if state.overrides.exists():
@@ -101,7 +101,7 @@ def overrides(state: cloud_state.State) -> dict[str, dict[str, object]]:
 
 
 def _reported(admin: api.Client, since: datetime.datetime) -> bool:
-    """Whether nova-compute has reported itself up after a moment."""
+    """Return whether nova-compute has reported itself up since a time."""
     listed = admin.get('nova-api', '/os-services?binary=nova-compute')
     for service in listed['services']:
         updated = datetime.datetime.fromisoformat(

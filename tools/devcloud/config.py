@@ -13,13 +13,13 @@ from devcloud import rabbitmq
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: The user that all OpenStack services run as.
+#: All OpenStack services run as this user.
 USER = 'nova'
 
-#: The driver that this project provides.
+#: The driver of this project.
 DRIVER = 'snapext.SnapextDriver'
 
-#: Users by which the services know each other.
+#: The Keystone users of the services.
 SERVICE_USERS = ('nova', 'glance', 'neutron', 'placement')
 
 Sections = Mapping[str, Mapping[str, object]]
@@ -28,7 +28,7 @@ SUDOERS = pathlib.Path('/etc/sudoers.d/snapext-cloud')
 
 
 def render(sections: Sections) -> str:
-    """An INI file, as oslo.config reads it."""
+    """Return the text of an INI file for oslo.config."""
     lines = []
     for section, options in sections.items():
         lines.append(f'[{section}]')
@@ -67,7 +67,7 @@ def write_all(state: cloud_state.State,
 
 
 def _auth(state: cloud_state.State, user: str) -> dict[str, object]:
-    """How a service gets a token of its own."""
+    """Return options: the credentials of a service."""
     return {
         'auth_type': 'password',
         'auth_url': cloud_state.url('keystone', '/v3'),
@@ -81,7 +81,7 @@ def _auth(state: cloud_state.State, user: str) -> dict[str, object]:
 
 
 def _authtoken(state: cloud_state.State, user: str) -> dict[str, object]:
-    """How a service checks the tokens of its callers."""
+    """Return options: how a service checks the tokens of its callers."""
     return {
         **_auth(state, user),
         'www_authenticate_uri': cloud_state.url('keystone', '/v3'),
@@ -97,10 +97,11 @@ def _keystone(state: cloud_state.State) -> Sections:
         'fernet_tokens': {'key_repository': home / 'fernet-keys'},
         'fernet_receipts': {'key_repository': home / 'fernet-keys'},
         'credential': {'key_repository': home / 'credential-keys'},
-        # The passwords are random, and every command asks for a token.
+        # Passwords are random, so few rounds are secure; and each command
+        # requests a token, so many rounds are slow.
         'identity': {'password_hash_rounds': 4},
-        # As deployments do it, with memcached: without, to look at a token
-        # takes 0.3 s. There is one process.
+        # Deployments use memcached. Without a cache, validating a token takes
+        # 0.3 s. There is one process, so its memory is enough.
         'cache': {'enabled': True, 'backend': 'dogpile.cache.memory'},
     }
 
@@ -119,7 +120,7 @@ def _glance(state: cloud_state.State) -> Sections:
             'filesystem_store_datadir': home / 'staging'},
         'os_glance_tasks_store': {
             'filesystem_store_datadir': home / 'tasks'},
-        # A token that is revoked is refused at once.
+        # Refuse a revoked token at once.
         'keystone_authtoken': {**_authtoken(state, 'glance'),
                                'token_cache_time': -1},
         'oslo_concurrency': {'lock_path': home / 'lock'},
@@ -153,7 +154,7 @@ def _neutron(state: cloud_state.State) -> Sections:
         'database': {'connection': mariadb.connection(state, 'neutron')},
         'keystone_authtoken': _authtoken(state, 'neutron'),
         'oslo_concurrency': {'lock_path': home / 'lock'},
-        # There are no agents: nothing carries packets here.
+        # There are no agents, because there is no network traffic.
         'ml2': {
             'type_drivers': 'flat,vlan,local',
             'tenant_network_types': 'local',
@@ -191,7 +192,7 @@ def _nova_controller(state: cloud_state.State) -> Sections:
         'api_database': {'connection': mariadb.connection(state, 'nova_api')},
         'scheduler': {'workers': 1},
         'conductor': {'workers': 1},
-        # watch.TaskStates reads them there.
+        # watch.TaskStates reads the notifications from the log.
         'notifications': {'notify_on_state_change': 'vm_and_task_state'},
         'oslo_messaging_notifications': {'driver': 'log'},
     }
@@ -212,16 +213,17 @@ def _nova_compute(state: cloud_state.State,
             'cpu_mode': 'host-passthrough' if kvm else 'none',
             'images_type': 'qcow2',
             'images_volume_group': lvm.VOLUME_GROUP,
-            # Overwriting deleted volumes would fill their sparse files.
+            # Clearing deleted volumes would fill their sparse files.
             'volume_clear': 'none',
         },
     }
 
 
 def _write_privileges(state: cloud_state.State) -> bool:
-    """Let user nova start privsep daemons through sudo and rootwrap.
+    """Allow user nova to start privsep daemons through sudo and rootwrap.
 
-    As Nova's packages do, save that all lies in the state directory.
+    Nova's packages do the same, but here all files except the one for sudo are
+    in the state directory.
     """
     etc = state.etc / 'nova'
     home = state.venv / 'bin'
@@ -229,7 +231,7 @@ def _write_privileges(state: cloud_state.State) -> bool:
     rootwrap = re.sub(r'(?m)^filters_path=.*',
                       f'filters_path={etc / "rootwrap.d"}', rootwrap)
     rootwrap = re.sub(r'(?m)^exec_dirs=', f'exec_dirs={home},', rootwrap)
-    # Nova's own filters know /etc alone, and a single file.
+    # Nova's own filters allow only /etc, and a single file.
     filters = '[Filters]\n' + ''.join(
         f'privsep-{context}: RegExpFilter, privsep-helper, root, '
         f'privsep-helper, --config-file, {re.escape(str(etc))}/nova.conf, '
@@ -255,6 +257,6 @@ def _write_privileges(state: cloud_state.State) -> bool:
 
 
 def _command_directories(state: cloud_state.State) -> list[str]:
-    """Directories of commands that stand in for the system's."""
+    """Return directories of commands that replace those of the system."""
     stand_ins = state.lvm / 'bin'
     return [str(stand_ins)] if stand_ins.is_dir() else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring the databases of the services to their schemas."""
+"""Create the schemas in the databases of the services."""
 
 import concurrent.futures
 
@@ -8,15 +8,15 @@ from devcloud import mariadb
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: Syncs that run at the same time: each is one thread of Python, with
-#: MariaDB as busy beside it.
+#: Number of syncs that run at the same time: each keeps one thread of Python
+#: and one of MariaDB busy.
 PARALLEL = 3
 
 
 def sync(state: cloud_state.State) -> bool:
-    """Sync every schema, unless it has been done.
+    """Sync all schemas, unless this was done before.
 
-    :returns: whether there was anything to do
+    :returns: whether they were synced
     """
     if state.is_done('databases-synced'):
         return False
@@ -31,7 +31,7 @@ def sync(state: cloud_state.State) -> bool:
 
 
 def discover_host(state: cloud_state.State) -> None:
-    """Map the compute host, once it has registered, to its cell."""
+    """Map the compute host to its cell, after it has registered."""
     _nova_manage(state, 'cell_v2', 'discover_hosts')
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshot a guest while it writes, and prove what came of it."""
+"""Take a snapshot of a guest while it writes, and check the result."""
 
 import contextlib
 import dataclasses
@@ -31,29 +31,29 @@ IMAGE = 'snap-guest-mixed'
 FLAVOR = 'snap.mixed'
 NAMES = ('demo-guest', 'demo-snapshot', 'demo-second-guest')
 
-#: Records that the guest writes before its snapshot, for comparison.
+#: Number of records that the guest writes before the snapshot.
 WARM_UP_RECORDS = 100
 
-#: Seconds for a guest to boot without KVM; for the snapshot.
+#: Maximum seconds of a guest's boot without KVM, and of the snapshot.
 BOOT_TIMEOUT = 180
 SNAPSHOT_TIMEOUT = 600
 
-#: The driver's last line about a snapshot in nova-compute's log.
+#: The driver's last and first line about a snapshot in nova-compute's log.
 FINISHED = re.compile(r'Snapshot of root disk \S+ finished: (.*)')
 BEGINNING = re.compile(r'^(\S+ \S+) .*Beginning (live |cold )?snapshot')
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What was seen of the snapshot.
+    """Observations of the snapshot.
 
-    Times are on our monotonic clock, in seconds.
+    Times are on the monotonic clock of this machine, in seconds.
     """
 
     image: str
     begin: float
     end: float
-    #: The last record acknowledged when the image's first byte had come.
+    #: The last acknowledged record when the image's first byte arrived.
     acknowledged_after: int
     host_space: int
     task_states: list[str]
@@ -62,7 +62,7 @@ class Snapshot:
 class Demo:
     """One run.
 
-    :param keep: leave the guests and the image behind
+    :param keep: do not delete the guests and the image
     """
 
     def __init__(self, state: cloud_state.State, keep: bool) -> None:
@@ -74,9 +74,9 @@ class Demo:
         self.failures = 0
 
     def run(self) -> bool:
-        """Do it all.
+        """Run the demo.
 
-        :returns: whether every proof held
+        :returns: whether all checks passed
         """
         with contextlib.ExitStack() as stack:
             if not self.keep:
@@ -92,7 +92,7 @@ class Demo:
         console = stack.enter_context(self.console(first))
         domain = self.domain(first)
         events = stack.enter_context(watch.DomainEvents(self.host, domain))
-        self.say('waiting until it writes records')
+        self.say('waiting until the guest writes records')
         wait.until('records of the guest',
                    lambda: console.last() >= WARM_UP_RECORDS, BOOT_TIMEOUT)
         offset = self.compute_log.stat().st_size
@@ -106,17 +106,17 @@ class Demo:
             image = self.client.get('glance', f'/images/{shot.image}')
         except errors.ApiError as exc:
             raise errors.CloudError(
-                f'the snapshot failed, its image is gone; the end of '
+                f'the snapshot failed: its image was deleted; the end of '
                 f"nova-compute's log:\n{wait.tail(self.compute_log)}"
             ) from exc
         self.prove('the image is active', image['status'] == 'active',
                    image['status'])
-        place = self.state.root / 'demo'
-        place.mkdir(exist_ok=True)
-        stack.callback(shutil.rmtree, place)
-        file = place / 'image.qcow2'
+        directory = self.state.root / 'demo'
+        directory.mkdir(exist_ok=True)
+        stack.callback(shutil.rmtree, directory)
+        file = directory / 'image.qcow2'
         self.prove_content(image, file)
-        report = records.verify(file, scratch=place)
+        report = records.verify(file, scratch=directory)
         file.unlink()
         self.prove_records(report, console, shot, log)
         self.prove_nothing_left(domain, disk)
@@ -127,10 +127,10 @@ class Demo:
     def say(self, text: str) -> None:
         print(f'- {text}', flush=True)
 
-    def prove(self, claim: str, holds: bool, evidence: object = '') -> None:
-        """Print whether a claim holds, and count it if it does not."""
-        self.failures += not holds
-        mark = 'ok    ' if holds else 'FAILED'
+    def prove(self, claim: str, is_true: bool, evidence: object = '') -> None:
+        """Print whether a claim is true, and count it if it is not."""
+        self.failures += not is_true
+        mark = 'ok    ' if is_true else 'FAILED'
         print(f'{mark} {claim}' + (f' ({evidence})' if evidence else ''),
               flush=True)
 
@@ -138,15 +138,15 @@ class Demo:
         return watch.Console(self.state.instances / server / 'console.log')
 
     def domain(self, server: str) -> str:
-        """The name of a server's domain."""
+        """Return the name of a server's domain."""
         return self.host.virsh('domname', server).strip()
 
     def root_disk(self, domain: str) -> str:
-        """What libvirt has as the domain's disks."""
+        """Return libvirt's list of the domain's disks."""
         return self.host.virsh('domblklist', domain).strip()
 
     def take_snapshot(self, server: str, console: watch.Console) -> Snapshot:
-        """Snapshot the server as its owner would, and watch it happen."""
+        """Take a snapshot of the server as its owner, and observe it."""
         command = ['openstack', 'server', 'image', 'create', '--name',
                    NAMES[1], '-f', 'json', server]
         self.say(f'$ {shlex.join(command)}')
@@ -160,10 +160,10 @@ class Demo:
             begin = wait.until(
                 'the start of the snapshot', lambda: tasks.began()
                 or (time.monotonic() if request.poll() else None), 60)
-            answer, _ = request.communicate(timeout=60)
+            output, _ = request.communicate(timeout=60)
             if request.returncode:
-                raise errors.CloudError('the snapshot was refused')
-            image = json.loads(answer)['id']
+                raise errors.CloudError('Nova refused the snapshot')
+            image = json.loads(output)['id']
             acknowledged = self.follow(server, image, begin, tasks, console)
             end = tasks.ended() or time.monotonic()
         usage.check()
@@ -174,47 +174,47 @@ class Demo:
                tasks: watch.TaskStates, console: watch.Console) -> int:
         """Show the progress of a snapshot until it has ended.
 
-        :param begin: when it began, on our monotonic clock
-        :returns: the last record acknowledged when the image's first byte
-            had come
+        :param begin: its begin, on the monotonic clock
+        :returns: the last acknowledged record when the image's first byte
+            arrived
         """
         stored = self.state.glance_store / image
         acknowledged = 0
-        shown = ''
+        printed = ''
         while not tasks.ended():
             size = stored.stat().st_size if stored.exists() else 0
             if size and not acknowledged:
                 acknowledged = console.last()
             seconds = time.monotonic() - begin
-            seen = servers.show(self.client, server)
+            shown = servers.show(self.client, server)
             line = (f'  {seconds:5.1f} s  '
-                    f'{seen["OS-EXT-STS:task_state"] or "":22} '
-                    f'progress {seen.get("progress", 0):3} %  '
+                    f'{shown["OS-EXT-STS:task_state"] or "":22} '
+                    f'progress {shown.get("progress", 0):3} %  '
                     f'in Glance {size / layout.MIB:7.1f} MiB  '
                     f'guest at record {console.last()}')
-            self.show_progress(line, shown)
-            shown = line
+            self.show_progress(line, printed)
+            printed = line
             if seconds > SNAPSHOT_TIMEOUT:
-                raise errors.TimedOut(f'the snapshot did not end in '
+                raise errors.TimedOut(f'the snapshot did not end within '
                                       f'{SNAPSHOT_TIMEOUT} s')
             time.sleep(0.1)
         print()
         return acknowledged or console.last()
 
     @staticmethod
-    def show_progress(line: str, before: str) -> None:
-        """One line that changes on a terminal; elsewhere, one a second."""
+    def show_progress(line: str, previous: str) -> None:
+        """Replace the line on a terminal; else print one line a second."""
         if sys.stdout.isatty():
             print(f'\r{line}', end='', flush=True)
-        elif line[:6] != before[:6]:
+        elif line[:6] != previous[:6]:
             print(line, flush=True)
 
     def prove_content(self, image: dict[str, Any],
                       file: pathlib.Path) -> None:
-        """Download the image and check it by itself."""
+        """Download the image and check its file."""
         digest = servers.download(self.client, image['id'], file,
                                   image['os_hash_algo'])
-        self.prove('its digest is the one that Glance keeps',
+        self.prove('its content has the digest that Glance stored',
                    digest == image['os_hash_value'],
                    f'{image["os_hash_algo"]} {digest[:16]}...')
         try:
@@ -227,9 +227,12 @@ class Demo:
 
     def prove_records(self, report: records.Report, console: watch.Console,
                       shot: Snapshot, log: str) -> None:
-        """All that was acknowledged before the freeze, none from after."""
+        """Prove that the image ends at the freeze.
+
+        It has all records from before the freeze, and none from after it.
+        """
         found, files = report.records, report.filesystem
-        self.prove('every record in the image is there, whole and in order',
+        self.prove('the image has all records, complete and in order',
                    found.complete and files.first_gap is None,
                    f'1 to {found.last}')
         beginnings = [match for line in log.splitlines()
@@ -238,20 +241,19 @@ class Demo:
         if beginnings:
             low = console.last_before(datetime.datetime.fromisoformat(
                 beginnings[0][1]).timestamp())
-        # One more may have been on its way to its acknowledgement.
+        # One more record may be on disk, but not acknowledged.
         high = shot.acknowledged_after + 1
-        self.prove('they end where the disk was frozen',
+        self.prove('the last record is from the time of the freeze',
                    bool(low) and low <= found.last <= high
                    and found.last - 1 <= files.last <= found.last,
-                   f'record {low} was acknowledged before, {high} is the '
-                   f'first that came later' if low else
-                   'nova-compute has logged no beginning')
-        self.prove('its filesystem is clean, without journal recovery',
+                   f'record {found.last}, expected {low} to {high}' if low
+                   else 'nova-compute has logged no beginning')
+        self.prove('its file system is clean, without journal recovery',
                    files.clean and not files.needs_recovery,
                    'e2fsck -fn' if files.clean else files.check)
 
     def prove_nothing_left(self, domain: str, disk: str) -> None:
-        """Neither on the host's disk nor in libvirt."""
+        """Prove that nothing is left on the host's disk and in libvirt."""
         left = [str(path) for path in self.state.snapshots.rglob('*')]
         self.prove('nothing is left in the snapshots directory', not left,
                    ' '.join(left))
@@ -259,7 +261,7 @@ class Demo:
         self.prove('no job runs in libvirt', re.search(
             r'Job type:\s+None', job) is not None)
         info = self.host.virsh('dominfo', domain)
-        self.prove('the domain is persistent, on the disk that it had',
+        self.prove('the domain is persistent and has the same disk as before',
                    re.search(r'Persistent:\s+yes', info) is not None
                    and self.root_disk(domain) == disk)
         servers_left = [path.parent.name for path in
@@ -269,10 +271,10 @@ class Demo:
                    ' '.join(servers_left))
 
     def serves_our_disk(self, cmdline: pathlib.Path) -> bool:
-        """Whether a process is a qemu-nbd for one of Nova's disks."""
+        """Return whether a process is a qemu-nbd for one of Nova's disks."""
         try:
             words = cmdline.read_bytes().split(b'\0')
-        except OSError:  # it has ended meanwhile
+        except OSError:  # The process has ended.
             return False
         return (words[0].endswith(b'qemu-nbd')
                 and any(str(self.state.nova).encode() in word
@@ -281,19 +283,19 @@ class Demo:
     def prove_never_stopped(self, console: watch.Console,
                             events: watch.DomainEvents,
                             shot: Snapshot) -> None:
-        """The first guest went on writing all the time."""
-        numbers = [one.number for one in console.seen]
-        during = [one for one in console.seen
+        """Prove that the first guest never stopped writing."""
+        numbers = [one.number for one in console.records]
+        during = [one for one in console.records
                   if shot.begin <= one.when <= shot.end]
         self.prove('the first guest wrote all the time, without a gap',
                    bool(during) and records.first_gap(numbers) is None,
                    f'{len(during)} records during the snapshot')
         reported = events.lines()
-        self.prove('libvirt reported no stop of it', not reported,
+        self.prove('libvirt reported no stop of the first guest', not reported,
                    '; '.join(reported))
 
     def prove_boots(self, image: str, report: records.Report) -> None:
-        """A second guest boots from the image and finds the same records."""
+        """Prove that a guest boots from the image and finds all records."""
         self.say(f'booting {NAMES[2]} from {NAMES[1]}')
         second = servers.create(self.client, NAMES[2], image, FLAVOR)
         with self.console(second) as console:
@@ -302,37 +304,37 @@ class Demo:
                 lambda: console.find(r'^FOUND (\d+) LAST (\d+) GAPS (\d+) '
                                      r'BAD (\d+)'), BOOT_TIMEOUT)
             last = report.records.last
-            self.prove('a second guest boots and finds all the records',
+            self.prove('a second guest boots and finds all records',
                        [int(word) for word in found.groups()]
                        == [last, last, 0, 0], found[0])
-            self.prove('it has mounted its filesystem without recovery',
+            self.prove('it has mounted its file system without recovery',
                        console.find('^MOUNTED clean') is not None)
             wait.until('records of the second guest',
                        lambda: console.last() > last, BOOT_TIMEOUT)
-            self.prove('it writes on from there',
-                       console.seen[0].number == last + 1,
-                       f'record {console.seen[0].number}')
+            self.prove('it continues with the next record',
+                       console.records[0].number == last + 1,
+                       f'record {console.records[0].number}')
 
     def print_figures(self, console: watch.Console, shot: Snapshot,
                       image: dict[str, Any], log: str) -> None:
-        """A table of what the snapshot cost."""
+        """Print a table of the snapshot's figures."""
         finished = FINISHED.search(log)
-        told = dict(re.findall(r'(\w+)=(\S+)',
-                               finished[1] if finished else ''))
+        logged = dict(re.findall(r'(\w+)=(\S+)',
+                                 finished[1] if finished else ''))
         self.prove('nova-compute has logged the figures',
                    finished is not None)
-        start = console.seen[0].when
+        start = console.records[0].when
         rows = [
-            ('strategy', told.get('strategy', '-')),
-            ('consistency', told.get('consistency', '-')),
+            ('strategy', logged.get('strategy', '-')),
+            ('consistency', logged.get('consistency', '-')),
             ('wall time, request to end',
              f'{shot.end - shot.begin:.1f} s'),
-            ('wall time in the driver', told.get('wall', '-')),
-            ('freeze', told.get('freeze', '-')),
-            ('bytes read', _mib(told.get('read'))),
-            ('bytes sent', _mib(told.get('sent'))),
+            ('wall time in the driver', logged.get('wall', '-')),
+            ('freeze', logged.get('freeze', '-')),
+            ('bytes read', _mib(logged.get('read'))),
+            ('bytes sent', _mib(logged.get('sent'))),
             ('image in Glance', _mib(image['size'])),
-            ('host space at peak', _mib(shot.host_space)),
+            ('peak host space', _mib(shot.host_space)),
             ('longest pause between records, before',
              f'{console.stall(start, shot.begin):.3f} s'),
             ('longest pause between records, during',
@@ -345,7 +347,7 @@ class Demo:
             print(f'  {name:{width}}  {value}')
 
     def _remove(self) -> None:
-        """Delete the guests and images of this run, or of an earlier one."""
+        """Delete the guests and images of this run and of earlier runs."""
         for server in self.client.get('nova-api', '/servers')['servers']:
             if server['name'] in NAMES:
                 servers.delete(self.client, server['id'])
@@ -356,7 +358,7 @@ class Demo:
 
 
 def _mib(size: object) -> str:
-    """A number of bytes, for people."""
+    """Return a number of bytes as text, in MiB."""
     if size is None:
         return '-'
     return f'{int(str(size)) / layout.MIB:,.1f} MiB'

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong, in words for whoever typed the command."""
+"""Errors. Their texts are for the user who ran the command."""
 
 
 class CloudError(Exception):
-    """The command cannot go on; the text says why and what to do."""
+    """The command failed; the text has the reason and the remedy."""
 
 
 class CommandFailed(CloudError):
@@ -19,13 +19,13 @@ class CommandFailed(CloudError):
 
 
 class TimedOut(CloudError):
-    """What was awaited did not come in time."""
+    """A condition was not met in time."""
 
 
 class ApiError(CloudError):
-    """An OpenStack service answered with an error."""
+    """An OpenStack service returned an error."""
 
     def __init__(self, method: str, url: str, code: int, body: str) -> None:
         self.code = code
         self.body = body
-        super().__init__(f'{method} {url} answered {code}: {body.strip()}')
+        super().__init__(f'{method} {url} returned {code}: {body.strip()}')

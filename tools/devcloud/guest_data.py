@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of the mixed guest: noise, text, written zeros, and holes.
 
-Always the same for the same seed.
+The same seed always results in the same data.
 """
 
 import pathlib
@@ -14,22 +14,22 @@ from devcloud import shell
 SEED = 2026
 
 #: Length of one stretch of one kind of data, in bytes. Stretches of noise,
-#: text, zeros and nothing at all follow each other in an order of chance.
+#: text, zeros and holes follow each other in random order.
 STRETCH = 16 * layout.MIB
 
-#: How many stretches there are of each kind that is stored.
+#: Number of stretches of each kind that is written.
 NOISE, TEXT, ZEROS, DISCARDED = 56, 72, 16, 8
-#: From here on, in bytes from the partition's start, nothing is stored.
+#: Nothing is written beyond this, in bytes from the partition's start.
 USED = (NOISE + TEXT + ZEROS + DISCARDED) * 3 // 2 * STRETCH
 
-#: Where the first guest writes zeros and noise of its own, in MiB from the
-#: partition's start.
+#: Here the guest itself writes zeros and noise, in MiB from the partition's
+#: start.
 GUEST_ZEROS = USED // layout.MIB
 GUEST_NOISE = GUEST_ZEROS + 64
 
 
 def stretches() -> list[tuple[str, int]]:
-    """Kind and offset, from the partition's start, of every stretch."""
+    """Return kind and offset in the partition of each stretch."""
     kinds = (['noise'] * NOISE + ['text'] * TEXT + ['zeros'] * ZEROS
              + ['discarded'] * DISCARDED)
     kinds += [''] * (USED // STRETCH - len(kinds))
@@ -39,7 +39,7 @@ def stretches() -> list[tuple[str, int]]:
 
 
 def write_stored(disk: pathlib.Path) -> None:
-    """Write noise and text into a raw disk; the rest stays a hole."""
+    """Write noise and text to a raw disk; the rest stays a hole."""
     chance = random.Random(SEED)
     words = [''.join(chance.choices(string.ascii_lowercase,
                                     k=chance.randint(2, 10)))
@@ -59,13 +59,13 @@ def write_stored(disk: pathlib.Path) -> None:
 
 
 def write_zeros(qcow2: pathlib.Path) -> None:
-    """Store zeros as data in a qcow2 image, and discard some stretches."""
+    """Write zeros as data to a qcow2 image, and discard some stretches."""
     commands = []
     for kind, offset in stretches():
-        place = f'{layout.DATA.offset + offset} {STRETCH}'
+        extent = f'{layout.DATA.offset + offset} {STRETCH}'
         if kind == 'zeros':
-            commands += ['-c', f'write -q -P 0 {place}']
+            commands += ['-c', f'write -q -P 0 {extent}']
         elif kind == 'discarded':
-            commands += ['-c', f'discard -q {place}']
+            commands += ['-c', f'discard -q {extent}']
     shell.run(['qemu-io', '-f', 'qcow2', '-d', 'unmap', '-t', 'unsafe',
                *commands, qcow2])

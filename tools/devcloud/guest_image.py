@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the guest's boot partition and disk, from Debian's own files.
+"""Make the guest's disk from files of Debian packages.
 
-Nothing is mounted: the boot partition is written by mtools and syslinux, the
-ext4 one by mke2fs, the partition table by us. A BIOS boots it by syslinux,
-UEFI by systemd-boot, both into the same kernel.
+Nothing is mounted: mtools and syslinux write the boot partition, mke2fs writes
+the ext4 partition, and this module the partition table. A BIOS boots the disk
+with syslinux, UEFI with systemd-boot; both boot the same kernel.
 """
 
 import os
@@ -18,13 +18,13 @@ from devcloud import shell
 
 SOURCES = pathlib.Path(__file__).with_name('guest')
 
-#: Names of packages with files of the guest's: unpacked, never installed.
+#: Packages with files for the guest: unpacked, never installed.
 KERNEL = 'linux-image-cloud-amd64'
 AGENT = 'qemu-guest-agent'
 EFI_LOADER = 'systemd-boot-efi'
 
-#: Kernel modules for disks on any bus, the agent's port, and the power button;
-#: what they depend on comes with them.
+#: Kernel modules for disks on any bus, the agent's port, and the power button.
+#: Their dependencies are added.
 MODULES = ('virtio_pci', 'virtio_blk', 'virtio_scsi', 'ata_piix', 'sd_mod',
            'virtio_console', 'button', 'evdev')
 
@@ -55,11 +55,11 @@ MBR_CODE = pathlib.Path('/usr/lib/syslinux/mbr/mbr.bin')
 def build(target: pathlib.Path, scratch: pathlib.Path,
           substitutions: dict[str, str],
           partitions: list[layout.Partition], size: int) -> None:
-    """Write a bootable raw disk, sparse, with its data partition empty.
+    """Write a bootable, sparse raw disk with an empty data partition.
 
     :param target: file to write
-    :param scratch: directory for what is made on the way
-    :param substitutions: words of the init script to replace
+    :param scratch: directory for intermediate files
+    :param substitutions: new values of words in the init script
     :param partitions: its partitions
     :param size: its size in bytes
     """
@@ -97,9 +97,9 @@ def _initramfs(scratch: pathlib.Path, files: pathlib.Path,
     for word, value in substitutions.items():
         init = init.replace(word, value)
     shell.write(tree / 'init', init, mode=0o755)
-    for place in ('sbin/shutdown', 'etc/acpi/PWRF/00000080'):
-        shutil.copy(SOURCES / 'shutdown', tree / place)
-        os.chmod(tree / place, 0o755)
+    for name in ('sbin/shutdown', 'etc/acpi/PWRF/00000080'):
+        shutil.copy(SOURCES / 'shutdown', tree / name)
+        os.chmod(tree / name, 0o755)
     target = scratch / 'initrd'
     shell.run(['sh', '-c', 'find . | cpio -o -H newc --quiet -R 0:0 '
                '| gzip -9 > "$1"', 'sh', target], cwd=tree)
@@ -107,13 +107,13 @@ def _initramfs(scratch: pathlib.Path, files: pathlib.Path,
 
 
 def _add_modules(tree: pathlib.Path, files: pathlib.Path) -> None:
-    """Copy kernel modules, and note the order in which they load."""
+    """Copy kernel modules, and write the file with their load order."""
     known = {path.stem.replace('-', '_'): path
              for path in (files / 'lib/modules').rglob('*.ko')}
     order: list[str] = []
 
     def add(name: str) -> None:
-        if name in order or name not in known:  # built in, if unknown
+        if name in order or name not in known:  # Unknown modules are built in.
             return
         found = re.search(rb'\0depends=([^\0]*)\0',
                           known[name].read_bytes())
@@ -129,7 +129,7 @@ def _add_modules(tree: pathlib.Path, files: pathlib.Path) -> None:
 
 
 def _add_agent(tree: pathlib.Path, files: pathlib.Path) -> None:
-    """Copy the guest agent with the libraries that it loads."""
+    """Copy the guest agent and its libraries."""
     agent = files / 'usr/sbin/qemu-ga'
     shutil.copy(agent, tree / 'usr/sbin/qemu-ga')
     for line in shell.run(['ldd', agent]).splitlines():
@@ -138,9 +138,9 @@ def _add_agent(tree: pathlib.Path, files: pathlib.Path) -> None:
                 f'qemu-ga needs a library that is not installed: {line}')
         for word in line.split():
             if word.startswith('/'):
-                place = tree / word.lstrip('/')
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(word, place)
+                copy = tree / word.lstrip('/')
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(word, copy)
 
 
 def _boot_partition(scratch: pathlib.Path, files: pathlib.Path,
@@ -163,7 +163,7 @@ def _boot_partition(scratch: pathlib.Path, files: pathlib.Path,
                '::loader/entries'])
     for source, name in ((kernel, 'vmlinuz'), (initrd, 'initrd'),
                          (configuration, 'syslinux.cfg'),
-                         # Where UEFI looks on a disk it has never seen.
+                         # UEFI boots this file from a new disk.
                          (efi_loader, 'EFI/BOOT/BOOTX64.EFI'),
                          (entry, 'loader/entries/guest.conf')):
         shell.run(['mcopy', '-i', target, source, f'::{name}'])
@@ -175,7 +175,7 @@ def _ext4_partition(scratch: pathlib.Path) -> pathlib.Path:
     target = scratch / 'data.ext4'
     content = scratch / 'data'
     content.mkdir(exist_ok=True)
-    shell.write(content / 'README', 'records.log grows here\n')
+    shell.write(content / 'README', 'The recorder writes records.log\n')
     target.unlink(missing_ok=True)
     shell.run(['mke2fs', '-q', '-t', 'ext4', '-d', content, '-L', 'data',
                '-E', 'lazy_itable_init=0,lazy_journal_init=0', target,

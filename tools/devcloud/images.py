@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest images: made once, and registered in Glance."""
+"""Make the guest images, and register them in Glance."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,7 +14,7 @@ from devcloud import layout
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: Modules and files that decide what the images hold.
+#: The images are made again when one of these files changes.
 BUILDERS = ('layout.py', 'guest_data.py', 'guest_image.py', 'images.py',
             'guest/init', 'guest/recorder.c', 'guest/shutdown')
 
@@ -23,9 +23,9 @@ BUILDERS = ('layout.py', 'guest_data.py', 'guest_image.py', 'images.py',
 class Registration:
     """One image in Glance.
 
-    :param name: its name there
-    :param file: name of the file that it is made from
-    :param properties: what Nova is to know of it: the guest's hardware
+    :param name: its name
+    :param file: name of its file, without suffix
+    :param properties: for Nova: the guest's hardware
     """
 
     name: str
@@ -33,7 +33,7 @@ class Registration:
     properties: Mapping[str, str]
 
 
-#: Nova may talk to a guest agent in it.
+#: The image has a guest agent.
 AGENT = {'hw_qemu_guest_agent': 'yes'}
 
 REGISTRATIONS = (
@@ -50,7 +50,7 @@ REGISTRATIONS = (
 
 
 def build(state: cloud_state.State) -> dict[str, pathlib.Path]:
-    """Make the images that are missing.
+    """Make the missing images.
 
     :returns: their files, by name
     """
@@ -85,9 +85,9 @@ def _build_small(scratch: pathlib.Path) -> None:
 def _build_mixed(scratch: pathlib.Path) -> None:
     partitions = [layout.BOOT, layout.EXT4, layout.RECORDS, layout.DATA]
     raw = scratch / 'mixed.raw'
-    places = {'SEEK_ZERO': str(guest_data.GUEST_ZEROS),
-              'SEEK_NOISE': str(guest_data.GUEST_NOISE)}
-    guest_image.build(raw, scratch, places, partitions, layout.DATA.end)
+    offsets = {'SEEK_ZERO': str(guest_data.GUEST_ZEROS),
+               'SEEK_NOISE': str(guest_data.GUEST_NOISE)}
+    guest_image.build(raw, scratch, offsets, partitions, layout.DATA.end)
     guest_data.write_stored(raw)
     qcow2 = scratch / 'snap-guest-mixed.qcow2'
     _convert(raw, qcow2)
@@ -102,10 +102,10 @@ def _convert(raw: pathlib.Path, qcow2: pathlib.Path) -> None:
 
 def register(state: cloud_state.State,
              files: dict[str, pathlib.Path]) -> list[str]:
-    """Upload the images that Glance does not hold in this very version.
+    """Upload the images, unless Glance has these versions already.
 
-    :param files: what build() returned
-    :returns: names of the images that were uploaded
+    :param files: the result of build()
+    :returns: names of the uploaded images
     """
     wanted = repr((REGISTRATIONS, sorted(map(str, files.values()))))
     if state.is_done('images', wanted):

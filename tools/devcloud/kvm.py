@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out whether KVM really runs guests on this machine.
+"""Check whether KVM really runs guests on this machine.
 
-/dev/kvm may exist, and even create virtual machines, and yet refuse the CPU
-of the host, hang as soon as a virtual CPU runs, or emulate it more slowly than
-QEMU does, as on many nested hosts. Only running one tells.
+On many nested hosts, /dev/kvm exists and even creates virtual machines, but it
+refuses the CPU of the host, hangs as soon as a virtual CPU runs, or is slower
+than QEMU's emulation. Only running a virtual CPU shows whether KVM works.
 """
 
 import os
@@ -13,16 +13,16 @@ import tempfile
 
 DEVICE = pathlib.Path('/dev/kvm')
 
-#: Seconds for QEMU, its firmware and our boot sector: 0.2 where KVM works,
-#: and also under TCG.
+#: Maximum seconds of QEMU, its firmware and the boot sector: they take 0.2
+#: where KVM works, and also under TCG.
 PROBE_TIMEOUT = 3
 
-#: What the boot sector writes to the isa-debug-exit device at port 0xf4;
-#: QEMU then exits with twice that plus one.
+#: The boot sector writes 0x10 to the isa-debug-exit device at port 0xf4; QEMU
+#: then exits with twice that plus one.
 EXIT_CODE = 0x10 << 1 | 1
 
-#: A boot sector that goes all the way to 64-bit mode with paging, as a kernel
-#: would, loops a million times there, and exits. Loaded at 0x7c00.
+#: A boot sector that switches to 64-bit mode with paging, like a kernel, loops
+#: a million times, and exits. It is loaded at 0x7c00.
 BOOT_SECTOR = bytes.fromhex(
     # 16-bit: no interrupts, flat segments, a stack
     'fa 31c0 8ed8 8ec0 8ed0 bc007c fc'
@@ -43,10 +43,10 @@ BOOT_SECTOR = bytes.fromhex(
 
 
 def works(accelerator: str = 'kvm', timeout: float = PROBE_TIMEOUT) -> bool:
-    """Whether a virtual CPU really runs, and at a reasonable speed.
+    """Return whether a virtual CPU really runs, and is fast enough.
 
-    :param accelerator: QEMU's name of what to try; `tcg` proves the probe
-    :param timeout: seconds after which it counts as hung and is killed
+    :param accelerator: QEMU's name for it; `tcg` tests this probe itself
+    :param timeout: seconds after which the probe is killed, and has failed
     """
     if accelerator == 'kvm' and not os.access(DEVICE, os.R_OK | os.W_OK):
         return False

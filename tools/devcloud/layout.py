@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's disk: its partitions, and the records in one of them."""
+"""The layout of the guest's disk: partitions and records."""
 
 import dataclasses
 import struct
@@ -7,7 +7,7 @@ import struct
 MIB = 1 << 20
 SECTOR = 512
 
-#: A record, as guest/recorder.c writes it, fills one block; block 0 is empty.
+#: A record of guest/recorder.c. It fills one block; block 0 is empty.
 RECORD = struct.Struct('<8sQ16sQ4052sI')
 RECORD_MAGIC = b'SNAPREC1'
 RECORDS_MAX = 256 * MIB // RECORD.size
@@ -22,7 +22,7 @@ class Partition:
     """One primary partition.
 
     :param kind: its type byte
-    :param offset: where it begins, in bytes
+    :param offset: its start, in bytes
     :param size: its length, in bytes
     :param active: whether the firmware boots from it
     """
@@ -41,12 +41,12 @@ class Partition:
 BOOT = Partition(0x06, MIB, 48 * MIB, active=True)
 EXT4 = Partition(0x83, BOOT.end, 64 * MIB)
 RECORDS = Partition(0xda, EXT4.end, RECORDS_MAX * RECORD.size)
-#: And of the mixed guest; the disk ends with it.
+#: The mixed guest has this partition, too; its disk ends with it.
 DATA = Partition(0xda, RECORDS.end, 8192 * MIB - RECORDS.end)
 
 
 def boot_record(partitions: list[Partition], code: bytes) -> bytes:
-    """The first sector of a disk.
+    """Return the first sector of a disk.
 
     :param partitions: up to four
     :param code: boot code, at most 440 bytes
@@ -60,9 +60,9 @@ def boot_record(partitions: list[Partition], code: bytes) -> bytes:
 
 
 def read_partitions(sector: bytes) -> list[Partition]:
-    """The partitions that a disk's first sector names.
+    """Return the partitions in a disk's first sector.
 
-    :raises: ValueError if it holds no partition table
+    :raises: ValueError if it has no partition table
     """
     if sector[510:512] != _SIGNATURE:
         raise ValueError('the disk has no partition table')

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A libvirtd of our own, which never meets the one of the machine.
+"""A libvirtd that is separate from the libvirtd of the machine.
 
-libvirtd and virtlogd run in mount namespaces in which all of libvirt's
-directories are ours. Images and other paths are the same inside and outside.
-Usable by itself::
+libvirtd and virtlogd run in mount namespaces that replace all directories of
+libvirt. Images and other paths are the same inside and outside. Use it without
+the cloud like this::
 
     with Libvirtd(pathlib.Path('/tmp/state')) as libvirtd:
         connection = libvirt.open(libvirtd.uri)
@@ -21,7 +21,7 @@ from devcloud import process
 from devcloud import shell
 from devcloud import wait
 
-#: libvirt's own directories, and which one of ours stands in for each.
+#: libvirt's directories, and their replacements in the state directory.
 DIRECTORIES = {
     '/etc/libvirt': 'etc',
     '/var/lib/libvirt': 'lib',
@@ -30,16 +30,16 @@ DIRECTORIES = {
     '/run/libvirt': 'run',
 }
 
-#: Whoever is in this group may use the read-write socket.
+#: Members of this group may use the read-write socket.
 GROUP = 'libvirt'
 
-#: The user that QEMU runs as, Debian's default.
+#: QEMU runs as this user; it is Debian's default.
 QEMU_USER = 'libvirt-qemu'
 
-#: Longest path that a Unix socket's address holds, in bytes.
+#: Maximum length of a Unix socket's path, in bytes.
 SOCKET_PATH_MAX = 107
 
-#: Seconds for libvirtd to probe QEMU and to listen.
+#: Seconds until libvirtd must have probed QEMU and must listen.
 START_TIMEOUT = 60
 
 LIBVIRTD_CONF = f"""\
@@ -50,9 +50,9 @@ auth_unix_rw = "none"
 host_uuid = "{{host_uuid}}"
 """
 
-# NOTE: `namespaces = []` lets QEMU see what libvirtd sees: a private /dev per
-# guest would be built from the real one, with /dev/kvm in it. AppArmor's
-# rules know nothing of our directories.
+# NOTE: with `namespaces = []`, QEMU sees the same files as libvirtd. Without
+# it, libvirt makes a private /dev for each guest from the real /dev, with
+# /dev/kvm in it. AppArmor's rules do not allow our directories.
 QEMU_CONF = f"""\
 user = "{QEMU_USER}"
 group = "{QEMU_USER}"
@@ -61,25 +61,25 @@ namespaces = []
 security_driver = "none"
 """
 
-#: Run a program ($3 and on) with the directories of $1 bound over those of
-#: libvirt, and, where $2 is set, that file over /dev/kvm.
+#: Run a program ($3 and following). The directories of $1 are mounted over
+#: those of libvirt, and the file $2, if set, is mounted over /dev/kvm.
 NAMESPACE_SCRIPT = """\
 set -e
 state=$1 no_kvm=$2
 shift 2
-""" + ''.join(f'mount --bind "$state/{ours}" {theirs}\n'
-              for theirs, ours in DIRECTORIES.items()) + f"""\
+""" + ''.join(f'mount --bind "$state/{replacement}" {directory}\n'
+              for directory, replacement in DIRECTORIES.items()) + f"""\
 test -z "$no_kvm" || mount --bind "$no_kvm" {kvm.DEVICE}
 exec "$@"
 """
 
 
 class Libvirtd:
-    """libvirtd with virtlogd, and the guests that they run.
+    """libvirtd and virtlogd, and their guests.
 
-    :param state_dir: directory for all they keep; QEMU's user must be able
-        to walk through it
-    :param use_kvm: whether guests get KVM; None: where it works
+    :param state_dir: directory for all their files; QEMU's user must be
+        able to enter it
+    :param use_kvm: whether guests get KVM; None: if it works
     """
 
     def __init__(self, state_dir: pathlib.Path,
@@ -95,7 +95,7 @@ class Libvirtd:
 
     @property
     def socket(self) -> pathlib.Path:
-        """The read-write socket, as everybody outside sees it."""
+        """Return the path of the read-write socket outside the namespace."""
         return self.state_dir / 'run' / 'libvirt-sock'
 
     @property
@@ -108,7 +108,7 @@ class Libvirtd:
 
     @property
     def has_kvm(self) -> bool:
-        """Whether guests can run under KVM, probed before libvirtd starts."""
+        """Return whether guests get KVM; probed before libvirtd starts."""
         known = self.state_dir / 'kvm'
         if self._kvm is None and self.is_running() and known.exists():
             self._kvm = known.read_text() == 'works'
@@ -127,9 +127,9 @@ class Libvirtd:
         return self._libvirtd.is_running()
 
     def start(self) -> None:
-        """Start both daemons, where they do not run yet.
+        """Start both daemons, unless they run.
 
-        :raises: CloudError if libvirtd does not come up
+        :raises: CloudError if libvirtd does not become ready
         """
         if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
             raise errors.CloudError(
@@ -148,7 +148,7 @@ class Libvirtd:
                         'works' if self.has_kvm else 'does not work')
             self._libvirtd.start(self._inside(
                 '/usr/sbin/libvirtd', '--pid-file', f'{run}/libvirtd.pid'))
-            self._libvirtd.await_ready(self._answers, START_TIMEOUT)
+            self._libvirtd.await_ready(self._responds, START_TIMEOUT)
 
     def stop(self) -> None:
         """Stop the guests, then the daemons."""
@@ -157,7 +157,7 @@ class Libvirtd:
         self._virtlogd.stop()
 
     def kill(self) -> None:
-        """Let libvirtd alone die, as in a crash; guests run on."""
+        """Kill libvirtd only, like a crash; guests continue to run."""
         identity = self._libvirtd.identity()
         if identity is not None:
             identity.signal(signal.SIGKILL)
@@ -165,12 +165,12 @@ class Libvirtd:
                        lambda: not identity.is_alive(), START_TIMEOUT)
 
     def virsh(self, *words: str, timeout: float = 60) -> str:
-        """What virsh prints, for a command on this libvirtd."""
+        """Run a virsh command on this libvirtd and return its output."""
         return shell.run(['virsh', '-q', '-c', self.uri, *words],
                          timeout=timeout)
 
     def guests(self) -> dict[str, process.Identity]:
-        """The QEMU processes, by domain name, as their pid files say."""
+        """Return the QEMU processes by domain name, from their pid files."""
         found = {}
         for pid_file in (self.state_dir / 'run' / 'qemu').glob('*.pid'):
             text = pid_file.read_text().strip()
@@ -180,7 +180,7 @@ class Libvirtd:
         return found
 
     def stop_guests(self) -> None:
-        """Cut the power of every guest, through libvirt where it answers."""
+        """Stop all guests hard, through libvirt if it responds."""
         guests = self.guests()
         if self.is_running():
             for name in guests:
@@ -188,9 +188,9 @@ class Libvirtd:
                     self.virsh('destroy', name, timeout=30)
         process.end(list(guests.values()))
 
-    def _answers(self) -> bool:
-        # A socket that is left of an earlier libvirtd goes only when the new
-        # one begins to listen.
+    def _responds(self) -> bool:
+        # The socket alone proves nothing: an earlier libvirtd may have left
+        # it. It is replaced when the new libvirtd begins to listen.
         try:
             self.virsh('uri')
         except errors.CommandFailed:
@@ -198,7 +198,7 @@ class Libvirtd:
         return True
 
     def _inside(self, *argv: str) -> list[str]:
-        """The command line that runs a program in our namespace."""
+        """Return the command line to run a program in the namespace."""
         no_kvm = ''
         if kvm.DEVICE.exists() and not self.has_kvm:
             no_kvm = str(self.state_dir / 'no-kvm')
@@ -206,12 +206,12 @@ class Libvirtd:
                 NAMESPACE_SCRIPT, 'sh', str(self.state_dir), no_kvm, *argv]
 
     def _write_configuration(self) -> None:
-        for theirs, ours in DIRECTORIES.items():
-            (self.state_dir / ours).mkdir(parents=True, exist_ok=True)
-            pathlib.Path(theirs).mkdir(parents=True, exist_ok=True)
+        for directory, replacement in DIRECTORIES.items():
+            (self.state_dir / replacement).mkdir(parents=True, exist_ok=True)
+            pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
         os.chmod(self.state_dir, 0o755)
-        # NOTE: only a regular file without any permission keeps libvirtd from
-        # asking QEMU about KVM again on every define; /dev/null does not.
+        # NOTE: a regular file without permissions prevents libvirtd from
+        # probing QEMU for KVM again on each define; /dev/null does not.
         shell.write(self.state_dir / 'no-kvm', '', mode=0)
         known = self.state_dir / 'host_uuid'
         if not known.exists():
@@ -223,7 +223,7 @@ class Libvirtd:
 
 
 def _is_qemu(pid: int, name: str) -> bool:
-    """Whether a process is the QEMU of this guest."""
+    """Return whether a process is the QEMU of this guest."""
     try:
         command = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The volume group for `[libvirt]images_type = lvm`.
 
-LVM itself, on a file, where the kernel has device-mapper; elsewhere commands
-that stand in for it, so that root disks are real block devices all the same.
+If the kernel has device-mapper, this is LVM on a file. Otherwise, commands
+replace LVM, so that root disks are real block devices, too.
 """
 
 import os
@@ -18,7 +18,7 @@ VOLUME_GROUP = lvm_stand_in.VOLUME_GROUP
 
 
 def start(state: cloud_state.State) -> None:
-    """Make the volume group, if missing, and its volumes' devices."""
+    """Create the volume group, if missing, and the devices of its volumes."""
     if has_device_mapper():
         shutil.rmtree(state.lvm / 'bin', ignore_errors=True)
         _start_lvm(state.lvm / 'disk')
@@ -34,7 +34,7 @@ def start(state: cloud_state.State) -> None:
 
 
 def stop(state: cloud_state.State) -> None:
-    """Take the devices away; what the volumes hold stays."""
+    """Remove the devices; the data of the volumes stays."""
     if (state.lvm / 'disk').exists():
         device = _loop_device(state.lvm / 'disk')
         if device:
@@ -47,7 +47,7 @@ def stop(state: cloud_state.State) -> None:
 
 
 def has_device_mapper() -> bool:
-    """Whether LVM could activate volumes here."""
+    """Return whether LVM can activate volumes on this machine."""
     try:
         return 'linear' in shell.run(['dmsetup', 'targets'])
     except errors.CommandFailed:

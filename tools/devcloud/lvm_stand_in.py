@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """lvcreate, lvremove, lvs and vgs for machines without device-mapper.
 
-Installed under these four names into BIN; understands what Nova asks and no
-more. A logical volume is a sparse file beside BIN, on a loop device, with the
-link /dev/VG/LV and the permissions that LVM's own have.
+This file is installed with these four names in a directory BIN. It supports
+only the arguments that Nova uses. A logical volume is a sparse file beside
+BIN, on a loop device, with the link /dev/VG/LV and the permissions of LVM.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import NoReturn
 
 VOLUME_GROUP = 'snapext'
 
-#: Size of the volume group, and of the extents that volumes consist of.
+#: Size of the volume group, and of the extents of volumes.
 TOTAL = 256 << 30
 EXTENT = 4 << 20
 
-#: LVM's own exit code for whatever goes wrong.
+#: LVM's exit code for all errors.
 ECMD_FAILED = 5
 
 LINKS = pathlib.Path('/dev') / VOLUME_GROUP
@@ -37,7 +37,7 @@ class Group:
         self.home = home
 
     def volumes(self) -> dict[str, int]:
-        """Name and size in bytes of every volume."""
+        """Return name and size in bytes of all volumes."""
         return {path.name: path.stat().st_size
                 for path in sorted(self.home.iterdir())}
 
@@ -56,7 +56,7 @@ class Group:
         self.attach(name)
 
     def attach(self, name: str) -> None:
-        """Give a volume its block device, unless it has it."""
+        """Create a volume's block device, unless it exists."""
         link = LINKS / name
         if self.device(name):
             return
@@ -64,12 +64,12 @@ class Group:
         os.chmod(device, 0o660)
         shutil.chown(device, 'root', 'disk')
         LINKS.mkdir(exist_ok=True)
-        LINKS.chmod(0o755)  # whatever the caller's umask
+        LINKS.chmod(0o755)  # The umask of the caller may be another one.
         link.unlink(missing_ok=True)
         link.symlink_to(device)
 
     def detach(self, name: str) -> None:
-        """Take a volume's block device away."""
+        """Remove a volume's block device."""
         if device := self.device(name):
             run('losetup', '--detach', device)
         (LINKS / name).unlink(missing_ok=True)
@@ -77,7 +77,7 @@ class Group:
             LINKS.rmdir()
 
     def device(self, name: str) -> str:
-        """The loop device of a volume, or nothing."""
+        """Return the loop device of a volume, or an empty string."""
         return run('losetup', '--noheadings', '--output', 'NAME',
                    '--associated', str(self.home / name))
 
@@ -87,7 +87,7 @@ class Group:
         (self.home / name).unlink()
 
     def find(self, name: str) -> int:
-        """The size of a volume in bytes, or an error as LVM's."""
+        """Return the size of a volume in bytes; fail like LVM if missing."""
         volumes = self.volumes()
         if name not in volumes:
             fail(f'Failed to find logical volume "{VOLUME_GROUP}/{name}"')
@@ -105,7 +105,7 @@ def run(*argv: str) -> str:
 
 
 def size_in_bytes(text: str) -> int:
-    """A size as Nova gives it: a number of bytes with the unit b."""
+    """Return a size from Nova's format: a number of bytes with unit b."""
     return int(text.removesuffix('b'))
 
 
@@ -140,15 +140,15 @@ def lvs(group: Group, argv: list[str]) -> None:
     parser.add_argument('--noheadings', action='store_true')
     parser.add_argument('--separator')
     parser.add_argument('-o', dest='columns')
-    parser.add_argument('place', type=pathlib.PurePath)
+    parser.add_argument('path', type=pathlib.PurePath)
     arguments = parser.parse_args(argv)
     if arguments.columns == 'lv_name':
-        known_group(str(arguments.place))
+        known_group(str(arguments.path))
         for name in group.volumes():
             print(f'  {name}')
         return
-    known_group(arguments.place.parent.name)
-    name = arguments.place.name
+    known_group(arguments.path.parent.name)
+    name = arguments.path.name
     separator = arguments.separator or ' '
     print('  ' + separator.join(('Fmt', 'VG', 'LV', 'LSize', 'Path')))
     print('  ' + separator.join(('lvm2', VOLUME_GROUP, name,
@@ -171,6 +171,6 @@ COMMANDS = {'lvcreate': lvcreate, 'lvremove': lvremove, 'lvs': lvs,
             'vgs': vgs}
 
 if __name__ == '__main__':
-    place = pathlib.Path(sys.argv[0])
-    COMMANDS[place.name](Group(place.parent.parent / 'volumes'),
-                         sys.argv[1:])
+    command = pathlib.Path(sys.argv[0])
+    COMMANDS[command.name](Group(command.parent.parent / 'volumes'),
+                           sys.argv[1:])

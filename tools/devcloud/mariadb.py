@@ -11,7 +11,7 @@ from devcloud import wait
 NAME = 'mariadb'
 USER = 'mysql'
 
-#: Databases; all belong to the user `openstack`.
+#: Databases; the user `openstack` owns all of them.
 DATABASES = ('keystone', 'glance', 'placement', 'neutron', 'nova_api',
              'nova_cell0', 'nova')
 
@@ -29,7 +29,7 @@ skip_name_resolve
 max_connections = 500
 character_set_server = utf8mb4
 innodb_buffer_pool_size = 256M
-# A cloud for trials: a transaction may be lost when the machine itself dies.
+# This cloud is for tests: a crash of the machine may lose a transaction.
 innodb_flush_log_at_trx_commit = 2
 skip_log_bin
 """
@@ -40,14 +40,14 @@ def daemon(state: cloud_state.State) -> process.Daemon:
 
 
 def connection(state: cloud_state.State, database: str) -> str:
-    """The connection URL of one of the databases."""
+    """Return the connection URL of a database."""
     password = state.passwords()['database']
     return (f'mysql+pymysql://openstack:{password}@{cloud_state.HOST}:'
             f'{cloud_state.PORTS[NAME]}/{database}?charset=utf8')
 
 
 def start(state: cloud_state.State) -> None:
-    """Start it, with the databases in it."""
+    """Start MariaDB, unless it runs, and create the databases."""
     server = daemon(state)
     home = state.root / NAME
     datadir = home / 'data'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's packages: install what is missing, or only unpack it."""
+"""Install or unpack Debian packages."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,7 +10,7 @@ import tempfile
 from devcloud import errors
 from devcloud import shell
 
-#: What the cloud needs on the machine.
+#: Packages that the cloud needs.
 NEEDED = (
     'busybox-static',
     'cpio',
@@ -45,31 +45,31 @@ POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
 
 
 def missing(names: tuple[str, ...]) -> list[str]:
-    """Those of these packages that are not installed."""
+    """Return the names of those packages that are not installed."""
     try:
         listed = shell.run(['dpkg-query', '-W', '-f',
                             '${Package} ${db:Status-Status}\n', *names])
-    except errors.CommandFailed as exc:  # some are not even known
+    except errors.CommandFailed as exc:  # dpkg does not know some of them.
         listed = exc.output
     except errors.CloudError as exc:
         raise errors.CloudError(
-            'this needs Debian 12 (dpkg is not here)') from exc
+            'this needs Debian 12: dpkg is not installed') from exc
     installed = {line.split()[0] for line in listed.splitlines()
                  if line.endswith(' installed')}
     return [name for name in names if name not in installed]
 
 
 def install(names: tuple[str, ...] = NEEDED) -> list[str]:
-    """Install what is missing, without starting any of its services.
+    """Install the missing packages, without starting their services.
 
     :param names: the packages
-    :returns: the names of what was missing
+    :returns: the names of the packages that were missing
     """
-    lacking = missing(names)
-    if lacking:
+    absent = missing(names)
+    if absent:
         with _no_services():
-            _apt('install', '-y', '--no-install-recommends', *lacking)
-    return lacking
+            _apt('install', '-y', '--no-install-recommends', *absent)
+    return absent
 
 
 def unpack(names: tuple[str, ...], target: pathlib.Path) -> None:
@@ -80,25 +80,25 @@ def unpack(names: tuple[str, ...], target: pathlib.Path) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='snapext-deb-') as scratch:
-        os.chmod(scratch, 0o755)  # apt downloads as a user of its own
+        os.chmod(scratch, 0o755)  # apt downloads as its own user.
         _apt('download', *names, cwd=scratch)
         for package in pathlib.Path(scratch).glob('*.deb'):
             shell.run(['dpkg-deb', '-x', package, target])
 
 
 def dependency(name: str, prefix: str) -> str:
-    """The first dependency of a package that starts with a prefix."""
+    """Return the first dependency whose name starts with a prefix."""
     _refresh_if_unknown(name)
     listed = shell.run(['apt-cache', 'depends', '--important', name])
     for line in listed.splitlines():
         kind, _, needed = line.strip().partition(': ')
         if kind == 'Depends' and needed.startswith(prefix):
             return needed
-    raise errors.CloudError(f'{name} depends on nothing called {prefix}*')
+    raise errors.CloudError(f'{name} has no dependency {prefix}*')
 
 
 def _apt(*words: str, cwd: str | None = None) -> None:
-    """Run apt-get; with fresh package lists if it fails with those we have."""
+    """Run apt-get; if it fails, update the package lists and try again."""
     command = ['apt-get', '-q', '-o', 'DPkg::Lock::Timeout=120', *words]
     env = {'DEBIAN_FRONTEND': 'noninteractive'}
     try:
@@ -119,7 +119,7 @@ def _refresh_if_unknown(name: str) -> None:
 
 @contextlib.contextmanager
 def _no_services() -> Iterator[None]:
-    """Keep packages from starting their services while being installed."""
+    """Prevent packages from starting services during installation."""
     if POLICY.exists():
         yield
         return

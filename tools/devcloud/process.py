@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start long-running processes, know them again, and stop them.
+"""Start long-running processes, find them later, and stop them.
 
-A process is known by its id together with the time at which it started, so
-that another one which got the same id later is never touched.
+A process is identified by its id and its start time: a later process with the
+same id is another one, and is never touched.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from devcloud import errors
 from devcloud import shell
 from devcloud import wait
 
-#: Seconds that a process gets between SIGTERM and SIGKILL.
+#: Seconds between SIGTERM and SIGKILL.
 STOP_TIMEOUT = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """One process, as distinct from all others since the machine booted."""
+    """The identity of a process, unique since the machine booted."""
 
     pid: int
     #: Clock ticks from boot to its start: field 22 of /proc/PID/stat.
@@ -34,7 +34,7 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> 'Identity | None':
-        """Who has this process id now, zombies not counted."""
+        """Return the process with this id, or None; zombies do not count."""
         fields = _stat(pid)
         if fields is None or fields[0] in 'ZX':
             return None
@@ -53,7 +53,7 @@ class Identity:
                 return
 
     def session(self) -> list['Identity']:
-        """All processes of the session that this process leads."""
+        """Return all processes of the session that this process leads."""
         members = []
         for entry in pathlib.Path('/proc').iterdir():
             if not entry.name.isdigit():
@@ -67,7 +67,7 @@ class Identity:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third (the state) on."""
+    """Return the fields of /proc/PID/stat, starting with the third (state)."""
     try:
         text = pathlib.Path(f'/proc/{pid}/stat').read_text()
     except OSError:
@@ -78,9 +78,9 @@ def _stat(pid: int) -> list[str] | None:
 class Daemon:
     """One process in the background, with its record and its log.
 
-    :param name: what it is called
-    :param record: file that remembers its identity
-    :param log: file that takes its output
+    :param name: its name in commands and messages
+    :param record: file for its identity
+    :param log: file for its output
     """
 
     def __init__(self, name: str, record: pathlib.Path,
@@ -90,7 +90,7 @@ class Daemon:
         self.log = log
 
     def identity(self) -> Identity | None:
-        """The process as recorded, or None if it is gone."""
+        """Return the recorded process, or None if it has ended."""
         if not self.record.exists():
             return None
         recorded = Identity(**json.loads(self.record.read_text()))
@@ -103,12 +103,12 @@ class Daemon:
               groups: Sequence[str] = (),
               env: Mapping[str, str] | None = None,
               cwd: str = '/', umask: int = 0o022) -> None:
-        """Start it in a session of its own and record who it is.
+        """Start the process in its own session and record its identity.
 
         :param argv: program and arguments
-        :param user: user to run as, with its primary group
+        :param user: run as this user, with its primary group
         :param groups: further groups of that user
-        :param env: variables set on top of our own environment
+        :param env: variables to add to our own environment
         :param cwd: directory to run it in
         :param umask: its file creation mask
         """
@@ -132,29 +132,31 @@ class Daemon:
 
     def await_ready(self, ready: Callable[[], object],
                     timeout: float) -> None:
-        """Wait until it is ready.
+        """Wait until the process is ready.
 
-        :raises: CloudError with the end of its log, if it dies or if it
-            takes longer than the timeout (in seconds)
+        :param ready: called until it returns something true
+        :param timeout: in seconds
+        :raises: CloudError with the end of its log, if it ends or is not
+            ready in time
         """
         def check() -> object:
             if not self.is_running():
-                raise self.failure(f'{self.name} has died')
+                raise self.failure(f'{self.name} has ended')
             return ready()
         try:
             wait.until(f'{self.name} ready', check, timeout)
         except errors.TimedOut as exc:
             raise self.failure(str(exc)) from exc
 
-    def failure(self, what: str) -> errors.CloudError:
-        return errors.CloudError(f'{what}; the end of its log:\n'
+    def failure(self, text: str) -> errors.CloudError:
+        return errors.CloudError(f'{text}; the end of its log:\n'
                                  f'{wait.tail(self.log)}')
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Stop it, and then whatever is left of its session.
+        """Stop the process, and then the rest of its session.
 
-        :param timeout: seconds that it gets to end by itself
-        :raises: TimedOut if something survives SIGKILL
+        :param timeout: seconds from SIGTERM to SIGKILL
+        :raises: TimedOut if a process survives SIGKILL
         """
         identity = self.identity()
         if identity is not None:
@@ -167,7 +169,7 @@ class Daemon:
 
 def end(processes: Sequence[Identity],
         timeout: float = STOP_TIMEOUT) -> None:
-    """End processes: ask with SIGTERM, then take with SIGKILL.
+    """End processes: with SIGTERM first, then with SIGKILL.
 
     :param processes: the processes
     :param timeout: seconds from SIGTERM to SIGKILL

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RabbitMQ, with a node name, directories and an epmd of its own."""
+"""RabbitMQ, with its own node name, directories and epmd."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ listeners.tcp.1 = 127.0.0.1:{port}
 default_user = {login}
 default_pass = {password}
 loopback_users = none
-# The machine's memory and disk are for the guests.
+# Keep the machine's disk for the guests.
 disk_free_limit.absolute = 50MB
 log.console = true
 log.console.level = info
@@ -30,7 +30,7 @@ log.file = false
 
 def daemons(state: cloud_state.State) -> tuple[process.Daemon,
                                                process.Daemon]:
-    """epmd, and RabbitMQ which needs it."""
+    """Return epmd, and RabbitMQ, which needs epmd."""
     epmd, server = (process.Daemon(name, state.run / f'{name}.json',
                                    state.log(name))
                     for name in ('epmd', NAME))
@@ -38,14 +38,14 @@ def daemons(state: cloud_state.State) -> tuple[process.Daemon,
 
 
 def transport_url(state: cloud_state.State) -> str:
-    """How oslo.messaging reaches it."""
+    """Return the URL of RabbitMQ for oslo.messaging."""
     password = state.passwords()['rabbitmq']
     return (f'rabbit://{LOGIN}:{password}@{cloud_state.HOST}:'
             f'{cloud_state.PORTS[NAME]}/')
 
 
 def start(state: cloud_state.State) -> None:
-    """Start it, unless it runs."""
+    """Start epmd and RabbitMQ, unless they run."""
     ports = cloud_state.PORTS
     epmd, server = daemons(state)
     if not epmd.is_running():
@@ -79,7 +79,7 @@ def start(state: cloud_state.State) -> None:
             'RABBITMQ_MNESIA_BASE': str(home / 'mnesia'),
             'RABBITMQ_NODENAME': 'snapext@localhost',
             'RABBITMQ_PID_FILE': str(home / 'pid'),
-            # Idle schedulers sleep at once instead of spinning.
+            # Idle schedulers sleep at once, without busy waiting.
             'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS':
                 '-kernel inet_dist_use_interface {127,0,0,1} +sbwt none '
                 '+sbwtdcpu none +sbwtdio none',

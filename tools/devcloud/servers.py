@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers and images, through the public APIs."""
+"""Manage servers and images through the public APIs."""
 
 import contextlib
 import hashlib
@@ -11,19 +11,20 @@ from devcloud import errors
 from devcloud import layout
 from devcloud import wait
 
-#: Seconds for a server to be built: its image is fetched and converted first.
+#: Maximum seconds of a server's build: Nova copies and converts its image.
 BUILD_TIMEOUT = 300
 
 
 def image_id(client: api.Client, name: str) -> str:
-    """The id of the only image of a name.
+    """Return the id of the image with a name.
 
-    :raises: CloudError if there is none, or more than one
+    :raises: CloudError if there is no such image, or more than one
     """
     found = client.get('glance', f'/images?name={name}')['images']
     if len(found) != 1:
-        raise errors.CloudError(f'{len(found)} images are called {name}; '
-                                f'run `up` to get the guest images')
+        raise errors.CloudError(f'{len(found)} images have the name {name}; '
+                                f'run `tools/cloud up` to upload the guest '
+                                f'images')
     return found[0]['id']
 
 
@@ -33,15 +34,15 @@ def create(client: api.Client, name: str, image: str, flavor: str,
 
     :param image: image id
     :param flavor: one of catalogue.FLAVORS
-    :param properties: what else to ask Nova for
+    :param properties: more parameters of the request
     :returns: its id
-    :raises: CloudError if it cannot be built
+    :raises: CloudError if Nova cannot build it
     """
-    made = client.post('nova-api', '/servers', {'server': {
+    server = client.post('nova-api', '/servers', {'server': {
         'name': name, 'imageRef': image, 'flavorRef': flavor,
         'networks': 'none', **properties}})['server']['id']
-    await_status(client, made, 'ACTIVE', timeout)
-    return made
+    await_status(client, server, 'ACTIVE', timeout)
+    return server
 
 
 def show(client: api.Client, server: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def await_status(client: api.Client, server: str, status: str,
                  timeout: float = 120) -> None:
     """Wait until a server has a status and no task.
 
-    :raises: CloudError if it goes into ERROR instead
+    :raises: CloudError if its status becomes ERROR instead
     """
     def check() -> bool:
         found = show(client, server)
@@ -67,13 +68,13 @@ def await_status(client: api.Client, server: str, status: str,
 
 def action(client: api.Client, server: str, name: str,
            arguments: Any = None) -> Any:
-    """Ask for an action, such as `os-stop`, `pause` or `createImage`."""
+    """Request an action, such as `os-stop`, `pause` or `createImage`."""
     return client.post('nova-api', f'/servers/{server}/action',
                        {name: arguments})
 
 
 def delete(client: api.Client, server: str, timeout: float = 120) -> None:
-    """Delete a server and wait until it is gone."""
+    """Delete a server and wait until it no longer exists."""
     client.delete('nova-api', f'/servers/{server}', missing_ok=True)
 
     def is_gone() -> bool:
@@ -90,16 +91,16 @@ def delete(client: api.Client, server: str, timeout: float = 120) -> None:
 
 def download(client: api.Client, image: str, target: pathlib.Path,
              algorithm: str = 'sha512') -> str:
-    """Write an image's content into a file.
+    """Download an image to a file.
 
-    :returns: its digest, in hexadecimal
+    :returns: the digest of its content, in hexadecimal
     """
     digest = hashlib.new(algorithm)
     with contextlib.ExitStack() as stack:
-        answer = stack.enter_context(
+        response = stack.enter_context(
             client.open('GET', 'glance', f'/images/{image}/file'))
         file = stack.enter_context(open(target, 'wb'))
-        while piece := answer.read(layout.MIB):
-            digest.update(piece)
-            file.write(piece)
+        while chunk := response.read(layout.MIB):
+            digest.update(chunk)
+            file.write(chunk)
     return digest.hexdigest()

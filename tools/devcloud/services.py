@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenStack services: how each one is started, and known to be ready."""
+"""The OpenStack services: start and stop them, and wait until ready."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,12 +10,12 @@ from devcloud import process
 from devcloud import state as cloud_state
 from devcloud import wait
 
-#: Seconds for a service to import itself and to answer, on a busy machine.
+#: Seconds until a service must respond, on a busy machine.
 START_TIMEOUT = 120
 
-#: Seconds that a service gets to end by itself.
+#: Seconds from SIGTERM to SIGKILL.
 STOP_TIMEOUT = 20
-#: With native threads, nova-compute 34 hangs in the end of its thread pool,
+#: With native threads, nova-compute 34 hangs while it ends its thread pool,
 #: long after it has logged that no task is in progress.
 COMPUTE_STOP_TIMEOUT = 4
 
@@ -27,12 +27,12 @@ THREADS = 8
 class Service:
     """One service.
 
-    :param name: what it is called in commands, logs and records
+    :param name: its name in commands, logs and records
     :param argv: program and arguments
-    :param env: variables it needs
-    :param port: port on which it answers, if it is an API
+    :param env: its environment variables
+    :param port: its port, if it is an API
     :param groups: further groups of its user
-    :param stop_timeout: seconds that it gets to end by itself
+    :param stop_timeout: seconds from SIGTERM to SIGKILL
     """
 
     name: str
@@ -47,7 +47,7 @@ class Service:
                               state.log(self.name))
 
     def start(self, state: cloud_state.State) -> bool:
-        """Start it, unless it runs.
+        """Start the service, unless it runs.
 
         :returns: whether it was started; await_ready() waits for it
         """
@@ -67,19 +67,19 @@ class Service:
         self.daemon(state).stop(self.stop_timeout)
 
     def await_ready(self, state: cloud_state.State) -> None:
-        """Wait until it answers; for those that have no API, lives.
+        """Wait until the service responds; without an API, until it runs.
 
         :raises: CloudError with the end of its log
         """
         port = self.port
         self.daemon(state).await_ready(
-            lambda: port is None or wait.answers(
+            lambda: port is None or wait.http_responds(
                 f'http://{cloud_state.HOST}:{port}/'), START_TIMEOUT)
 
 
 def _api(state: cloud_state.State, name: str, module: str,
          env: Mapping[str, str], workers: int = 1) -> Service:
-    """An API service behind gunicorn."""
+    """Return an API service that gunicorn runs."""
     port = cloud_state.PORTS[name]
     argv = (state.bin('gunicorn'), '--bind', f'{cloud_state.HOST}:{port}',
             '--worker-class', 'gthread', '--workers', str(workers),
@@ -95,8 +95,8 @@ def keystone(state: cloud_state.State) -> Service:
 
 
 def glance(state: cloud_state.State) -> Service:
-    # NOTE: two workers, so that other requests are answered while one of
-    # them digests an upload.
+    # NOTE: two workers, so that one responds to other requests while the
+    # other one computes the digest of an upload.
     return _api(state, 'glance', 'glance.wsgi.api', {
         'OS_GLANCE_CONFIG_DIR': str(state.etc / 'glance')}, workers=2)
 
@@ -135,7 +135,7 @@ def nova_compute(state: cloud_state.State) -> Service:
 
 
 def all_services(state: cloud_state.State) -> list[Service]:
-    """All of them, in the order in which they start."""
+    """Return all services, in the order of their start."""
     return [
         keystone(state),
         glance(state),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program to its end, and write a file at once or not at all."""
+"""Run programs, and write files atomically."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -9,7 +9,7 @@ import subprocess
 
 from devcloud import errors
 
-#: Longest that any program which we wait for may take, in seconds.
+#: Maximum duration of a program, in seconds.
 COMMAND_TIMEOUT = 900
 
 
@@ -17,15 +17,15 @@ def run(argv: Sequence[str | os.PathLike], *, timeout: float = COMMAND_TIMEOUT,
         env: Mapping[str, str] | None = None, stdin: str | None = None,
         cwd: str | os.PathLike | None = None, user: str | None = None,
         group: str | None = None) -> str:
-    """Run a program and return what it wrote.
+    """Run a program and return its output.
 
     :param argv: program and arguments
     :param timeout: seconds after which it is killed
-    :param env: variables set on top of our own environment
+    :param env: variables to add to our own environment
     :param stdin: text for its standard input
     :param cwd: directory to run it in
-    :param user: user to run it as, without further groups
-    :param group: group to run it as
+    :param user: run as this user, without further groups
+    :param group: run as this group
     :returns: its standard output
     :raises: CommandFailed with all its output, if it fails
     :raises: TimedOut if it takes too long
@@ -41,7 +41,7 @@ def run(argv: Sequence[str | os.PathLike], *, timeout: float = COMMAND_TIMEOUT,
         raise errors.CloudError(f'{words[0]} is not installed') from exc
     except subprocess.TimeoutExpired as exc:
         raise errors.TimedOut(
-            f'`{" ".join(words)}` did not end in {timeout:.0f} s') from exc
+            f'`{" ".join(words)}` did not end within {timeout:.0f} s') from exc
     if done.returncode:
         raise errors.CommandFailed(
             words, done.returncode, done.stdout + done.stderr)
@@ -50,7 +50,7 @@ def run(argv: Sequence[str | os.PathLike], *, timeout: float = COMMAND_TIMEOUT,
 
 def write(path: pathlib.Path, text: str, mode: int = 0o644,
           group: str | None = None) -> bool:
-    """Write a file atomically, unless it holds this text already.
+    """Write a file atomically, unless it has this content already.
 
     :param path: file to write
     :param text: its whole content
@@ -61,13 +61,13 @@ def write(path: pathlib.Path, text: str, mode: int = 0o644,
     if path.exists() and path.read_text() == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.new')
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    new = path.with_name(f'.{path.name}.new')
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, 'w') as stream:
         stream.write(text)
-    os.chmod(beside, mode)
+    os.chmod(new, mode)
     if group:
-        shutil.chown(beside, group=group)
-    beside.replace(path)
+        shutil.chown(new, group=group)
+    new.replace(path)
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where everything of the cloud lies, and on which port it listens."""
+"""The paths, ports and secrets of the cloud."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from devcloud import shell
 HOST = '127.0.0.1'
 REGION = 'RegionOne'
 
-#: Ports, away from the usual ones so that they meet no other service.
+#: Ports. They differ from the usual ones, to avoid conflicts.
 PORTS = {
     'epmd': 18369,
     'erlang': 18671,
@@ -26,16 +26,16 @@ PORTS = {
     'nova-api': 18774,
 }
 
-#: Every secret of the cloud: database, message queue, and users.
+#: Names of the cloud's secrets: for database, message queue, and users.
 SECRETS = ('database', 'rabbitmq', 'erlang_cookie', 'service', 'admin',
            'demo')
 
-#: The checkout that this file belongs to.
+#: The checkout of this file.
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def url(service: str, path: str = '') -> str:
-    """The address of one of the HTTP services."""
+    """Return the address of an HTTP service."""
     return f'http://{HOST}:{PORTS[service]}{path}'
 
 
@@ -47,9 +47,9 @@ class State:
 
     @classmethod
     def default(cls) -> 'State':
-        """The directory that SNAPEXT_CLOUD_DIR names, or the usual one."""
-        place = os.environ.get('SNAPEXT_CLOUD_DIR', '/var/lib/snapext-cloud')
-        return cls(pathlib.Path(place).absolute())
+        """Return the directory in SNAPEXT_CLOUD_DIR, or the usual one."""
+        path = os.environ.get('SNAPEXT_CLOUD_DIR', '/var/lib/snapext-cloud')
+        return cls(pathlib.Path(path).absolute())
 
     @property
     def venv(self) -> pathlib.Path:
@@ -69,7 +69,7 @@ class State:
 
     @property
     def nova(self) -> pathlib.Path:
-        """Nova's own state: instances, image cache, snapshots."""
+        """Return Nova's state directory: instances, image cache, snapshots."""
         return self.root / 'nova'
 
     @property
@@ -94,32 +94,32 @@ class State:
 
     @property
     def overrides(self) -> pathlib.Path:
-        """What `configure` has set for nova-compute."""
+        """Return the file with the settings of `configure`."""
         return self.etc / 'nova' / 'nova-compute.d' / '90-configure.conf'
 
     def bin(self, program: str) -> str:
-        """The path of a program of the virtual environment."""
+        """Return the path of a program in the virtual environment."""
         return str(self.venv / 'bin' / program)
 
     def log(self, service: str) -> pathlib.Path:
         return self.logs / f'{service}.log'
 
     def passwords(self) -> dict[str, str]:
-        """The secrets of this cloud, made when first asked for."""
+        """Return the secrets of this cloud, created at the first call."""
         path = self.root / 'passwords.json'
         known = json.loads(path.read_text()) if path.exists() else {}
-        made = {name: known.get(name) or secrets.token_hex(16)
-                for name in SECRETS}
-        shell.write(path, json.dumps(made, indent=2) + '\n', mode=0o600)
-        return made
+        found = {name: known.get(name) or secrets.token_hex(16)
+                 for name in SECRETS}
+        shell.write(path, json.dumps(found, indent=2) + '\n', mode=0o600)
+        return found
 
     def is_done(self, step: str, inputs: str = '') -> bool:
-        """Whether a step has been done with these very inputs."""
+        """Return whether a step was done with the same inputs."""
         mark = self.root / 'done' / step
         return mark.exists() and mark.read_text() == _digest(inputs)
 
     def mark_done(self, step: str, inputs: str = '') -> None:
-        """Remember that a step has been done with these inputs."""
+        """Record that a step was done with these inputs."""
         shell.write(self.root / 'done' / step, _digest(inputs))
 
 

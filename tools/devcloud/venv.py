@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtual environment with OpenStack, and this checkout's wheel in it."""
+"""The virtual environment with OpenStack and the wheel of this checkout."""
 
 import hashlib
 import pathlib
@@ -9,7 +9,7 @@ from devcloud import errors
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: What comes from PyPI: the newest of each.
+#: Packages from PyPI, in their newest versions.
 REQUIREMENTS = (
     'glance',
     'gunicorn',
@@ -21,11 +21,11 @@ REQUIREMENTS = (
     'python-openstackclient',
 )
 
-#: What a release of Nova has wrong: file, its lines, and the right ones.
-#: NOTE: Nova 34.0 lets libvirt select the firmware of UEFI guests, and says
-#: `<loader secure='no'/>` as well, which libvirt 9.0, Debian 12's, refuses. Up
-#: to Nova 33 the files were named, as they are here.
-MENDS = (
+#: Patches for bugs of packages: file, wrong lines, right lines.
+#: NOTE: Nova 34.0 lets libvirt select the firmware of UEFI guests, and also
+#: writes `<loader secure='no'/>`. libvirt 9.0 (Debian 12) refuses this. Nova
+#: 33 and earlier named the files; this patch does the same.
+PATCHES = (
     ('nova/virt/libvirt/driver.py', """
                 guest.os_firmware = 'efi'
 """, """
@@ -38,30 +38,30 @@ MENDS = (
 
 
 def install(state: cloud_state.State) -> bool:
-    """Make the virtual environment, where it is not there already.
+    """Create the virtual environment, unless it exists.
 
-    :returns: whether it was made
+    :returns: whether it was created
     """
     libvirt = shell.run(['pkg-config', '--modversion', 'libvirt']).strip()
     wanted = [*REQUIREMENTS, f'libvirt-python=={libvirt}']
-    inputs = repr((wanted, MENDS))
+    inputs = repr((wanted, PATCHES))
     if state.is_done('venv', inputs):
         return False
-    # NOTE: the system's packages are visible, for libnbd's binding is not on
+    # NOTE: with the system's packages, because libnbd's binding is not on
     # PyPI.
     shell.run(['/usr/bin/python3', '-m', 'venv', '--system-site-packages',
                state.venv])
     _pip(state, 'install', *wanted)
     if libvirt.startswith('9.0.'):
-        _mend(state)
+        _patch(state)
     state.mark_done('venv', inputs)
     return True
 
 
-def _mend(state: cloud_state.State) -> None:
-    """Set right what is wrong; a release that is right stays as it is."""
+def _patch(state: cloud_state.State) -> None:
+    """Apply the patches; files without the wrong lines do not change."""
     (packages,) = state.venv.glob('lib/python3.*/site-packages')
-    for name, wrong, right in MENDS:
+    for name, wrong, right in PATCHES:
         file = packages / name
         file.write_text(file.read_text().replace(wrong, right))
 
@@ -69,7 +69,7 @@ def _mend(state: cloud_state.State) -> None:
 def install_checkout(state: cloud_state.State) -> bool:
     """Build this checkout's wheel and install it, if the checkout changed.
 
-    :returns: whether it was installed anew
+    :returns: whether it was installed
     """
     files = source_files()
     fingerprint = fingerprint_of(files)
@@ -79,7 +79,7 @@ def install_checkout(state: cloud_state.State) -> bool:
     shutil.rmtree(source.parent, ignore_errors=True)
     copy_sources(files, source)
     env = {}
-    # pbr takes the version from git's history, where there is one.
+    # pbr gets the version from git's history, if there is one.
     if shutil.which('git') and (cloud_state.CHECKOUT / '.git').is_dir():
         shutil.copytree(cloud_state.CHECKOUT / '.git', source / '.git',
                         symlinks=True)
@@ -88,8 +88,8 @@ def install_checkout(state: cloud_state.State) -> bool:
     wheels = state.root / 'build' / 'wheels'
     _pip(state, 'wheel', '--no-deps', '-w', wheels, source, env=env)
     (wheel,) = wheels.glob('*.whl')
-    # The first takes a wheel of the same version too, and the second gets what
-    # it needs and is not there.
+    # The first command replaces an installed wheel of the same version; the
+    # second one installs missing dependencies.
     _pip(state, 'install', '--no-deps', '--force-reinstall', wheel)
     _pip(state, 'install', wheel)
     shutil.rmtree(source)
@@ -105,13 +105,13 @@ def _pip(state: cloud_state.State, *words: str | pathlib.Path,
 
 
 def source_files() -> list[str]:
-    """Names of the files of the checkout that matter to its wheel."""
+    """Return the names of the files that the wheel is built from."""
     checkout = cloud_state.CHECKOUT
     try:
         listed = shell.run(
             ['git', '-c', 'safe.directory=*', '-C', checkout, 'ls-files',
              '-z', '--cached', '--others', '--exclude-standard']).split('\0')
-    except errors.CloudError:  # no git, or an unpacked archive
+    except errors.CloudError:  # There is no git, or no repository.
         listed = [str(path.relative_to(checkout))
                   for path in checkout.rglob('*')]
     outside = ('tools/', 'tests/', '.git/', '.tox/', '.stestr/')
@@ -122,7 +122,7 @@ def source_files() -> list[str]:
 
 
 def copy_sources(files: list[str], target: pathlib.Path) -> None:
-    """Copy files of the checkout, for a build leaves files beside them."""
+    """Copy files of the checkout, because a build leaves files in it."""
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(cloud_state.CHECKOUT / name, target / name,
@@ -130,7 +130,7 @@ def copy_sources(files: list[str], target: pathlib.Path) -> None:
 
 
 def fingerprint_of(files: list[str]) -> str:
-    """A digest of the names and contents of files of the checkout."""
+    """Return a digest of the names and contents of files of the checkout."""
     digest = hashlib.sha256()
     for name in files:
         content = (cloud_state.CHECKOUT / name).read_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wait for a condition, with a deadline, and say what did not come."""
+"""Wait for a condition, with a timeout."""
 
 from collections.abc import Callable
 import http.client
@@ -12,7 +12,7 @@ import urllib.request
 
 from devcloud import errors
 
-#: Seconds between two looks at a condition.
+#: Seconds between two checks of a condition.
 INTERVAL = 0.3
 
 Found = TypeVar('Found')
@@ -22,23 +22,23 @@ def until(what: str, check: Callable[[], Found | None], timeout: float,
           interval: float = INTERVAL) -> Found:
     """Wait until a check returns something true.
 
-    :param what: what is awaited, for the error's text
-    :param check: looked at again and again; what it raises goes through
-    :param timeout: seconds to wait at most
-    :param interval: seconds between two looks
-    :returns: what the check returned
+    :param what: name of the condition, for the error's text
+    :param check: called repeatedly; its exceptions are not caught
+    :param timeout: maximum seconds to wait
+    :param interval: seconds between two calls
+    :returns: the last result of the check
     :raises: TimedOut
     """
     deadline = time.monotonic() + timeout
     while not (found := check()):
         if time.monotonic() > deadline:
-            raise errors.TimedOut(f'{what}: not within {timeout:.0f} s')
+            raise errors.TimedOut(f'{what}: timed out after {timeout:.0f} s')
         time.sleep(interval)
     return found
 
 
 def connectable(port: int, host: str = '127.0.0.1') -> bool:
-    """Whether something listens on a TCP port."""
+    """Return whether a process listens on a TCP port."""
     try:
         with socket.create_connection((host, port), timeout=2):
             return True
@@ -47,7 +47,7 @@ def connectable(port: int, host: str = '127.0.0.1') -> bool:
 
 
 def unix_connectable(path: pathlib.Path) -> bool:
-    """Whether something listens on a Unix socket."""
+    """Return whether a process listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(2)
         try:
@@ -57,8 +57,8 @@ def unix_connectable(path: pathlib.Path) -> bool:
     return True
 
 
-def answers(address: str) -> bool:
-    """Whether an HTTP server answers with anything but its own failure."""
+def http_responds(address: str) -> bool:
+    """Return whether an HTTP server responds without a server error."""
     try:
         with urllib.request.urlopen(address, timeout=5):
             return True
@@ -69,7 +69,7 @@ def answers(address: str) -> bool:
 
 
 def tail(log: pathlib.Path, lines: int = 25) -> str:
-    """The last lines of a log, for an error's text."""
+    """Return the last lines of a log, for an error's text."""
     if not log.exists():
         return f'({log} does not exist)'
     text = log.read_text(errors='replace').splitlines()[-lines:]

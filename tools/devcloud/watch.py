@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a guest, its host and its domain while something happens to it."""
+"""Observe a guest, its host and its domain in the background."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,14 @@ from devcloud import errors
 from devcloud import libvirtd
 from devcloud import state as cloud_state
 
-#: Seconds between two looks.
+#: Seconds between two polls.
 INTERVAL = 0.02
 
 
-class _Watcher:
-    """A thread that looks again and again until stopped.
+class Poller:
+    """A thread that calls poll() repeatedly until it is stopped.
 
-    :cvar interval: seconds between two looks
+    :cvar interval: seconds between two calls
     """
 
     interval = INTERVAL
@@ -48,27 +48,27 @@ class _Watcher:
     def _loop(self) -> None:
         try:
             while not self._stopping.wait(self.interval):
-                self.look()
-        except Exception as exc:  # for whoever asks the watcher later
+                self.poll()
+        except Exception as exc:  # check() reports it.
             self.failure = exc
 
-    def look(self) -> None:
+    def poll(self) -> None:
         raise NotImplementedError
 
     def check(self) -> None:
-        """:raises: CloudError if the watching itself has failed"""
+        """Raise CloudError if a call of poll() has failed."""
         if self.failure is not None:
             raise errors.CloudError(
                 f'{type(self).__name__} failed: {self.failure!r}')
 
 
 class Tail:
-    """The lines that are appended to a file.
+    """Reads the lines that are appended to a file.
 
-    One that has become shorter is read from its beginning.
+    If the file has become shorter, it is read from its beginning.
 
-    :param path: the file, which may come later
-    :param from_end: whether those that it has already are passed over
+    :param path: the file; it may be created later
+    :param from_end: whether to skip the existing lines
     """
 
     def __init__(self, path: pathlib.Path, from_end: bool = False) -> None:
@@ -76,8 +76,8 @@ class Tail:
         self._position = path.stat().st_size if from_end else 0
         self._rest = ''
 
-    def lines(self) -> list[str]:
-        """The whole lines that have come since the last call."""
+    def new_lines(self) -> list[str]:
+        """Return the complete lines that were added since the last call."""
         if not self.path.exists():
             return []
         with open(self.path, 'rb') as stream:
@@ -92,13 +92,13 @@ class Tail:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """A record's acknowledgement on the guest's console.
+class Record:
+    """A record that the guest has acknowledged on its console.
 
     :param number: the record's number
     :param uptime: the guest's clock, in seconds
-    :param when: our monotonic clock when we saw it, in seconds
-    :param clock: the time of day then, in seconds since the epoch
+    :param when: when we read it, on our monotonic clock, in seconds
+    :param clock: when we read it, in seconds since the epoch
     """
 
     number: int
@@ -107,8 +107,8 @@ class Seen:
     clock: float
 
 
-class Console(_Watcher):
-    """Follows a guest's console log.
+class Console(Poller):
+    """Reads a guest's console log.
 
     :param log: console.log in the instance's directory
     """
@@ -119,45 +119,46 @@ class Console(_Watcher):
         super().__init__()
         self._log = Tail(log)
         self.lines: list[str] = []
-        self.seen: list[Seen] = []
+        self.records: list[Record] = []
 
-    def look(self) -> None:
-        for line in self._log.lines():
+    def poll(self) -> None:
+        for line in self._log.new_lines():
             self.lines.append(line.strip())
             if found := self.RECORD.match(line):
-                self.seen.append(Seen(int(found[1]), float(found[2]),
-                                      time.monotonic(), time.time()))
+                self.records.append(
+                    Record(int(found[1]), float(found[2]),
+                           time.monotonic(), time.time()))
 
     def find(self, pattern: str) -> re.Match | None:
-        """The first line that matches a pattern."""
+        """Return the first match of a pattern in a line, or None."""
         self.check()
         matches = (re.search(pattern, line) for line in list(self.lines))
         return next((one for one in matches if one), None)
 
     def last(self) -> int:
-        """The number of the last record seen; 0 if there was none."""
+        """Return the number of the last record; 0 if there is none."""
         self.check()
-        return self.seen[-1].number if self.seen else 0
+        return self.records[-1].number if self.records else 0
 
     def last_before(self, clock: float) -> int:
-        """The last record seen before a time of day."""
-        return max((one.number for one in list(self.seen)
+        """Return the number of the last record before a time of day."""
+        return max((one.number for one in list(self.records)
                     if one.clock < clock), default=0)
 
     def stall(self, begin: float, end: float) -> float:
-        """The longest time between two records, by the guest's clock.
+        """Return the longest time between two records, by the guest's clock.
 
-        :param begin: where to begin, on our monotonic clock
-        :param end: where to end
+        :param begin: of the period, on our monotonic clock
+        :param end: of the period
         """
-        times = [one.uptime for one in list(self.seen)
+        times = [one.uptime for one in list(self.records)
                  if begin <= one.when <= end]
         return max((later - earlier for earlier, later
                     in itertools.pairwise(times)), default=0.0)
 
 
-class DiskUsage(_Watcher):
-    """Samples how much a directory occupies, and keeps the peak.
+class DiskUsage(Poller):
+    """Samples the disk usage of a directory, and keeps the peak.
 
     :param directory: the directory
     """
@@ -167,23 +168,22 @@ class DiskUsage(_Watcher):
         self.directory = directory
         self.peak = 0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         total = 0
-        # Passes over directories that go meanwhile, which rglob() does not.
-        for place, _, files in os.walk(self.directory):
+        # Unlike rglob(), os.walk() skips directories that were just removed.
+        for directory, _, files in os.walk(self.directory):
             for name in files:
                 with contextlib.suppress(FileNotFoundError):
                     total += os.lstat(
-                        os.path.join(place, name)).st_blocks * 512
+                        os.path.join(directory, name)).st_blocks * 512
         self.peak = max(self.peak, total)
 
 
-class TaskStates(_Watcher):
-    """Follows the task states of a server, as Nova notifies of them.
+class TaskStates(Poller):
+    """Reads the task states of a server from Nova's notifications.
 
-    Every one, however short; looks at the server through the API miss some,
-    and cost Nova and Keystone CPU that what is watched would have to do
-    without.
+    It gets all states, even very short ones. Polling the API would miss some,
+    and would take CPU time from the observed operation.
 
     :param state: the cloud, whose controller services log notifications
     :param server: the server's id
@@ -197,12 +197,12 @@ class TaskStates(_Watcher):
         self.server = server
         self._logs = [Tail(state.log(service), from_end=True)
                       for service in ('nova-api', 'nova-conductor')]
-        #: What Nova has told, in any order.
+        #: Times and task states of the notifications, in any order.
         self._updates: list[tuple[datetime.datetime, str | None]] = []
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for log in self._logs:
-            for line in log.lines():
+            for line in log.new_lines():
                 if found := self.UPDATE.search(line):
                     update = json.loads(found[1])
                     if update['payload']['instance_id'] == self.server:
@@ -217,17 +217,17 @@ class TaskStates(_Watcher):
         return sorted(self._updates, key=operator.itemgetter(0))
 
     def names(self) -> list[str]:
-        """The states that are tasks, in order."""
+        """Return the task states in order, without None."""
         return [state for state, _ in itertools.groupby(
             state for _, state in self._in_order()) if state]
 
     def began(self) -> float | None:
-        """When the first task began, on our monotonic clock."""
+        """Return the begin of the first task, on our monotonic clock."""
         return next((_monotonic(when) for when, state in self._in_order()
                      if state), None)
 
     def ended(self) -> float | None:
-        """When the last task had ended, or None while there is one."""
+        """Return the end of the last task, or None while a task runs."""
         if not self.names():
             return None
         when, state = self._in_order()[-1]
@@ -235,12 +235,12 @@ class TaskStates(_Watcher):
 
 
 def _monotonic(when: datetime.datetime) -> float:
-    """A time of day on our monotonic clock."""
+    """Return a time of day on our monotonic clock."""
     return time.monotonic() - (time.time() - when.timestamp())
 
 
 class DomainEvents:
-    """What libvirt reports of a domain's life, as virsh prints it.
+    """Reads the lifecycle events of a domain from `virsh event`.
 
     :param host: libvirtd
     :param domain: the domain's name
@@ -253,7 +253,7 @@ class DomainEvents:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> 'DomainEvents':
-        # A pipe that stays open and silent: virsh ends when its input does.
+        # virsh ends when its input ends: give it a pipe that stays open.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=self.output,
             stderr=subprocess.STDOUT)
@@ -265,7 +265,7 @@ class DomainEvents:
         self.process.communicate()
 
     def lines(self) -> list[str]:
-        """The events so far.
+        """Return the events so far.
 
         :raises: CloudError if virsh has ended early
         """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gunicorn loads for every API service."""
+"""The WSGI module that gunicorn loads for all API services."""
 
 import importlib
 import os
 import sys
 
-# NOTE: the services parse sys.argv, and would exit over gunicorn's options.
+# NOTE: the services parse sys.argv, and would exit on gunicorn's options.
 sys.argv[1:] = []
 
 application = importlib.import_module(

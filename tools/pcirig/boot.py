@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a virtual machine needs to boot: a kernel and an initramfs.
+"""Make a kernel and an initramfs for a virtual machine.
 
-Neither is compressed, for under emulation decompressing takes longer than all
-the rest of the boot.
+They are not compressed: under emulation, decompressing takes longer than the
+rest of the boot.
 """
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from pcirig import tree as debian_tree
 
 
 def kernel(tree: debian_tree.Tree, target: pathlib.Path) -> None:
-    """Write the tree's kernel as the ELF file inside of its bzImage.
+    """Write the ELF file from the bzImage of the tree's kernel.
 
-    QEMU starts it by its PVH entry point. For the fields of the header see
-    the kernel's Documentation/arch/x86/boot.rst.
+    QEMU starts it at its PVH entry point. The kernel's
+    Documentation/arch/x86/boot.rst describes the fields of the header.
     """
     image = (tree.root / f'boot/vmlinuz-{tree.kernel_release}').read_bytes()
     setup_sectors = image[0x1f1]
@@ -28,7 +28,7 @@ def kernel(tree: debian_tree.Tree, target: pathlib.Path) -> None:
     start = (setup_sectors + 1) * 512 + offset
     payload = image[start:start + length]
     compressed = tree.share / 'kernel.zst'
-    compressed.write_bytes(payload[:-4])  # those are the size, by Linux
+    compressed.write_bytes(payload[:-4])  # Linux appends the size: 4 bytes.
     tree.run('zstd', '-dfq', '--rm', debian_tree.SHARE / compressed.name, '-o',
              debian_tree.SHARE / target.name)
 
@@ -38,8 +38,8 @@ def initramfs(tree: debian_tree.Tree, init: pathlib.Path,
     """Write an initramfs with busybox, an init script and kernel modules.
 
     :param init: the script
-    :param modules: names; what they depend on comes with them, and the file
-        /modules/order says in which order they load
+    :param modules: names; their dependencies are added, and the file
+        /modules/order lists all in their load order
     """
     with tempfile.TemporaryDirectory(prefix='pci-rig-') as scratch:
         root = pathlib.Path(scratch)

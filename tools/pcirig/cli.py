@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line."""
+"""The command line of tools/pci-rig."""
 
 import argparse
 import os
@@ -11,20 +11,21 @@ from devcloud import errors
 from pcirig import rig
 
 DESCRIPTION = """\
-Run tests/pci on an emulated machine with an IOMMU and an SR-IOV card. All that
-is made for it stays in /var/lib/snapext-pci-rig (or in $SNAPEXT_PCI_RIG_DIR),
-so that the next run is quicker.
+Run tests/pci on an emulated machine with an IOMMU and an SR-IOV card. All its
+files stay in /var/lib/snapext-pci-rig (or in $SNAPEXT_PCI_RIG_DIR), so that
+the next run is faster.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog='pci-rig', description=DESCRIPTION)
     top.add_argument('filters', nargs='*', metavar='FILTER',
-                     help="part or pattern of tests' names")
+                     help='part of the names of tests to run, or a pattern')
     top.add_argument('--timeout', type=float, default=rig.TIMEOUT,
-                     metavar='SECONDS', help='how long the machine may run')
+                     metavar='SECONDS',
+                     help='stop the machine after this time (%(default)s)')
     top.add_argument('--shell', action='store_true',
-                     help='a shell on the machine, in place of the tests')
+                     help='run a shell on the machine, not the tests')
     return top
 
 

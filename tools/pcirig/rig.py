@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the rig: make what is missing, boot, test, and tell."""
+"""Run tests on the rig: make the disk, boot the machine, report."""
 
 from collections.abc import Iterator
 import contextlib
@@ -22,19 +22,19 @@ from pcirig import tree as debian_tree
 
 SOURCES = pathlib.Path(__file__).with_name('guest')
 
-#: Seconds that the outer machine may run.
+#: Maximum seconds of the outer machine's run.
 TIMEOUT = 1500
 
-#: Of the project: what it and its tests need from PyPI. The last is what its
-#: wheel is built with.
+#: Files with the packages from PyPI that the project and its tests need; and
+#: the package that builds the wheel.
 REQUIREMENTS = ('requirements.txt', 'test-requirements.txt')
 BUILD_REQUIREMENT = 'setuptools'
 
 DISK_SIZE = '6G'
 
-#: A machine as small as it can be with what passthrough needs: an IOMMU that
-#: remaps interrupts and, for VFIO, tells QEMU of every mapping, and a card
-#: with virtual functions behind a port of its own.
+#: The smallest machine that supports passthrough: its IOMMU remaps interrupts
+#: and, for VFIO, reports each mapping to QEMU (caching mode); its card has
+#: virtual functions and its own port.
 #: https://www.qemu.org/docs/master/system/devices/igb.html
 QEMU = (
     'qemu-system-x86_64', '-nodefaults', '-no-user-config', '-no-reboot',
@@ -56,8 +56,8 @@ QEMU = (
     '-serial', 'chardev:output',
 )
 
-#: Not stestr, which starts Python thrice: here, each time takes 10 seconds.
-#: Standard output is the serial line that is our output.
+#: Not stestr: it starts Python three times, and each start takes 10 seconds
+#: here. Standard output is the serial line, which is our output.
 TESTS = """\
 stty -onlcr
 cd /rig/checkout
@@ -67,7 +67,7 @@ exec python -m unittest discover -v -s tests/pci -t . {filters}
 
 
 class Rig:
-    """The state directory, and what is done in it.
+    """The rig in its state directory.
 
     :param root: the directory
     """
@@ -81,19 +81,19 @@ class Rig:
 
     @classmethod
     def default(cls) -> 'Rig':
-        """The one in SNAPEXT_PCI_RIG_DIR, or at the usual place."""
-        place = os.environ.get('SNAPEXT_PCI_RIG_DIR',
-                               '/var/lib/snapext-pci-rig')
-        return cls(pathlib.Path(place).absolute())
+        """Return the rig in SNAPEXT_PCI_RIG_DIR, or in the usual directory."""
+        path = os.environ.get('SNAPEXT_PCI_RIG_DIR',
+                              '/var/lib/snapext-pci-rig')
+        return cls(pathlib.Path(path).absolute())
 
-    def say(self, what: str) -> None:
-        print(f'[{time.monotonic() - self._began:6.1f} s] {what}', flush=True)
+    def say(self, text: str) -> None:
+        print(f'[{time.monotonic() - self._began:6.1f} s] {text}', flush=True)
 
     def test(self, filters: list[str], timeout: float) -> int:
         """Run the tests.
 
-        :param filters: parts of their names, or patterns; none: all
-        :param timeout: seconds that the machine may run
+        :param filters: parts of their names, or patterns; empty: all tests
+        :param timeout: maximum seconds of the machine's run
         :returns: the exit code
         """
         command = TESTS.format(filters=shlex.join(
@@ -122,7 +122,8 @@ class Rig:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise errors.CloudError(
-                    f'another one runs in {self._state.root}') from None
+                    f'another run uses {self._state.root}: wait for its end'
+                ) from None
             yield
 
     def _boot(self, command: str, timeout: float, stdin: int | None) -> int:
@@ -135,16 +136,16 @@ class Rig:
                 machine.wait(timeout)
             except subprocess.TimeoutExpired:
                 raise errors.TimedOut(
-                    f'the outer machine did not end in {timeout:.0f} s; '
+                    f'the outer machine did not end within {timeout:.0f} s; '
                     f'{self._console()}') from None
             finally:
-                # Nothing of it outlives this process, nor has anything to
-                # lose: its disk is a snapshot.
+                # It must not outlive this process. Killing it is safe: its
+                # disk is a snapshot.
                 machine.kill()
         code = self._run / 'exit-code'
         if not code.exists():
             raise errors.CloudError(
-                f'the outer machine has died; {self._console()}')
+                f'the outer machine has failed; {self._console()}')
         self.say('the outer machine has ended')
         return int(code.read_text())
 
@@ -152,7 +153,7 @@ class Rig:
         return f'its console:\n{wait.tail(self._run / "console.log")}'
 
     def _make_disk(self) -> None:
-        """Make the outer machine's disk, where it is not there already."""
+        """Make the outer machine's disk, unless it exists."""
         state, tree = self._state, self._tree
         packages = repr((debian_tree.SUITE, debian_tree.PACKAGES))
         if not state.is_done('tree', packages):
@@ -176,7 +177,7 @@ class Rig:
             self.say('disk of the outer machine made')
 
     def _fill_share(self, command: str) -> None:
-        """Put what is of this run where the outer machine finds it."""
+        """Copy the files of this run to the machine's shared directory."""
         checkout = devcloud_state.CHECKOUT
         wheels = self._make_wheel()
         shutil.rmtree(self._run, ignore_errors=True)
@@ -196,9 +197,9 @@ class Rig:
                        guest / 'initramfs')
 
     def _make_wheel(self) -> pathlib.Path:
-        """Build the project's wheel, where its sources changed.
+        """Build the project's wheel, if its sources have changed.
 
-        :returns: the directory that it is in
+        :returns: the directory with the wheel
         """
         build = self._share / 'build'
         files = venv.source_files()
@@ -207,7 +208,7 @@ class Rig:
             shutil.rmtree(build, ignore_errors=True)
             venv.copy_sources(files, build / 'source')
             inside = debian_tree.SHARE / 'build'
-            # Its version does not matter, git's history is not asked for it.
+            # The version does not matter, so git is not needed.
             self._tree.pip('wheel', '--no-deps', '--no-build-isolation',
                            '-w', inside / 'wheels', inside / 'source',
                            env={'PBR_VERSION': '0.0.1'})

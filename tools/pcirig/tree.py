@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Debian tree that the emulated machine runs, and that QEMU comes from.
+"""The Debian tree of the emulated machine. It also contains QEMU.
 
-It is newer than the machine it is made on: Debian 13 is the first whose QEMU
-emulates an SR-IOV card (``igb``).
+It is newer than the machine that it is made on: Debian 13 is the first release
+whose QEMU emulates an SR-IOV card (``igb``).
 """
 
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from devcloud import shell
 
 SUITE = 'trixie'
 
-#: Where a directory of ours is seen inside of the tree.
+#: The shared directory has this path inside the tree.
 SHARE = pathlib.PurePosixPath('/rig')
 
-#: The virtual environment, inside of the tree.
+#: The virtual environment, inside the tree.
 VENV = pathlib.PurePosixPath('/opt/venv')
 
-#: What the tests, Nova and we need of Debian.
+#: Debian packages that the tests, Nova and this project need.
 PACKAGES = (
     'busybox-static',
     'cpio',
@@ -43,14 +43,14 @@ PACKAGES = (
     'zstd',
 )
 
-#: Not the one for clouds: that has no driver for the card.
+#: Not the kernel for clouds: it has no driver for the card.
 KERNEL = 'linux-image-amd64'
 
-#: What reaches the registries from this machine, reaches them from the tree.
-OF_THE_MACHINE = ('etc/hosts', 'etc/pip.conf', 'etc/resolv.conf',
-                  'etc/ssl/certs/ca-certificates.crt')
+#: Files of this machine that the tree gets, to access the same registries.
+MACHINE_FILES = ('etc/hosts', 'etc/pip.conf', 'etc/resolv.conf',
+                 'etc/ssl/certs/ca-certificates.crt')
 
-#: Files that nobody reads in there.
+#: Excludes files that the rig does not need.
 DPKG_CONFIGURATION = """\
 force-unsafe-io
 path-exclude=/usr/share/doc/*
@@ -58,12 +58,12 @@ path-exclude=/usr/share/locale/*
 path-exclude=/usr/share/man/*
 """
 
-#: Runs a program so that it, and whatever it has started, ends with us.
+#: Runs a program so that it, and all its children, end with this process.
 CONTAINED = ('setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount', '--pid',
              '--fork', '--kill-child')
 
-#: Runs a program ($4 and on) in the tree $1, with the directory $2 at $3. The
-#: mounts go with the namespace.
+#: Runs a program ($4 and following) in the tree $1, with the directory $2 at
+#: $3. The mounts disappear with the namespace.
 INSIDE = """\
 set -e
 tree=$1 share=$2 place=$3
@@ -80,7 +80,7 @@ class Tree:
     """A Debian tree in a directory.
 
     :param root: the directory
-    :param share: directory that is seen inside of it as /rig
+    :param share: directory that is /rig inside the tree
     """
 
     def __init__(self, root: pathlib.Path, share: pathlib.Path) -> None:
@@ -88,20 +88,20 @@ class Tree:
         self.share = share
 
     def command(self, *argv: str | os.PathLike[str]) -> list[str]:
-        """The command line that runs a program inside of the tree."""
+        """Return the command line to run a program inside the tree."""
         return [*CONTAINED, 'sh', '-c', INSIDE, 'sh', str(self.root),
                 str(self.share), str(SHARE),
                 *(os.fspath(word) for word in argv)]
 
     def run(self, *argv: str | os.PathLike[str],
             env: dict[str, str] | None = None) -> str:
-        """Run a program inside of the tree, and return what it wrote."""
+        """Run a program inside the tree, and return its output."""
         return shell.run(self.command(*argv), env={
             'DEBIAN_FRONTEND': 'noninteractive', 'LC_ALL': 'C.UTF-8',
             'PATH': '/usr/sbin:/usr/bin', **(env or {})})
 
     def make(self) -> None:
-        """Make the tree anew, with its packages and its kernel."""
+        """Delete the tree and make a new one, with packages and kernel."""
         shutil.rmtree(self.root, ignore_errors=True)
         packages.install(('cpio', 'debootstrap', 'e2fsprogs'))
         shell.run([*CONTAINED, '--mount-proc', 'debootstrap',
@@ -109,7 +109,7 @@ class Tree:
         self._adopt_machine()
         shell.write(self.root / 'etc/dpkg/dpkg.cfg.d/pci-rig',
                     DPKG_CONFIGURATION)
-        # No service of the packages may start.
+        # Packages must not start their services.
         shell.write(self.root / 'usr/sbin/policy-rc.d',
                     '#!/bin/sh\nexit 101\n', mode=0o755)
         self.run('apt-get', '-q', 'install', '-y', '--no-install-recommends',
@@ -119,13 +119,13 @@ class Tree:
         shutil.rmtree(self.root / 'var/lib/apt/lists')
 
     def _adopt_machine(self) -> None:
-        for name in OF_THE_MACHINE:
+        for name in MACHINE_FILES:
             if (source := pathlib.Path('/', name)).exists():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, self.root / name)
 
     def _unpack_kernel(self) -> None:
-        """Unpack the kernel: installing it would make an initrd too."""
+        """Unpack the kernel: installing it would also make an initrd."""
         depends = self.run('apt-cache', 'depends', '--important', KERNEL)
         kernel = next(word for word in depends.split()
                       if word.startswith('linux-image-') and word != KERNEL)
@@ -140,7 +140,7 @@ class Tree:
         return modules.name
 
     def modules(self, names: Iterable[str]) -> list[pathlib.Path]:
-        """Files of kernel modules and what they need, in loading order."""
+        """Return files of kernel modules and dependencies, in load order."""
         listed = self.run('modprobe', '-S', self.kernel_release, '-a',
                           '--show-depends', *names)
         # Each line is "insmod FILE", or "builtin NAME".
@@ -149,14 +149,14 @@ class Tree:
         return [self.root / file.lstrip('/') for file in dict.fromkeys(files)]
 
     def make_venv(self, requirements: list[str]) -> None:
-        """Make the virtual environment anew.
+        """Delete the virtual environment and make a new one.
 
-        :param requirements: what comes from PyPI
+        :param requirements: packages from PyPI
         """
         shutil.rmtree(self.root / VENV.relative_to('/'), ignore_errors=True)
         self._adopt_machine()
-        # Debian's packages are visible: libnbd's binding is not on PyPI, and
-        # that of libvirt has to match the library.
+        # With Debian's packages: libnbd's binding is not on PyPI, and
+        # libvirt's binding must match the library.
         self.run('/usr/bin/python3', '-m', 'venv', '--system-site-packages',
                  VENV)
         self.pip('install', *requirements)
@@ -165,12 +165,13 @@ class Tree:
             env: dict[str, str] | None = None) -> None:
         self.run(VENV / 'bin/python', '-m', 'pip', '-q',
                  '--disable-pip-version-check', '--no-cache-dir', *words,
-                 # Not those of tools/test, for this machine's own libvirt.
+                 # Without the constraint of tools/test: it is for the libvirt
+                 # of this machine.
                  env={'PIP_CONSTRAINT': '', 'PIP_ROOT_USER_ACTION': 'ignore',
                       **(env or {})})
 
 
 def _mirror() -> list[str]:
-    """Where this machine has its packages from; debootstrap knows another."""
+    """Return the package mirror of this machine; debootstrap's differs."""
     return shell.run(['apt-get', 'indextargets', '--format', '$(REPO_URI)',
                       'Label: Debian', 'Identifier: Packages']).split()[:1]

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Shows that the guest lives and writes, and lets its disk not grow.
+ * Shows that the guest runs and writes, without making its disk larger.
  *
  *     beat DEVICE FILE INTERVAL_MS
  *
  * Each beat rewrites one of the first BLOCKS blocks of DEVICE in turn, and then
- * FILE in place, which a frozen filesystem holds up. After both are on disk
- * comes `REC n UPTIME` on the console. Numbers go on from boot to boot.
+ * FILE in place: a frozen file system blocks this. When both are on disk,
+ * `REC n UPTIME` is printed on the console. Numbers continue after a reboot.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,9 +35,9 @@ static void die(const char *what)
     exit(1);
 }
 
-static void put(int file, const struct block *block, off_t place)
+static void put(int file, const struct block *block, off_t index)
 {
-    if (pwrite(file, block, sizeof *block, place * sizeof *block)
+    if (pwrite(file, block, sizeof *block, index * sizeof *block)
             != sizeof *block || fdatasync(file))
         die("writing");
 }
@@ -56,8 +56,8 @@ int main(int argc, char **argv)
     file = open(argv[2], O_WRONLY | O_CREAT, 0644);
     if (device < 0 || file < 0)
         die("opening");
-    for (int place = 0; place < BLOCKS; place++)
-        if (pread(device, &block, sizeof block, place * sizeof block)
+    for (int index = 0; index < BLOCKS; index++)
+        if (pread(device, &block, sizeof block, index * sizeof block)
                 == sizeof block
                 && block.magic == MAGIC && block.number > number)
             number = block.number;

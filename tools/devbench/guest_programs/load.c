@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rewrites the end of a block device at a steady rate, past the page cache.
+ * Rewrites the end of a block device at a steady rate, without the page cache.
  *
  *     load DEVICE SIZE RATE
  *
- * The last SIZE bytes are rewritten over and over, RATE bytes a second. Every
- * quarter of a second comes `LOAD BYTES`, written so far, on the console.
+ * The last SIZE bytes are rewritten again and again, RATE bytes a second. Every
+ * quarter of a second, `LOAD BYTES` on the console shows the total so far.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PIECE (256 * 1024)
+#define CHUNK (256 * 1024)
 
 static double now(void)
 {
@@ -37,9 +37,9 @@ static void die(const char *what)
 int main(int argc, char **argv)
 {
     uint64_t size, rate, written = 0, counted = 0;
-    double begin, told;
+    double begin, reported;
     off_t end;
-    void *piece;
+    void *chunk;
     int device;
 
     if (argc != 4)
@@ -48,22 +48,22 @@ int main(int argc, char **argv)
     size = strtoull(argv[2], NULL, 10);
     rate = strtoull(argv[3], NULL, 10);
     device = open(argv[1], O_WRONLY | O_DIRECT);
-    if (device < 0 || posix_memalign(&piece, 4096, PIECE))
+    if (device < 0 || posix_memalign(&chunk, 4096, CHUNK))
         die(argv[1]);
-    end = lseek(device, 0, SEEK_END) / PIECE * PIECE;
-    begin = told = now();
+    end = lseek(device, 0, SEEK_END) / CHUNK * CHUNK;
+    begin = reported = now();
     for (;;) {
-        memset(piece, 1 + written / PIECE % 251, PIECE);
-        if (pwrite(device, piece, PIECE,
-                   end - size + written % size) != PIECE)
+        memset(chunk, 1 + written / CHUNK % 251, CHUNK);
+        if (pwrite(device, chunk, CHUNK,
+                   end - size + written % size) != CHUNK)
             die("writing");
-        written += PIECE;
-        counted += PIECE;
-        if (now() - told >= 0.25) {
-            told = now();
+        written += CHUNK;
+        counted += CHUNK;
+        if (now() - reported >= 0.25) {
+            reported = now();
             printf("LOAD %" PRIu64 "\n", written);
         }
-        /* What was missed for longer than a second is not made up for. */
+        /* After a stall of more than a second, do not catch up. */
         if (now() - begin > counted / (double)rate + 1) {
             begin = now();
             counted = 0;

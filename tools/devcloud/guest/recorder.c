@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Writes numbered records, each one made durable before the next begins, so
- * that a lost, torn or reordered write shows in any copy of the disk.
+ * Writes numbered records. Each record is durable before the next one begins,
+ * so a copy of the disk shows any lost, torn or reordered write.
  *
  *     recorder RECORDS FILE BOOT_ID INTERVAL_MS
  *
  * Record n fills the n-th 4 KiB block of the block device RECORDS (block 0
- * stays empty), and is then a line of FILE. Only after both are on disk comes
- * `REC n UPTIME` on the console. What is there already is verified first.
+ * stays empty), and is then appended to FILE as a line. When both are on disk,
+ * `REC n UPTIME` is printed on the console. Existing records are verified
+ * first.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,14 +25,14 @@
 
 #define MAGIC "SNAPREC1"
 
-/* As records.py reads it; little-endian. */
+/* devcloud/records.py reads this; little-endian. */
 struct record {
     char magic[8];
     uint64_t number;
     char boot_id[16];
     uint64_t uptime_ms;
     uint8_t filler[4052];
-    uint32_t checksum;              /* CRC-32 of all before it */
+    uint32_t checksum;              /* CRC-32 of all bytes before it */
 } __attribute__((packed));
 
 _Static_assert(sizeof(struct record) == 4096, "a record is one block");
@@ -79,7 +80,7 @@ static uint64_t uptime_ms(void)
     return now.tv_sec * 1000ull + now.tv_nsec / 1000000;
 }
 
-/* Say what an earlier guest has left, and return its last record's number. */
+/* Report the existing records, and return the number of the last one. */
 static uint64_t verify(int device)
 {
     static struct record records[256];
