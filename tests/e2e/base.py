@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests and their snapshots, as a plain user of the cloud meets them."""
+"""Guests and their snapshots, for tests that act as a user of the cloud."""
 
 import contextlib
 import dataclasses
@@ -23,14 +23,15 @@ from oslotest import base
 
 from tests.e2e import proxy
 
-# Seconds for a guest to boot without KVM, and for a snapshot.
+# Seconds that a guest may take to boot without KVM, and that a snapshot may
+# take.
 BOOT_TIMEOUT = 240
 SNAPSHOT_TIMEOUT = 300
 
-# Records that a guest writes before it is of use.
+# Records that a guest writes before a test uses it.
 WARM_UP_RECORDS = 20
 
-# The task states that Nova documents of an image create, in order.
+# The task states of an image create in the documentation of Nova, in order.
 IMAGE_STATES = ('image_snapshot_pending', 'image_snapshot',
                 'image_pending_upload', 'image_uploading')
 
@@ -41,12 +42,14 @@ FINISHED = re.compile(
 
 @dataclasses.dataclass
 class Snapshot:
-    """A snapshot, as seen from outside.
+    """A snapshot, as its user and an operator see it.
 
-    :ivar task_states: that the server went through
-    :ivar acknowledged: the last record acknowledged before it was asked for
-    :ivar host_space: bytes in the snapshots directory, at the most
-    :ivar log: what nova-compute logged meanwhile
+    :ivar image: id of its image
+    :ivar task_states: task states of the server, in order
+    :ivar acknowledged: number of the last record that the guest had
+        acknowledged before the request
+    :ivar host_space: maximum size of the snapshots directory, in bytes
+    :ivar log: log of nova-compute during the snapshot
     """
 
     image: str
@@ -65,15 +68,16 @@ class Snapshot:
 
     @property
     def figures(self):
+        """Return the values in the log line of a finished snapshot."""
         finished = FINISHED.search(self.log)
         return finished.groups() if finished else (None,) * 5
 
 
 class CloudTestCase(base.BaseTestCase):
-    """Tests on a configuration of nova-compute.
+    """Tests with one configuration of nova-compute.
 
-    :cvar CONFIGURATION: its settings, as `tools/cloud configure` takes them
-    :cvar lost_lines: numbers of records that the guest's file may be without
+    :cvar CONFIGURATION: settings, in the form of `tools/cloud configure`
+    :cvar lost_lines: numbers of records that the guest's file may lack
     """
 
     CONFIGURATION: tuple[str, ...] = ()
@@ -81,9 +85,11 @@ class CloudTestCase(base.BaseTestCase):
 
     @classmethod
     def configure(cls, *more):
-        """Give nova-compute the settings of the class, and some more.
+        """Configure nova-compute with the settings of the class.
 
-        It is restarted if it had others, which takes some seconds.
+        If its settings change, it is restarted, which takes some seconds.
+
+        :param more: further settings
         """
         compute.configure(cls.state, (*cls.CONFIGURATION, *more), reset=True)
 
@@ -94,27 +100,37 @@ class CloudTestCase(base.BaseTestCase):
         cls.client = api.Client.demo(cls.state)
         cls.host = cloud.hypervisor(cls.state)
         cls.configure()
-        cls.place = pathlib.Path(tempfile.mkdtemp(dir=cls.state.root))
-        cls.addClassCleanup(shutil.rmtree, cls.place)
+        cls.directory = pathlib.Path(tempfile.mkdtemp(dir=cls.state.root))
+        cls.addClassCleanup(shutil.rmtree, cls.directory)
 
     @classmethod
     def use_glance_proxy(cls):
-        """Put a proxy between Nova and Glance; before configure()."""
-        between = cls.enterClassContext(
+        """Place a proxy between Nova and Glance. Call it before configure().
+
+        :returns: the proxy
+        """
+        glance_proxy = cls.enterClassContext(
             proxy.GlanceProxy(cloud_state.url('glance')))
         cls.CONFIGURATION = (*cls.CONFIGURATION,
-                             f'glance.endpoint_override={between.url}')
-        return between
+                             f'glance.endpoint_override={glance_proxy.url}')
+        return glance_proxy
 
     def setUp(self):
         super().setUp()
-        # Where the test before this one had others.
+        # The previous test may have configured other settings.
         self.configure()
 
     @classmethod
     def boot(cls, image='snap-guest', flavor='snap.tiny', add_cleanup=None,
              **properties):
-        """Boot a guest, and wait until it writes records."""
+        """Boot a guest, and wait until it writes records.
+
+        :param image: id of an image, or name of a guest image of the cloud
+        :param add_cleanup: function that registers the deletion of the
+            server; None: at the end of the class
+        :param properties: further properties of the server
+        :returns: id of the server
+        """
         if image.startswith('snap-'):
             image = servers.image_id(cls.client, image)
         server = servers.create(cls.client, 'e2e', image, flavor,
@@ -127,7 +143,7 @@ class CloudTestCase(base.BaseTestCase):
     @classmethod
     def console(cls, server):
         console = watch.Console(cls.state.instances / server / 'console.log')
-        console.look()
+        console.poll()
         return console
 
     @classmethod
@@ -136,64 +152,73 @@ class CloudTestCase(base.BaseTestCase):
 
     @classmethod
     def await_records(cls, server, more):
-        """Wait until a guest has written more records than it has now."""
+        """Wait until a guest has written some more records.
+
+        :param more: number of records
+        """
         goal = cls.last_record(server) + more
         wait.until(f'record {goal} of server {server}',
                    lambda: cls.last_record(server) >= goal, BOOT_TIMEOUT)
 
     def action(self, server, name, status, arguments=None):
+        """Request an action, and wait until the server has a status."""
         servers.action(self.client, server, name, arguments)
         servers.await_status(self.client, server, status)
 
     @classmethod
-    def watched(cls, server, name, arguments=None, client=None):
-        """Ask for an action, and watch a server until its task is over.
+    def run_action(cls, server, name, arguments=None, client=None):
+        """Request an action, and wait until the server's task ends.
 
-        :param client: who asks, if not the plain user
-        :returns: the task states, what was answered, and what nova-compute
-            logged meanwhile
+        :param client: client that makes the request; None: the user's
+        :returns: the task states, the response, and the log of nova-compute
+            during the action
         """
         log = cls.state.log('nova-compute')
         offset = log.stat().st_size
         with watch.TaskStates(cls.state, server) as tasks:
-            answer = servers.action(client or cls.client, server, name,
-                                    arguments)
+            response = servers.action(
+                client or cls.client, server, name, arguments)
             wait.until(f'the end of {name} of server {server}',
                        tasks.ended, SNAPSHOT_TIMEOUT)
         with open(log, errors='replace') as lines:
             lines.seek(offset)
-            return tasks.names(), answer, lines.read()
+            return tasks.names(), response, lines.read()
 
     @classmethod
     def snapshot(cls, server, add_cleanup=None, strategy=None):
-        """Ask for an image of a server, and wait until its task is over.
+        """Take a snapshot of a server, and wait until its task ends.
 
-        :param strategy: to ask for; None: none
+        :param add_cleanup: function that registers the deletion of the
+            image; None: at the end of the class
+        :param strategy: name of the strategy to request; None: request none
         """
         acknowledged = cls.last_record(server)
         with watch.DiskUsage(cls.state.snapshots) as usage:
-            task_states, answer, log = cls.watched(
+            task_states, response, log = cls.run_action(
                 server, 'createImage', {
                     'name': 'e2e',
                     'metadata': ({'snapext_strategy': strategy}
                                  if strategy else {})})
         usage.check()
-        image = answer['image_id']
+        image = response['image_id']
         (add_cleanup or cls.addClassCleanup)(
             cls.client.delete, 'glance', f'/images/{image}', missing_ok=True)
         return Snapshot(image, task_states, acknowledged, usage.peak, log)
 
     @classmethod
-    def failure(cls, server):
-        """Give what the user is told of a server's last, refused snapshot."""
+    def refusal_text(cls, server):
+        """Return the error that the user sees of the last, refused snapshot.
+
+        It is the name of an event of the server's last action.
+        """
         path = f'/servers/{server}/os-instance-actions'
         action = max(cls.client.get('nova-api', path)['instanceActions'],
                      key=lambda action: action['start_time'])
         shown = cls.client.get('nova-api', f'{path}/{action["request_id"]}')
         failed = [event['event'] for event in shown['instanceAction']['events']
                   if event['result'] == 'Error']
-        [told] = set(failed) - {'compute_snapext_snapshot'}
-        return told
+        [text] = set(failed) - {'compute_snapext_snapshot'}
+        return text
 
     @classmethod
     def image(cls, image):
@@ -201,9 +226,10 @@ class CloudTestCase(base.BaseTestCase):
 
     @classmethod
     def copy_image(cls, name):
-        """Make another image with the same content and properties.
+        """Create another image with the same content and properties.
 
-        :returns: its id
+        :param name: name of the original
+        :returns: id of the copy
         """
         original = cls.image(servers.image_id(cls.client, name))
         copy = cls.client.post('glance', '/images', {
@@ -212,7 +238,7 @@ class CloudTestCase(base.BaseTestCase):
             or key.startswith(('hw_', 'os_type'))} | {'name': 'e2e-copy'})
         cls.addClassCleanup(cls.client.delete, 'glance',
                             f'/images/{copy["id"]}')
-        file = cls.place / 'copy'
+        file = cls.directory / 'copy'
         servers.download(cls.client, original['id'], file)
         with open(file, 'rb') as content:
             cls.client.open(
@@ -233,9 +259,9 @@ class CloudTestCase(base.BaseTestCase):
 
     @contextlib.contextmanager
     def downloaded(self, image):
-        """Give what Glance holds of an image, as a file."""
+        """Download an image, check its digest, and yield the file."""
         shown = self.image(image)
-        file = self.place / image
+        file = self.directory / image
         try:
             digest = servers.download(self.client, image, file,
                                       shown['os_hash_algo'])
@@ -244,12 +270,13 @@ class CloudTestCase(base.BaseTestCase):
         finally:
             file.unlink()
 
-    def assert_image_whole(self, image, image_format='qcow2',
-                           acknowledged=WARM_UP_RECORDS):
-        """Prove that an image in Glance holds all up to some record, no gap.
+    def assert_image_complete(self, image, image_format='qcow2',
+                              acknowledged=WARM_UP_RECORDS):
+        """Check that an image in Glance has all records up to a number.
 
-        :param acknowledged: by the guest, before its disk was frozen
-        :returns: what records.verify() found in it
+        :param acknowledged: number of the last record that the guest had
+            acknowledged before its disk was frozen
+        :returns: the report of records.verify()
         """
         shown = self.image(image)
         self.assertEqual(('active', image_format),
@@ -257,22 +284,22 @@ class CloudTestCase(base.BaseTestCase):
         with self.downloaded(image) as file:
             if image_format == 'qcow2':
                 subprocess.run(['qemu-img', 'check', '-q', file], check=True)
-            report = records.verify(file, image_format, self.place)
+            report = records.verify(file, image_format, self.directory)
         self.assertTrue(report.records.complete, report.records)
         self.assertGreaterEqual(report.records.last, acknowledged)
         self.assertEqual([], [number for number in report.filesystem.missing
                               if number not in self.lost_lines])
         return report
 
-    def assert_snapshot_right(self, shot, image_format='qcow2'):
-        """Prove that an image holds all up to its instant, and no gap."""
-        return self.assert_image_whole(shot.image, image_format,
-                                       shot.acknowledged)
+    def assert_snapshot_complete(self, snapshot, image_format='qcow2'):
+        """Check that the image of a snapshot has all acknowledged records."""
+        return self.assert_image_complete(
+            snapshot.image, image_format, snapshot.acknowledged)
 
     def hang_libvirtd(self):
-        """Have libvirtd answer nothing, until the end of the test at most.
+        """Stop libvirtd with SIGSTOP. It continues at the end of the test.
 
-        :returns: the daemon; it may be another process by then
+        :returns: the daemon; its process may be another one by then
         """
         _virtlogd, libvirtd = self.host.daemons
         self.addCleanup(lambda: libvirtd.identity().signal(signal.SIGCONT))
@@ -280,6 +307,7 @@ class CloudTestCase(base.BaseTestCase):
         return libvirtd
 
     def assert_nothing_left(self, server):
+        """Check that nothing of a snapshot is left on the host."""
         self.assertEqual([], list(self.state.snapshots.glob('*')))
         domain = self.host.virsh('domname', server).strip()
         self.assertRegex(self.host.virsh('dominfo', domain),
@@ -290,7 +318,10 @@ class CloudTestCase(base.BaseTestCase):
         self.assertEqual([], qemu_nbds(str(self.state.nova)))
 
     def assert_boots_with_records(self, server, last):
-        """Prove that a guest that boots finds all records up to the last."""
+        """Check that a booting guest finds all records up to the last one.
+
+        :param last: number of that record
+        """
         found = wait.until(
             f'server {server} to verify its records',
             lambda: self.console(server).find(
@@ -299,20 +330,20 @@ class CloudTestCase(base.BaseTestCase):
         self.assertEqual([last, last, 0, 0],
                          [int(word) for word in found.groups()])
 
-    def assert_writes_on(self, server):
-        """Prove that a guest lives, and has skipped no record."""
+    def assert_keeps_writing(self, server):
+        """Check that a guest writes further records, without a gap."""
         self.await_records(server, 3)
-        # Since its last boot: each begins the console's log anew.
-        numbers = [seen.number for seen in self.console(server).seen]
+        # Since its last boot: the console's log begins again at each boot.
+        numbers = [record.number for record in self.console(server).records]
         self.assertEqual(
             list(range(numbers[0], numbers[0] + len(numbers))), numbers)
 
 
 def qemu_nbds(path):
-    """The command lines of qemu-nbd processes that name a path."""
+    """Return the command lines of qemu-nbd processes that contain a path."""
     found = []
     for process in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # The process has ended.
             words = process.read_bytes().decode(errors='replace').split('\0')
             if words[0].endswith('qemu-nbd') and any(
                     path in word for word in words):

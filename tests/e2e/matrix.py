@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategy x guest state x root disk x image format, cell by cell.
+"""Every combination of strategy, guest state, root disk and image format.
 
-What a cell does is written to the file that SNAPEXT_MATRIX_RESULTS names, as
-a line of JSON. As a program this module renders such a file for the docs::
+Each combination is a cell of the matrix. Its result is a line of JSON in the
+file that SNAPEXT_MATRIX_RESULTS names. As a program this module renders such a
+file for the docs::
 
     python -m tests.e2e.matrix RESULTS > doc/source/admin/matrix.rst
 """
@@ -20,8 +21,8 @@ from tests.e2e import base
 
 STRATEGIES = ('backup', 'external', 'internal', 'cold', 'native')
 
-#: What brings a running guest into a state, what its status is then, and what
-#: makes it run again.
+#: For each state: the action that brings a running guest into it, the status
+#: in it, and the action that makes the guest run again.
 STATES = {
     'running': None,
     'paused': ('pause', 'PAUSED', 'unpause'),
@@ -29,17 +30,17 @@ STATES = {
     'stopped': ('os-stop', 'SHUTOFF', 'os-start'),
 }
 
-#: Root disks, by the configuration that makes them.
+#: The configuration that makes Nova create a kind of root disk.
 DISKS = {
     'qcow2 on a backing file': (),
-    # Nova copies the image as it is, with no backing file.
+    # Nova copies the image unchanged, without a backing file.
     'flat qcow2': ('libvirt.images_type=flat',
                    'DEFAULT.force_raw_images=False'),
     'raw file': ('libvirt.images_type=raw',),
     'block device': ('libvirt.images_type=lvm',),
 }
 
-#: What their definition has to hold, as a regular expression.
+#: The regular expression that matches the definition of a kind of root disk.
 DEFINITIONS = {
     'qcow2 on a backing file': r"type='file'(.|\n)*type='qcow2'"
                                r"(.|\n)*<backingStore type='file'",
@@ -48,7 +49,7 @@ DEFINITIONS = {
     'block device': r"type='block'(.|\n)*type='raw'",
 }
 
-#: Image formats, by the configuration that asks for them.
+#: The configuration that selects an image format.
 FORMATS = {
     'qcow2': ('libvirt.snapshot_image_format=qcow2',),
     'compressed qcow2': ('libvirt.snapshot_image_format=qcow2',
@@ -58,11 +59,12 @@ FORMATS = {
     'vdi': ('libvirt.snapshot_image_format=vdi',),
 }
 
-PASSED_OVER = 'snapext.requestable=' + ','.join(STRATEGIES)
+#: The configuration that allows users to request every strategy.
+ALLOW_ALL = 'snapext.allowed_image_strategies=' + ','.join(STRATEGIES)
 
 
 def refusal(strategy, state, disk):
-    """Give the reason that refuses a cell; None where it is served."""
+    """Return why a strategy refuses a cell; None if it supports the cell."""
     if strategy in ('backup', 'external') and state in ('suspended',
                                                         'stopped'):
         return 'the guest is shut off'
@@ -74,7 +76,7 @@ def refusal(strategy, state, disk):
 
 
 def consistency(strategy, state):
-    """Give what the image has to say of itself."""
+    """Return the consistency that the image has to show."""
     if strategy == 'native':
         return None
     if state == 'stopped':
@@ -85,11 +87,11 @@ def consistency(strategy, state):
 
 
 class MatrixTestCase(base.CloudTestCase):
-    """The cells of one root disk.
+    """The cells of one kind of root disk.
 
-    :cvar DISK: one of DISKS
+    :cvar DISK: a key of DISKS
     :cvar MORE: further configuration
-    :cvar BOOTED: whether the images of a running guest are booted, too
+    :cvar BOOTED: whether the images of a running guest are booted too
     """
 
     DISK = ''
@@ -98,10 +100,10 @@ class MatrixTestCase(base.CloudTestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.CONFIGURATION = (PASSED_OVER, *DISKS[cls.DISK], *cls.MORE)
+        cls.CONFIGURATION = (ALLOW_ALL, *DISKS[cls.DISK], *cls.MORE)
         super().setUpClass()
-        # Its own image: Nova has not cached it yet, as it does in another
-        # format for other kinds of disk.
+        # An image of its own: Nova may have cached the other one in the
+        # format of another kind of disk.
         cls.server = cls.boot(cls.copy_image('snap-guest'))
         definition = cls.host.virsh('dumpxml', cls.server)
         disk = definition[definition.index('<disk'):]
@@ -110,12 +112,13 @@ class MatrixTestCase(base.CloudTestCase):
             raise AssertionError(f'{disk} is not a {cls.DISK}')
 
     def setUp(self):
-        # Past CloudTestCase, which would go back to the class's own
-        # configuration: each row has one of its own, often the last one's.
+        # Without CloudTestCase.setUp, which would restore the configuration
+        # of the class: each row configures its own, often that of the last
+        # row.
         super(base.CloudTestCase, self).setUp()
 
     def row(self, state, image_format):
-        """Take all strategies in turn on a guest in a state."""
+        """Take a snapshot with each strategy, of a guest in one state."""
         self.configure(*FORMATS[image_format])
         if STATES[state]:
             enter, status, leave = STATES[state]
@@ -136,46 +139,47 @@ class MatrixTestCase(base.CloudTestCase):
         reason = refusal(strategy, state, self.DISK)
         status = servers.show(self.client, self.server)['status']
         definition = self.host.virsh('dumpxml', '--inactive', self.server)
-        shot = self.snapshot(self.server, strategy=strategy)
+        snapshot = self.snapshot(self.server, strategy=strategy)
         result = {'strategy': strategy, 'state': state, 'disk': self.DISK,
                   'format': image_format}
         if reason:
-            self.assert_refused(shot, strategy, reason)
+            self.assert_refused(snapshot, strategy, reason)
             result['refused'] = reason
         else:
-            result['consistency'] = self.assert_served(
-                shot, strategy, state, image_format)
+            result['consistency'] = self.assert_supported(
+                snapshot, strategy, state, image_format)
             if self.BOOTED and state == 'running':
-                self.assert_boots(shot)
+                self.assert_boots(snapshot)
                 result['booted'] = True
-            self.client.delete('glance', f'/images/{shot.image}')
+            self.client.delete('glance', f'/images/{snapshot.image}')
         self.assertEqual(
             status, servers.show(self.client, self.server)['status'])
         self.assertEqual(
             definition, self.host.virsh('dumpxml', '--inactive', self.server))
         self.assert_nothing_left(self.server)
         if state == 'running':
-            self.assert_writes_on(self.server)
+            self.assert_keeps_writing(self.server)
         record(result)
 
-    def assert_refused(self, shot, strategy, reason):
-        self.assertFalse(self.image_exists(shot.image))
-        self.assertIn(f'{strategy}: {reason}', self.failure(self.server))
-        self.assertEqual(0, shot.host_space)
+    def assert_refused(self, snapshot, strategy, reason):
+        self.assertFalse(self.image_exists(snapshot.image))
+        self.assertIn(f'{strategy}: {reason}', self.refusal_text(self.server))
+        self.assertEqual(0, snapshot.host_space)
 
-    def assert_served(self, shot, strategy, state, image_format):
-        image = self.image(shot.image)
-        self.assertEqual(strategy, image['snapshot_strategy'])
+    def assert_supported(self, snapshot, strategy, state, image_format):
+        image = self.image(snapshot.image)
+        self.assertEqual(strategy, image['snapext_strategy_used'])
         self.assertEqual(consistency(strategy, state),
-                         image.get('snapshot_consistency'))
+                         image.get('snapext_consistency'))
         self.assertNotIn('snapext_strategy', image)
-        self.assert_snapshot_right(shot, image_format.split()[-1])
-        return image.get('snapshot_consistency')
+        self.assert_snapshot_complete(snapshot, image_format.split()[-1])
+        return image.get('snapext_consistency')
 
-    def assert_boots(self, shot):
-        last = self.assert_image_whole(
-            shot.image, self.image(shot.image)['disk_format']).records.last
-        second = self.boot(shot.image, add_cleanup=self.addCleanup)
+    def assert_boots(self, snapshot):
+        image_format = self.image(snapshot.image)['disk_format']
+        last = self.assert_image_complete(
+            snapshot.image, image_format).records.last
+        second = self.boot(snapshot.image, add_cleanup=self.addCleanup)
         self.assert_boots_with_records(second, last)
 
 
@@ -188,7 +192,8 @@ def record(result):
 
 HEADER = '''\
 ..
-    Made from the results of `tools/test matrix` by tests/e2e/matrix.py.
+    Generated from the results of ``tools/test matrix`` by
+    tests/e2e/matrix.py.
 
 .. list-table::
    :header-rows: 1
@@ -199,9 +204,9 @@ HEADER = '''\
 
 
 def render(results):
-    """Give the matrix as reStructuredText.
+    """Return the matrix as reStructuredText.
 
-    :param results: of cells, as they were recorded
+    :param results: results of cells, as they were recorded
     """
     cells = {(one['strategy'], one['state'], one['disk'], one['format']): one
              for one in results}
@@ -216,20 +221,20 @@ def render(results):
                     for image_format in FORMATS
                     if (strategy, state, disk, image_format) in cells]
             lines.append(f'     - {_entry(done, reasons)}'.rstrip())
-    served = [one for one in cells.values() if 'refused' not in one]
-    booted = [one for one in served if one.get('booted')]
+    supported = [one for one in cells.values() if 'refused' not in one]
+    booted = [one for one in supported if one.get('booted')]
     lines += [
-        '', f'{len(cells)} cells were run: {len(served)} made an image that '
-        f'was proved by its content, {len(booted)} of them booted as well; '
-        f'{len(cells) - len(served)} were refused with their reason, and '
-        f'nothing touched.', '',
+        '', f'{len(cells)} cells were run. {len(supported)} created an '
+        f'image, and its content was checked; {len(booted)} of these images '
+        f'were also booted. {len(cells) - len(supported)} were refused with '
+        f'a reason, and nothing was changed.', '',
         *(f'{number}. {reason}'
           for number, reason in enumerate(reasons, start=1)), '']
     return '\n'.join(lines)
 
 
 def _entry(done, reasons):
-    """Give what stands in the table for the formats of a cell."""
+    """Return the text of a table cell, for all its image formats."""
     refused = {one['refused'] for one in done if 'refused' in one}
     if refused:
         [reason] = refused

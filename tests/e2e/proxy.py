@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Glance that fails: a proxy before the real one."""
+"""A proxy in front of Glance that causes faults of uploads."""
 
 import contextlib
 import http.client
@@ -8,28 +8,30 @@ import socket
 import threading
 import urllib.parse
 
-# Bytes that are passed on at once.
-PIECE = 64 * 1024
+# Maximum number of bytes that are read, changed and passed on together.
+BLOCK_SIZE = 64 * 1024
 
 
 class Faults:
-    """What happens to uploads on their way.
+    """The faults of uploads.
 
-    :ivar cut_after: numbers of bytes, one an upload, after which it is cut
-        off; uploads after the last of them go through
-    :ivar hold_after: numbers of bytes, one an upload, after which no more of
-        it is taken until ``release`` is set; uploads after the last of them
-        are not held
-    :ivar held: set while one is held
-    :ivar answers: status codes, one an upload, by which it is answered in
-        Glance's stead; uploads after the last of them come to Glance
-    :ivar corrupt_at: offset of a byte that arrives as another one, in every
-        upload
-    :ivar before_begin: called with the path of each upload, before Glance is
-        told of it
-    :ivar before_end: called when an upload is through, before Glance and the
-        client are told
-    :ivar uploads: how many bytes of each upload came in
+    A list has one item for each upload, the next one first. Further uploads
+    are not affected.
+
+    :ivar cut_after: list of numbers of bytes; after so many, the connections
+        of the upload are closed
+    :ivar hold_after: list of numbers of bytes; after so many, the proxy reads
+        no more of the upload until ``release`` is set
+    :ivar held: is set while an upload is held
+    :ivar release: an event that ends the hold
+    :ivar answers: list of status codes that the proxy responds with, without
+        Glance
+    :ivar corrupt_at: offset of a byte that is changed in every upload
+    :ivar before_begin: function that is called with the path of each upload,
+        before Glance receives the request
+    :ivar before_end: function that is called when all bytes of an upload have
+        come, before Glance and the client receive the end of it
+    :ivar uploads: number of received bytes of each upload
     """
 
     def __init__(self, cut_after=(), corrupt_at=None, hold_after=(),
@@ -47,10 +49,11 @@ class Faults:
 
 
 class GlanceProxy:
-    """Serves on a port of its own, until it is closed.
+    """A context in which the proxy runs, on a free port.
 
     :param target: URL of the real Glance
-    :ivar faults: what happens to the uploads that begin from now on
+    :ivar url: URL of the proxy
+    :ivar faults: faults of the uploads that begin from now on
     """
 
     def __init__(self, target):
@@ -60,10 +63,10 @@ class GlanceProxy:
         self.faults = Faults()
         self._server = http.server.ThreadingHTTPServer(
             ('127.0.0.1', 0), handler)
-        # A small one: whoever is held is to notice. The client's own may hold
-        # some MiB still.
+        # A small buffer: the client of a held upload has to notice the hold.
+        # Its own buffer may still take some MiB.
         self._server.socket.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * PIECE)
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BLOCK_SIZE)
         self.url = f'http://127.0.0.1:{self._server.server_port}'
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -78,17 +81,17 @@ class GlanceProxy:
 
 
 class _Cut(Exception):
-    pass
+    """The upload was cut off, by the proxy or by the client."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
 
     def log_message(self, *_args):
-        """Say nothing."""
+        """Log nothing."""
 
     def handle(self):
-        # Clients that are done, or give up, need not say so.
+        # A client may close its connection at any time.
         with contextlib.suppress(ConnectionError):
             super().handle()
 
@@ -105,26 +108,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 length = int(self.headers.get('Content-Length') or 0)
                 upstream.request(
                     self.command, self.path, self.rfile.read(length),
-                    self.passed_on())
+                    self.forwarded_headers())
             self.answer(upstream.getresponse())
         except (_Cut, ConnectionError):
-            # Neither side is told: the connections end. Or one has ended.
+            # Both connections end without a response.
             self.close_connection = True
         finally:
             upstream.close()
 
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = forward
 
-    def passed_on(self):
+    def forwarded_headers(self):
         return {name: value for name, value in self.headers.items()
                 if name.lower() not in ('host', 'connection',
                                         'transfer-encoding')}
 
     def refuse(self, status):
-        """Answer an upload in Glance's stead."""
-        # When it is through: what is sent to a connection that is closed can
-        # lose the answer.
-        self.proxy.faults.uploads.append(sum(map(len, self.pieces())))
+        """Respond to an upload instead of Glance."""
+        # After the last byte: data that arrives on a closed connection could
+        # destroy the response on its way.
+        self.proxy.faults.uploads.append(sum(map(len, self.blocks())))
         text = b'refused by the test'
         self.send_response(status)
         self.send_header('Content-Type', 'text/plain')
@@ -140,12 +143,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         faults.uploads.append(0)
         faults.before_begin(self.path)
         upstream.putrequest(self.command, self.path)
-        for name, value in self.passed_on().items():
+        for name, value in self.forwarded_headers().items():
             upstream.putheader(name, value)
         upstream.putheader('Transfer-Encoding', 'chunked')
         upstream.endheaders()
         refused = False
-        for piece in self.pieces():
+        for block in self.blocks():
             received = faults.uploads[-1]
             if cut_after is not None and received >= cut_after:
                 raise _Cut()
@@ -154,23 +157,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 faults.held.set()
                 faults.release.wait()
                 faults.held.clear()
-            piece = corrupted(piece, received, faults.corrupt_at)
-            faults.uploads[-1] += len(piece)
+            block = corrupted(block, received, faults.corrupt_at)
+            faults.uploads[-1] += len(block)
             if not refused:
                 refused = not sent(
-                    upstream, b'%x\r\n%b\r\n' % (len(piece), piece))
+                    upstream, b'%x\r\n%b\r\n' % (len(block), block))
         faults.before_end()
         if not refused:
             sent(upstream, b'0\r\n\r\n')
 
-    def pieces(self):
+    def blocks(self):
+        """Yield the bytes of an upload, which HTTP sends in chunks."""
         while size := self.chunk_size():
             while size:
-                piece = self.rfile.read(min(size, PIECE))
-                if not piece:
+                block = self.rfile.read(min(size, BLOCK_SIZE))
+                if not block:
                     raise _Cut()
-                size -= len(piece)
-                yield piece
+                size -= len(block)
+                yield block
             self.rfile.readline()
         self.rfile.readline()
 
@@ -193,7 +197,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def sent(upstream, content):
-    """Send to Glance, unless it has answered and closed the connection."""
+    """Send content to Glance.
+
+    :returns: whether it was sent; False if Glance has already responded and
+        closed the connection
+    """
     try:
         upstream.send(content)
     except ConnectionError:
@@ -201,10 +209,14 @@ def sent(upstream, content):
     return True
 
 
-def corrupted(piece, offset, at):
-    """Change the byte at an offset of an upload, if it is in this piece."""
-    if at is None or not offset <= at < offset + len(piece):
-        return piece
-    changed = bytearray(piece)
+def corrupted(block, offset, at):
+    """Return a block of an upload with one byte changed.
+
+    :param offset: offset of the block in the upload
+    :param at: offset of the byte in the upload; None: change nothing
+    """
+    if at is None or not offset <= at < offset + len(block):
+        return block
+    changed = bytearray(block)
     changed[at - offset] ^= 0xff
     return bytes(changed)

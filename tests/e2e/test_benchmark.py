@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The command tools/benchmark."""
 
 import json
 import pathlib
@@ -11,7 +12,7 @@ from tests.e2e import base
 
 BENCHMARK = cloud_state.CHECKOUT / 'tools' / 'benchmark'
 
-# What every contestant has that takes a snapshot of a running guest.
+# Quantities of every contestant that takes a snapshot of a running guest.
 QUANTITIES = {
     'wall', 'until_released', 'stall', 'stall_before', 'records',
     'records_before', 'read', 'sent', 'memory', 'space_staged',
@@ -20,10 +21,10 @@ QUANTITIES = {
 
 
 class BenchmarkTest(base.CloudTestCase):
-    # Looks at the shape of what is measured, and at no time.
+    # Checks which quantities are measured, and not their values.
 
-    def test_a_smoke_run_measures_puts_ours_and_nova_s_own(self):
-        output = pathlib.Path(self.place, 'benchmark')
+    def test_smoke_run_measures_puts_backup_and_nova_live(self):
+        output = pathlib.Path(self.directory, 'benchmark')
         subprocess.run([sys.executable, BENCHMARK, 'run', '--smoke',
                         '--output', output], check=True)
         results = json.loads((output / 'benchmark.json').read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of Nova while a snapshot is taken."""
+"""Requests to Nova during a snapshot of the same instance."""
 
 import concurrent.futures
 
@@ -13,7 +13,7 @@ from tests.e2e import proxy
 
 
 class OneInstanceTest(base.CloudTestCase):
-    """What is asked of an instance while its image is on its way."""
+    """Requests for an instance during the upload of its image."""
 
     @classmethod
     def setUpClass(cls):
@@ -21,8 +21,11 @@ class OneInstanceTest(base.CloudTestCase):
         super().setUpClass()
         cls.server = cls.boot()
 
-    def meanwhile(self, act, strategy='external'):
-        """Take a snapshot, and do something before all of it has arrived."""
+    def snapshot_during(self, act, strategy='external'):
+        """Take a snapshot, and call a function before its upload ends.
+
+        :param act: the function
+        """
         done = concurrent.futures.Future()
 
         def before_end():
@@ -32,55 +35,57 @@ class OneInstanceTest(base.CloudTestCase):
                 done.set_exception(error)
 
         self.proxy.faults = proxy.Faults(before_end=before_end)
-        shot = self.snapshot(self.server, add_cleanup=self.addCleanup,
-                             strategy=strategy)
+        snapshot = self.snapshot(self.server, add_cleanup=self.addCleanup,
+                                 strategy=strategy)
         done.result(base.SNAPSHOT_TIMEOUT)
         self.proxy.faults = proxy.Faults()
-        return shot
+        return snapshot
 
-    def refused(self, name, arguments=None):
+    def assert_conflict(self, name, arguments=None):
+        """Check that Nova's API refuses an action in this task state."""
         error = self.assertRaises(
             errors.ApiError, servers.action, self.client, self.server, name,
             arguments)
         self.assertEqual(409, error.code)
 
-    def test_nova_refuses_all_that_would_start_or_move_it(self):
+    def test_actions_that_start_or_move_instance_are_refused_by_nova(self):
         def act():
-            self.refused('createImage', {'name': 'second'})
-            self.refused('createBackup', {
+            self.assert_conflict('createImage', {'name': 'second'})
+            self.assert_conflict('createBackup', {
                 'name': 'b', 'backup_type': 'daily', 'rotation': 1})
-            self.refused('reboot', {'type': 'HARD'})
+            self.assert_conflict('reboot', {'type': 'HARD'})
             for name in ('shelve', 'os-stop', 'rescue', 'suspend'):
-                self.refused(name)
+                self.assert_conflict(name)
 
-        self.assert_snapshot_right(self.meanwhile(act))
+        self.assert_snapshot_complete(self.snapshot_during(act))
         self.assert_nothing_left(self.server)
-        self.assert_writes_on(self.server)
+        self.assert_keeps_writing(self.server)
 
-    def test_a_second_one_past_nova_s_state_is_refused(self):
+    def test_second_snapshot_after_state_reset_is_refused(self):
         second = []
 
         def act():
+            # Nova's API allows another snapshot after this.
             servers.action(api.Client.admin(self.state), self.server,
                            'os-resetState', {'state': 'active'})
             second.append(servers.action(
                 self.client, self.server, 'createImage',
                 {'name': 'second'})['image_id'])
-            wait.until('the second to be refused',
+            wait.until('the second snapshot to be refused',
                        lambda: not self.image_exists(second[0]), 60)
 
         log = self.state.log('nova-compute')
-        before = log.stat().st_size
-        # Nova's manager finds its state taken from it at the end of the first,
-        # and deletes its image.
-        self.meanwhile(act)
-        wait.until('end of the first', lambda: not list(
+        offset = log.stat().st_size
+        # At the end of the first snapshot Nova's manager finds another task
+        # state than its own, and deletes the image.
+        self.snapshot_during(act)
+        wait.until('the end of the first snapshot', lambda: not list(
             self.state.snapshots.glob('*')), base.SNAPSHOT_TIMEOUT)
         servers.await_status(self.client, self.server, 'ACTIVE')
         with open(log, errors='replace') as lines:
-            lines.seek(before)
-            self.assertIn(f'A snapshot of instance {self.server} is being '
-                          f'taken', lines.read())
+            lines.seek(offset)
+            self.assertIn(f'A snapshot of instance {self.server} is in '
+                          f'progress', lines.read())
         self.assert_nothing_left(self.server)
-        self.assert_writes_on(self.server)
-        self.assert_snapshot_right(self.snapshot(self.server))
+        self.assert_keeps_writing(self.server)
+        self.assert_snapshot_complete(self.snapshot(self.server))

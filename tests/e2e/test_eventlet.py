@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under eventlet, Nova's other concurrency mode, in short."""
+"""A short test under eventlet, Nova's other concurrency mode."""
 
 from tests.e2e import matrix
 
@@ -9,5 +9,5 @@ class EventletTest(matrix.MatrixTestCase):
     DISK = 'qcow2 on a backing file'
     MORE = ('DEFAULT.concurrency_backend=eventlet',)
 
-    def test_every_strategy_streams_an_image_of_a_running_guest(self):
+    def test_running_guest_is_snapshotted_by_every_strategy(self):
         self.row('running', 'compressed qcow2')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system of the scratch file that fills up while an image is sent."""
+"""A file system that fills with the scratch file during an upload."""
 
 import pathlib
 import shutil
@@ -16,21 +16,21 @@ from tests.e2e import proxy
 
 
 class SmallScratchTestCase(held.HeldUploadTestCase):
-    """With a file system of its own for the scratch file.
+    """Tests with a small file system for the scratch file alone.
 
-    :cvar ROOM: its size, in KiB
-    :cvar HEADROOM: that is kept free in it, in MiB
+    :cvar FILE_SYSTEM_KB: its size, in KiB
+    :cvar MIN_FREE_MB: free space that a snapshot leaves there, in MiB
     """
 
-    ROOM: int
-    HEADROOM: int
+    FILE_SYSTEM_KB: int
+    MIN_FREE_MB: int
 
     @classmethod
     def setUpClass(cls):
         cls.small = cls.make_file_system()
         cls.CONFIGURATION = (*cls.CONFIGURATION,
-                             f'snapext.freeze_directory={cls.small}',
-                             f'snapext.space_headroom={cls.HEADROOM}')
+                             f'snapext.work_directory={cls.small}',
+                             f'snapext.min_free_disk_mb={cls.MIN_FREE_MB}')
         super().setUpClass()
         cls.mount_for_qemu()
 
@@ -40,7 +40,7 @@ class SmallScratchTestCase(held.HeldUploadTestCase):
         cls.addClassCleanup(cls.small.rmdir)
         with tempfile.NamedTemporaryFile() as image:
             run('mke2fs', '-q', '-t', 'ext4', '-O', '^has_journal', '-m', '0',
-                '-N', '16', image.name, str(cls.ROOM))
+                '-N', '16', image.name, str(cls.FILE_SYSTEM_KB))
             cls.device = run('losetup', '--find', '--show', image.name)
         cls.addClassCleanup(run, 'losetup', '--detach', cls.device)
         run('mount', cls.device, cls.small)
@@ -51,7 +51,10 @@ class SmallScratchTestCase(held.HeldUploadTestCase):
 
     @classmethod
     def mount_for_qemu(cls):
-        """Mount it where QEMU runs too: libvirtd's own mount namespace."""
+        """Mount the file system in libvirtd's mount namespace too.
+
+        QEMU runs in that namespace.
+        """
         _virtlogd, libvirtd = cls.host.daemons
         inside = ('nsenter', '--mount', '--target',
                   str(libvirtd.identity().pid))
@@ -60,72 +63,79 @@ class SmallScratchTestCase(held.HeldUploadTestCase):
 
 
 class FullScratchTest(SmallScratchTestCase):
-    """Where space is not watched."""
+    """The free space is not checked."""
 
-    # For an empty scratch file and some clusters.
-    ROOM = 448
-    HEADROOM = 0
+    # Enough for an empty scratch file and some clusters.
+    FILE_SYSTEM_KB = 448
+    MIN_FREE_MB = 0
 
     def snapshot_until_paused(self, image):
-        """Snapshot a guest, with Glance's answer held until it is paused."""
+        """Take a snapshot, whose upload ends when QEMU has paused the guest.
+
+        :param image: name of the guest's image
+        :returns: the server, and the snapshot
+        """
         server = self.boot(image, add_cleanup=self.addCleanup)
         self.proxy.faults = proxy.Faults(before_end=lambda: wait.until(
             'QEMU to pause the guest',
             lambda: 'paused' in self.host.virsh('domstate', server), 120))
         return server, self.snapshot(server, add_cleanup=self.addCleanup)
 
-    def assert_lives_on(self, server, shot):
-        self.assertIn('the guest is resumed', shot.log)
+    def assert_resumed(self, server, snapshot):
+        self.assertIn('The guest is resumed', snapshot.log)
         self.assertIn('running', self.host.virsh('domstate', server))
         self.assertEqual('ACTIVE', servers.show(self.client, server)['status'])
         self.assertEqual([], list(self.small.iterdir()))
         self.assert_nothing_left(server)
-        # A record is acknowledged when it is in the filesystem too.
-        self.assert_writes_on(server)
+        # The guest acknowledges a record when it is in the filesystem too.
+        self.assert_keeps_writing(server)
 
-    def test_a_guest_that_is_paused_meanwhile_goes_on_and_loses_nothing(self):
-        server, shot = self.snapshot_until_paused('snap-guest-noagent')
-        self.assert_lives_on(server, shot)
-        # What was frozen before is right all the same.
-        self.assert_snapshot_right(shot)
+    def test_guest_paused_by_full_scratch_is_resumed_and_loses_nothing(self):
+        server, snapshot = self.snapshot_until_paused('snap-guest-noagent')
+        self.assert_resumed(server, snapshot)
+        # The disk was frozen before the pause.
+        self.assert_snapshot_complete(snapshot)
 
-    def test_a_guest_that_is_paused_while_frozen_is_thawed_all_the_same(self):
-        server, shot = self.snapshot_until_paused('snap-guest')
-        self.assert_lives_on(server, shot)
-        if shot.strategy is None:
-            self.assertIn('ThawFailed', shot.log)
-            self.assertFalse(self.image_exists(shot.image))
+    def test_guest_paused_with_frozen_filesystems_is_resumed_and_thawed(self):
+        server, snapshot = self.snapshot_until_paused('snap-guest')
+        self.assert_resumed(server, snapshot)
+        if snapshot.strategy is None:
+            self.assertIn('ThawFailed', snapshot.log)
+            self.assertFalse(self.image_exists(snapshot.image))
         else:
-            self.assert_snapshot_right(shot)
+            self.assert_snapshot_complete(snapshot)
 
 
-class WatchedScratchTest(SmallScratchTestCase):
+class CheckedScratchTest(SmallScratchTestCase):
+    """The free space is checked."""
 
-    ROOM = 2048
-    HEADROOM = 1
+    FILE_SYSTEM_KB = 2048
+    MIN_FREE_MB = 1
 
-    def test_a_snapshot_is_given_up_before_the_guest_is_paused(self):
+    def test_shortage_of_space_aborts_snapshot_before_guest_is_paused(self):
         server = self.boot(add_cleanup=self.addCleanup)
         with watch.DomainEvents(self.host, server) as events:
             running = self.begin(server)
-            # What somebody else takes; the headroom is left in part.
+            # Another file takes space; a part of the minimum is still free.
             other = self.small / 'other'
             other.write_bytes(bytes(640 * units.Ki))
-            self.assert_given_up(running, 'Space runs short')
+            self.assert_cancelled(
+                running, 'Snapshot aborted: There is not enough free space')
             self.await_end(running)
             self.assertEqual([], events.lines())
         other.unlink()
         self.assertIn(str(self.small), running.log)
         self.assertEqual([], list(self.small.iterdir()))
         self.assert_nothing_left(server)
-        self.assert_writes_on(server)
-        # Nor is one begun where there is too little from the beginning.
-        self.configure('snapext.space_headroom=2')
-        shot = self.snapshot(server, add_cleanup=self.addCleanup)
-        self.assertIn('Space runs short', shot.log)
-        self.assertNotIn('is frozen', shot.log)
-        self.assertFalse(self.image_exists(shot.image))
-        self.assert_writes_on(server)
+        self.assert_keeps_writing(server)
+        # With too little space at the beginning, the disk is not frozen.
+        self.configure('snapext.min_free_disk_mb=2')
+        snapshot = self.snapshot(server, add_cleanup=self.addCleanup)
+        self.assertIn('Snapshot aborted: There is not enough free space',
+                      snapshot.log)
+        self.assertNotIn('is frozen', snapshot.log)
+        self.assertFalse(self.image_exists(snapshot.image))
+        self.assert_keeps_writing(server)
 
 
 def run(*command):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Glance that drops connections, or stores what was not sent."""
+"""A Glance that drops connections, or stores other data than was sent."""
 
 from devcloud import servers
 from oslo_utils import units
@@ -25,37 +25,39 @@ class GlanceFaultTest(base.CloudTestCase):
         self.addCleanup(setattr, self.proxy, 'faults', proxy.Faults())
         return self.snapshot(self.server)
 
-    def assert_failed(self, shot):
-        self.assertIsNone(shot.strategy)
-        self.assertFalse(self.image_exists(shot.image))
+    def assert_failed(self, snapshot):
+        self.assertIsNone(snapshot.strategy)
+        self.assertFalse(self.image_exists(snapshot.image))
         self.assertEqual('ACTIVE', servers.show(
             self.client, self.server)['status'])
         self.assert_nothing_left(self.server)
-        self.assert_writes_on(self.server)
+        self.assert_keeps_writing(self.server)
 
-    def test_an_upload_that_is_cut_off_begins_anew_and_ends_right(self):
+    def test_interrupted_upload_is_retried_from_first_byte(self):
         faults = proxy.Faults(cut_after=[8 * units.Mi, units.Mi])
-        shot = self.snapshot_with(faults)
+        snapshot = self.snapshot_with(faults)
         self.assertEqual(3, len(faults.uploads))
-        self.assertEqual(self.image(shot.image)['size'], faults.uploads[-1])
-        self.assertIn('begins anew', shot.log)
-        self.assert_snapshot_right(shot)
+        self.assertEqual(self.image(snapshot.image)['size'],
+                         faults.uploads[-1])
+        self.assertIn('is retried from its first byte', snapshot.log)
+        self.assert_snapshot_complete(snapshot)
         self.assert_nothing_left(self.server)
-        self.assert_writes_on(self.server)
+        self.assert_keeps_writing(self.server)
 
-    def test_uploads_that_are_all_cut_off_fail_the_snapshot(self):
+    def test_interruption_of_all_attempts_fails_snapshot(self):
         faults = proxy.Faults(cut_after=[units.Mi] * 10)
-        shot = self.snapshot_with(faults)
+        snapshot = self.snapshot_with(faults)
         self.assertEqual(1 + RETRIES, len(faults.uploads))
-        self.assertIn('GlanceConnectionFailed', shot.log)
-        self.assert_failed(shot)
+        self.assertIn('GlanceConnectionFailed', snapshot.log)
+        self.assert_failed(snapshot)
 
-    def test_other_bytes_in_glance_fail_the_snapshot_and_go(self):
-        shot = self.snapshot_with(proxy.Faults(corrupt_at=5 * units.Mi))
-        self.assertIn('Glance stored something else', shot.log)
-        self.assert_failed(shot)
+    def test_other_data_in_glance_fails_snapshot_and_image_is_deleted(self):
+        snapshot = self.snapshot_with(proxy.Faults(corrupt_at=5 * units.Mi))
+        self.assertIn(f'Image {snapshot.image} in Glance is not what was sent',
+                      snapshot.log)
+        self.assert_failed(snapshot)
 
-    def test_past_the_fault_the_next_snapshot_is_right(self):
+    def test_snapshot_after_failed_snapshot_is_complete(self):
         self.snapshot_with(proxy.Faults(corrupt_at=5 * units.Mi))
-        shot = self.snapshot_with(proxy.Faults())
-        self.assert_snapshot_right(shot)
+        snapshot = self.snapshot_with(proxy.Faults())
+        self.assert_snapshot_complete(snapshot)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests of other hardware: firmware, buses, and more than one disk."""
+"""Guests with other hardware: firmware, buses, and more than one disk."""
 
 from devcloud import wait
 from oslo_utils import units
@@ -8,12 +8,14 @@ from tests.e2e import base
 
 
 class _Guest:
-    """Snapshots of one guest while it runs, and while it is stopped."""
+    """Snapshots of one guest, while it runs and while it is stopped.
+
+    :cvar DEFINITION: patterns of the tested hardware in its definition
+    """
 
     IMAGE = 'snap-guest'
     FLAVOR = 'snap.tiny'
     CONFIG_DRIVE = False
-    #: What its definition says of the hardware that is tested.
     DEFINITION: tuple[str, ...] = ()
 
     @classmethod
@@ -22,38 +24,44 @@ class _Guest:
         cls.server = cls.boot(cls.IMAGE, cls.FLAVOR,
                               config_drive=cls.CONFIG_DRIVE)
 
-    def test_a_running_guest_s_image_is_its_root_disk_whole(self):
-        self.take('backup', 'filesystem')
-        self.assert_lives_on()
+    def test_image_of_running_guest_is_its_complete_root_disk(self):
+        self.take_snapshot('backup', 'filesystem')
+        self.assert_keeps_running()
 
-    def test_a_stopped_guest_s_image_is_whole_and_it_starts_again(self):
+    def test_stopped_guest_is_snapshotted_and_starts_again(self):
         self.action(self.server, 'os-stop', 'SHUTOFF')
         try:
-            shot = self.take('cold', 'offline')
+            snapshot = self.take_snapshot('cold', 'offline')
         finally:
             self.action(self.server, 'os-start', 'ACTIVE')
         self.assert_boots_with_records(
-            self.server, self.assert_snapshot_right(shot).records.last)
+            self.server, self.assert_snapshot_complete(snapshot).records.last)
         self.assert_has_its_hardware(self.server)
-        self.assert_lives_on()
+        self.assert_keeps_running()
 
-    def take(self, strategy, consistency):
+    def take_snapshot(self, strategy, consistency):
+        """Take a snapshot, and check its image.
+
+        :param strategy: the expected strategy
+        :param consistency: the expected consistency
+        """
         self.assert_has_its_hardware(self.server)
-        shot = self.snapshot(self.server)
+        snapshot = self.snapshot(self.server)
         self.assertEqual((strategy, consistency),
-                         (shot.strategy, shot.consistency))
-        self.assert_snapshot_right(shot)
-        self.assertEqual(units.Gi, self.image(shot.image)['virtual_size'])
+                         (snapshot.strategy, snapshot.consistency))
+        self.assert_snapshot_complete(snapshot)
+        self.assertEqual(units.Gi,
+                         self.image(snapshot.image)['virtual_size'])
         self.assert_nothing_left(self.server)
-        return shot
+        return snapshot
 
     def assert_has_its_hardware(self, server):
         definition = self.host.virsh('dumpxml', server)
         for pattern in self.DEFINITION:
             self.assertRegex(definition, pattern)
 
-    def assert_lives_on(self):
-        self.assert_writes_on(self.server)
+    def assert_keeps_running(self):
+        self.assert_keeps_writing(self.server)
 
 
 class UefiTest(_Guest, base.CloudTestCase):
@@ -61,15 +69,14 @@ class UefiTest(_Guest, base.CloudTestCase):
     DEFINITION = (r"machine='pc-q35-", r"<loader [^>]*type='pflash'",
                   r'<nvram [^>]*>/.*_VARS\.fd')
 
-    def test_a_second_guest_boots_by_uefi_from_the_image_of_a_running_one(
-            self):
-        shot = self.snapshot(self.server)
-        last = self.assert_snapshot_right(shot).records.last
+    def test_second_guest_boots_with_uefi_from_image_of_running_guest(self):
+        snapshot = self.snapshot(self.server)
+        last = self.assert_snapshot_complete(snapshot).records.last
         inherited = {'hw_firmware_type': 'uefi', 'hw_machine_type': 'q35'}
         self.assertLessEqual(inherited.items(),
-                             self.image(shot.image).items())
-        # Its firmware has never seen this disk: the NVRAM isn't in the image.
-        second = self.boot(shot.image, add_cleanup=self.addCleanup)
+                             self.image(snapshot.image).items())
+        # Its firmware does not know this disk: the image has no NVRAM.
+        second = self.boot(snapshot.image, add_cleanup=self.addCleanup)
         self.assert_boots_with_records(second, last)
         self.assert_has_its_hardware(second)
 
@@ -86,34 +93,37 @@ class IdeTest(_Guest, base.CloudTestCase):
 
 
 class MoreDisksTest(_Guest, base.CloudTestCase):
-    """A guest with an ephemeral disk, a swap disk and a config drive."""
+    """A guest with an ephemeral disk, a swap disk and a config drive.
+
+    :cvar MARK: the guest writes this to its ephemeral and its swap disk
+    :cvar RECORD: the guest writes this to its root disk
+    """
 
     FLAVOR = 'snap.disks'
     CONFIG_DRIVE = True
     DEFINITION = (r"/disk\.eph0'", r"/disk\.swap'", r"/disk\.config'")
 
-    #: What the guest writes to its other disks, and to its root disk.
     MARK = b'SNAPMARK'
     RECORD = b'SNAPREC1'
 
-    def take(self, strategy, consistency):
-        """Take a snapshot, and prove that it holds nothing of other disks."""
-        shot = super().take(strategy, consistency)
-        of_server = self.server.encode()
-        with self.downloaded(shot.image) as file:
+    def take_snapshot(self, strategy, consistency):
+        """Take a snapshot, and check that it has no data of other disks."""
+        snapshot = super().take_snapshot(strategy, consistency)
+        uuid = self.server.encode()
+        with self.downloaded(snapshot.image) as file:
             content = file.read_bytes()
         self.assertEqual(
             [True, False, False],
-            [word in content for word in (self.RECORD, self.MARK, of_server)])
-        # What isn't in the image is on its own disk.
-        place = self.state.instances / self.server
-        for disk, word in (('disk.eph0', self.MARK), ('disk.swap', self.MARK),
-                           ('disk.config', of_server)):
-            self.assertIn(word, (place / disk).read_bytes())
-        return shot
+            [data in content for data in (self.RECORD, self.MARK, uuid)])
+        # The data that the image lacks is on the other disks.
+        directory = self.state.instances / self.server
+        for disk, data in (('disk.eph0', self.MARK), ('disk.swap', self.MARK),
+                           ('disk.config', uuid)):
+            self.assertIn(data, (directory / disk).read_bytes())
+        return snapshot
 
-    def assert_lives_on(self):
-        super().assert_lives_on()
+    def assert_keeps_running(self):
+        super().assert_keeps_running()
         before = self.marks()
         wait.until(
             f'new marks on the ephemeral and the swap disk of {self.server}',
@@ -121,7 +131,7 @@ class MoreDisksTest(_Guest, base.CloudTestCase):
                         for disk in ('vdb', 'vdc')), base.BOOT_TIMEOUT)
 
     def marks(self):
-        """The number of the last mark on each disk, by its name."""
+        """Return the number of the last mark on each disk, by its name."""
         return {words[1]: int(words[2])
                 for words in map(str.split, self.console(self.server).lines)
                 if words[:1] == ['MARK']}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-compute killed in the middle of snapshots: see tests/faults."""
+"""A nova-compute that is killed in the middle of snapshots.
+
+tests/faults has many more points.
+"""
 
 from tests.faults import points
 from tests.faults import test_kills
@@ -10,15 +13,20 @@ class KillTest(test_kills.KillTestCase):
 
     CASE = points.BACKUP
 
-    def killed(self, case, point):
+    def kill_at(self, case, point):
+        """Check the recovery from a kill at a point of a snapshot.
+
+        :param case: one of points.CASES
+        :param point: name of the point
+        """
         self.CASE = case
         self.fault_at(case.point(point))
 
-    def test_backup_heals_after_a_kill_in_the_middle_of_the_upload(self):
-        self.killed(points.BACKUP, 'the 50th piece is read')
+    def test_backup_is_recovered_after_kill_during_upload(self):
+        self.kill_at(points.BACKUP, 'the 50th chunk is read')
 
-    def test_external_heals_after_a_kill_in_the_middle_of_the_commit(self):
-        self.killed(points.EXTERNAL, 'the commit has begun')
+    def test_external_is_recovered_after_kill_during_commit(self):
+        self.kill_at(points.EXTERNAL, 'the commit has started')
 
-    def test_cold_heals_after_a_kill_while_the_guest_is_suspended(self):
-        self.killed(points.COLD, 'the saved memory is on the overlay')
+    def test_cold_is_recovered_after_kill_while_guest_is_suspended(self):
+        self.kill_at(points.COLD, 'the saved memory uses the overlay')

@@ -8,7 +8,7 @@ class FlatQcow2Test(matrix.MatrixTestCase):
 
     DISK = 'flat qcow2'
 
-    def test_suspended(self):
+    def test_suspended_guest_is_snapshotted_or_refused(self):
         self.row('suspended', 'vdi')
 
 
@@ -16,5 +16,5 @@ class BlockDeviceTest(matrix.MatrixTestCase):
 
     DISK = 'block device'
 
-    def test_running(self):
+    def test_running_guest_is_snapshotted_or_refused(self):
         self.row('running', 'qcow2')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nova-snapext recover``, after a nova-compute that was killed."""
+"""The command ``nova-snapext recover`` after a kill of nova-compute."""
 
 import signal
 import subprocess
@@ -22,12 +22,13 @@ class RecoverCommandTest(base.CloudTestCase):
         cls.server = cls.boot()
 
     def kill(self):
-        """Kill nova-compute while an image is on its way to Glance."""
-        compute_ = services.nova_compute(self.state).daemon(
+        """Kill nova-compute during an upload, and end the connection."""
+        process = services.nova_compute(self.state).daemon(
             self.state).identity()
-        compute_.signal(signal.SIGKILL)
-        wait.until('end of nova-compute', lambda: not compute_.is_alive(), 30)
-        raise ConnectionAbortedError()  # nobody is there to be answered
+        process.signal(signal.SIGKILL)
+        wait.until('end of nova-compute', lambda: not process.is_alive(), 30)
+        # No client waits for a response any more.
+        raise ConnectionAbortedError()
 
     def command(self, *words):
         etc = self.state.etc / 'nova'
@@ -38,10 +39,10 @@ class RecoverCommandTest(base.CloudTestCase):
              '--config-dir', etc / 'nova-compute.d', *words),
             capture_output=True, text=True, cwd=self.state.nova)
 
-    def test_it_cleans_up_what_was_left_while_the_service_is_down(self):
+    def test_interrupted_snapshot_is_recovered_while_service_is_stopped(self):
         running = self.command()
         self.assertEqual(1, running.returncode)
-        self.assertIn('Another process of this host', running.stderr)
+        self.assertIn('Another process on this host', running.stderr)
 
         self.proxy.faults = proxy.Faults(before_end=self.kill)
         self.addCleanup(compute.start, self.state)
@@ -56,10 +57,10 @@ class RecoverCommandTest(base.CloudTestCase):
         self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))
         self.await_records(self.server, 3)
 
-        told = self.command('--dry-run')
-        self.assertEqual(0, told.returncode, told.stderr)
-        for part in (self.server, image, 'overlay', 'qemu-nbd'):
-            self.assertIn(part, told.stdout)
+        listed = self.command('--dry-run')
+        self.assertEqual(0, listed.returncode, listed.stderr)
+        for part in (self.server, image, 'overlay', 'NBD export'):
+            self.assertIn(part, listed.stdout)
         self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))
 
         unknown = self.command('00000000-0000-0000-0000-000000000000')
@@ -76,5 +77,4 @@ class RecoverCommandTest(base.CloudTestCase):
         self.assertIn('nothing to clean up', self.command().stdout)
 
         compute.start(self.state)
-        shot = self.snapshot(self.server)
-        self.assert_snapshot_right(shot)
+        self.assert_snapshot_complete(self.snapshot(self.server))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-compute killed, failing and waiting at every point of a snapshot.
+"""Faults at every point of a snapshot: nova-compute is killed, fails or waits.
 
-On the small real cloud. Nothing of it is in the product: the points are the
-boundaries of its functions, which are wrapped from outside (see hook).
+These tests run on the small real cloud. The package itself has no code for
+them: each point is a call of a function, which is wrapped from outside (see
+hook).
 """
 
-import tests.e2e  # noqa: F401  It lets devcloud be imported.
+import tests.e2e  # noqa: F401  This makes devcloud importable.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots that something happens to, and what has to be true afterwards."""
+"""Snapshots with a fault, and the checks of the state after it."""
 
 import contextlib
 import dataclasses
@@ -25,30 +25,31 @@ from tests.faults import faults
 from tests.faults import points
 from tests.faults import table
 
-# Seconds for what goes by itself, soon after nova-compute is back.
+# Seconds for everything that ends without help, soon after nova-compute runs
+# again.
 SETTLE_TIMEOUT = 30
 
-# What libvirt numbers and names anew at each start of a guest: ids, nodes of
-# a chain, devices, and paths that the domain's id is part of. (It forgets the
-# name of a device that QEMU has not when it is itself started anew.) What an
-# agent is at the moment. Nova's notes on the instance, which it writes anew
-# when it starts one.
-OF_ONE_START = re.compile(
+# The parts of a definition that differ after each start of a guest: the
+# numbers and names that libvirt assigns (ids, nodes of a chain, devices, and
+# paths with the domain's id), the state of the agent, and Nova's metadata. A
+# restarted libvirtd also forgets the alias of a device that QEMU does not
+# have.
+CHANGED_BY_START = re.compile(
     r" (?:id|index|state)='[^']*'|(?<=/domain-)\d+(?=-)|/dev/pts/\d+|"
     r"<alias name='(?!ua-)[^']*'/>|<metadata>.*?</metadata>", re.DOTALL)
 
-# The file of the journal's directory that is no snapshot's.
+# The file in the journal's directory that belongs to no snapshot.
 LOCK = 'lock'
 
-# Programs that nova-compute starts on a disk.
+# Programs that nova-compute runs on a disk.
 DISK_PROGRAMS = ('qemu-nbd', 'qemu-img')
 
 
-def in_order(definition):
-    """Give a definition with its devices in an order that does not change.
+def with_sorted_devices(definition):
+    """Return a definition with its devices in a fixed order.
 
-    libvirt lists the controllers of a guest that was restored from its saved
-    memory in another one than before.
+    libvirt lists the controllers of a guest in another order after the guest
+    was restored from its saved memory.
     """
     domain = ElementTree.fromstring(re.sub(r'>\s+<', '><', definition))
     devices = domain.find('devices')
@@ -58,12 +59,14 @@ def in_order(definition):
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
-    """How a server stands, which no snapshot may change.
+class ServerState:
+    """The state of a server that no snapshot may change.
 
-    :ivar definitions: what it runs by, and what it is started by
-    :ivar files: in its directory
-    :ivar acknowledged: the last record by then
+    :ivar status: its status in Nova
+    :ivar domain: its domain's state in libvirt
+    :ivar definitions: the live and the persistent definition
+    :ivar files: names of the files in its directory
+    :ivar acknowledged: the last record that the guest has acknowledged
     """
 
     status: str
@@ -74,18 +77,20 @@ class Standing:
 
 
 class FaultTestCase(e2e.CloudTestCase):
-    """One guest after another, each until a fault was too much for it.
+    """Snapshots with one fault each, of a guest that all tests share.
 
-    :cvar CASE: whose snapshots are taken
-    :cvar FAULT: what happens, in a few words
+    After a fault that was not recovered, the next test boots a new guest.
+
+    :cvar CASE: the strategy and the kind of guest
+    :cvar FAULT: the kind of fault, as in the table of results
     """
 
     CASE: points.Case | None = None
     FAULT = ''
-    CONFIGURATION = (matrix.PASSED_OVER,)
+    CONFIGURATION = (matrix.ALLOW_ALL,)
 
     def __init_subclass__(cls):
-        """Make a test of each point, named so that they are run in order."""
+        """Create a test of each point. The names sort in the same order."""
         super().__init_subclass__()
         for number, point in enumerate(cls.points(), start=1):
             name = f'test_at_{number:02}_{point.identifier}'
@@ -93,40 +98,40 @@ class FaultTestCase(e2e.CloudTestCase):
 
     @classmethod
     def points(cls):
-        """The points at which something happens, each a test."""
+        """Return the points of the faults. Each becomes a test."""
         return ()
 
     def fault_at(self, point):
-        """Have it happen at a point, and prove what has to be true then."""
+        """Cause the fault at a point, and check the state after it."""
         raise NotImplementedError
 
     @classmethod
     def setUpClass(cls):
         cls.server = None
-        # Before nova-compute is started with the class's configuration.
+        # Before nova-compute starts with the configuration of this class.
         cls.faults = cls.enterClassContext(
             faults.Faults(cloud_state.State.default()))
         super().setUpClass()
         cls.journal = cls.state.nova / 'snapext'
-        cls.addClassCleanup(cls.end_guest)
+        cls.addClassCleanup(cls.end_case)
 
     def setUp(self):
         super().setUp()
         self.faults.disarm()
         if self.server is None:
-            self.begin_guest()
+            self.start_case()
 
     @classmethod
-    def begin_guest(cls):
-        """Boot a guest, and bring it into the state that the case asks for."""
+    def start_case(cls):
+        """Boot a guest, and bring it into the state of the case."""
         cls.server = cls.boot(add_cleanup=lambda *_: None)
         if not cls.CASE.running:
             servers.action(cls.client, cls.server, 'os-stop')
             servers.await_status(cls.client, cls.server, 'SHUTOFF')
 
     @classmethod
-    def end_guest(cls):
-        """Delete the guest, and by force what its snapshots have left."""
+    def end_case(cls):
+        """Delete the guest, and remove by force all that is left of it."""
         server, cls.server = cls.server, None
         cls.faults.disarm()
         compute.start(cls.state)
@@ -138,9 +143,9 @@ class FaultTestCase(e2e.CloudTestCase):
 
     @contextlib.contextmanager
     def recorded(self, point):
-        """Write what comes of the fault to the results.
+        """Record the result of a fault.
 
-        A guest that it was too much for is not used again.
+        After a fault that was not recovered, the guest is not used again.
         """
         result = {'fault': self.FAULT, 'point': point.name,
                   'strategy': self.CASE.strategy, 'guest': self.CASE.guest}
@@ -148,17 +153,17 @@ class FaultTestCase(e2e.CloudTestCase):
             yield result
         except Exception as failure:
             result['failure'] = str(failure).strip()
-            self.addCleanup(self.end_guest)
+            self.addCleanup(self.end_case)
             raise
         finally:
             table.record(result)
 
-    # What happens.
+    # The snapshot and its fault.
 
-    def ask(self):
-        """Ask for a snapshot of the guest.
+    def request_snapshot(self):
+        """Request a snapshot of the guest.
 
-        :returns: its image
+        :returns: id of its image
         """
         image = servers.action(self.client, self.server, 'createImage', {
             'name': 'faults',
@@ -168,30 +173,34 @@ class FaultTestCase(e2e.CloudTestCase):
                         missing_ok=True)
         return image
 
-    def ask_and_await_death(self, point):
-        """Have nova-compute killed at a point of a snapshot.
+    def snapshot_until_killed(self, point):
+        """Request a snapshot, and wait until nova-compute is killed.
 
-        :returns: the snapshot's image, and the process
+        :param point: the point at which it is killed
+        :returns: id of the snapshot's image, and the killed process
         """
         compute_process = self.compute_process()
         self.faults.arm(point)
-        image = self.ask()
-        wait.until(f'the death of nova-compute, when {point.name}',
-                   lambda: self.is_dead(compute_process),
+        image = self.request_snapshot()
+        wait.until(f'the death of nova-compute at "{point.name}"',
+                   lambda: self.has_ended(compute_process),
                    e2e.SNAPSHOT_TIMEOUT)
         return image, compute_process
 
-    def is_dead(self, compute_process):
-        """Whether nova-compute is; if not, the snapshot has to go on."""
+    def has_ended(self, compute_process):
+        """Return whether nova-compute has ended.
+
+        If it has not, its snapshot must still be in progress.
+        """
         if not compute_process.is_alive():
             return True
-        if (self.task_state() is None and not self.faults.has_acted() and
+        if (self.task_state() is None and not self.faults.has_occurred() and
                 compute_process.is_alive()):
-            self.fail('The snapshot is over, and has not come to the point')
+            self.fail('The snapshot has ended without reaching the point')
         return False
 
     def await_writes(self, point):
-        """Have the guest write on, if it can at a point.
+        """Wait until the guest has written more, if it can at a point.
 
         :returns: the last record that it has acknowledged
         """
@@ -202,20 +211,20 @@ class FaultTestCase(e2e.CloudTestCase):
     def compute_process(self):
         return services.nova_compute(self.state).daemon(self.state).identity()
 
-    # What has to be true.
+    # The state after the fault.
 
     def assert_session_ended(self, compute_process):
-        """Prove that all that a nova-compute has started ended with it."""
+        """Check that all processes of a killed nova-compute have ended."""
         wait.until(f'the end of the session of process {compute_process.pid}',
                    lambda: not compute_process.session(), SETTLE_TIMEOUT)
 
-    def standing(self):
+    def server_state(self):
         status = servers.show(self.client, self.server)['status']
-        return Standing(
+        return ServerState(
             status=status,
             domain=self.host.virsh('domstate', self.server),
             definitions=tuple(
-                in_order(OF_ONE_START.sub(
+                with_sorted_devices(CHANGED_BY_START.sub(
                     '', self.host.virsh(*words, self.server)))
                 for words in (('dumpxml',), ('dumpxml', '--inactive'))),
             files=frozenset(path.name for path in (
@@ -231,31 +240,32 @@ class FaultTestCase(e2e.CloudTestCase):
             return self.image(image)['status']
         except errors.ApiError as error:
             if error.code == 404:
-                return 'gone'
+                return 'deleted'
             raise
 
-    def assert_healed(self, before, image, acknowledged):
-        """Prove that all is as before a snapshot, and goes on.
+    def assert_recovered(self, before, image, acknowledged):
+        """Check that the server is as before, and that snapshots still work.
 
-        :param before: how the server stood before
-        :param image: of the snapshot
+        :param before: state of the server before the snapshot
+        :param image: id of the snapshot's image
         :param acknowledged: the last record that the guest has acknowledged
         """
         self.assert_all(
             lambda: wait.until('the end of the task',
                                lambda: self.task_state() is None,
                                SETTLE_TIMEOUT),
-            lambda: self.assert_stands(before),
+            lambda: self.assert_unchanged(before),
             self.assert_no_trace,
             self.assert_alive,
-            lambda: self.assert_image_settled(image, before.acknowledged))
+            lambda: self.assert_image_complete_or_deleted(
+                image, before.acknowledged))
         self.assert_all(
             lambda: self.assert_snapshot_works(acknowledged),
-            lambda: self.assert_stands(before),
+            lambda: self.assert_unchanged(before),
             self.assert_no_trace)
 
     def assert_all(self, *checks):
-        """Make all checks, that all of what is wrong is told."""
+        """Run all checks, and report all failures together."""
         failures = []
         for check in checks:
             try:
@@ -268,10 +278,10 @@ class FaultTestCase(e2e.CloudTestCase):
 
     def assert_alive(self):
         if self.CASE.running:
-            self.assert_writes_on(self.server)
+            self.assert_keeps_writing(self.server)
 
-    def assert_stands(self, before):
-        now = self.standing()
+    def assert_unchanged(self, before):
+        now = self.server_state()
         self.assertEqual((before.status, before.domain),
                          (now.status, now.domain))
         for old, new in zip(before.definitions, now.definitions, strict=True):
@@ -282,8 +292,8 @@ class FaultTestCase(e2e.CloudTestCase):
         self.assertEqual(before.files, now.files)
 
     def assert_no_trace(self):
-        """Prove that no job, no file and no process of a snapshot is left."""
-        wait.until(f'the end of {DISK_PROGRAMS}',
+        """Check that no job, file or process of a snapshot is left."""
+        wait.until(f"the end of {' and '.join(DISK_PROGRAMS)}",
                    lambda: not self.disk_programs(), SETTLE_TIMEOUT)
         self.assert_nothing_left(self.server)
         self.assertEqual([], self.journaled())
@@ -293,53 +303,53 @@ class FaultTestCase(e2e.CloudTestCase):
         self.assertNotIn('snapext', shell.run(
             ['qemu-img', 'snapshot', '-l', '-U', disk]))
 
-    def assert_image_settled(self, image, acknowledged):
-        """Prove that an image is gone, or whole.
+    def assert_image_complete_or_deleted(self, image, acknowledged):
+        """Check that an image is deleted, or complete.
 
-        :param acknowledged: the last record before it was asked for
+        :param acknowledged: the last record before it was requested
         """
         status = wait.until(
-            f'image {image} active or gone',
-            lambda: {'active': 'active', 'gone': 'gone'}.get(
+            f'image {image} to be active or deleted',
+            lambda: {'active': 'active', 'deleted': 'deleted'}.get(
                 self.image_status(image)), SETTLE_TIMEOUT)
         if status == 'active':
-            self.assert_image_whole(image, acknowledged=acknowledged)
+            self.assert_image_complete(image, acknowledged=acknowledged)
 
     def assert_snapshot_works(self, acknowledged):
-        """Prove that the next snapshot holds all that the guest has written.
+        """Check that the next snapshot has all data of the guest.
 
-        :param acknowledged: the last record that is known to be
+        :param acknowledged: the last record that the guest has acknowledged
         """
         shot = self.snapshot(self.server, strategy=self.CASE.strategy,
                              add_cleanup=self.addCleanup)
         shown = self.image(shot.image)
-        self.assertEqual(self.CASE.strategy, shown['snapshot_strategy'])
-        self.assert_image_whole(
+        self.assertEqual(self.CASE.strategy, shown['snapext_strategy_used'])
+        self.assert_image_complete(
             shot.image, acknowledged=max(acknowledged, shot.acknowledged))
         self.client.delete('glance', f'/images/{shot.image}')
 
     @classmethod
     def journaled(cls):
-        """The files of the journal."""
+        """Return the files of the journal's entries."""
         return [path for path in cls.journal.glob('*') if path.name != LOCK]
 
     @classmethod
     def disk_programs(cls):
-        """The processes of DISK_PROGRAMS that work on Nova's disks."""
+        """Return the processes of DISK_PROGRAMS that use Nova's disks."""
         found = []
-        for place in pathlib.Path('/proc').glob('[0-9]*'):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                words = (place / 'cmdline').read_text(errors='replace').split(
+        for path in pathlib.Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):  # it has just ended
+                words = (path / 'cmdline').read_text(errors='replace').split(
                     '\0')
                 if pathlib.Path(words[0]).name in DISK_PROGRAMS and any(
                         str(cls.state.nova) in word for word in words):
-                    found.append(process.Identity.of(int(place.name)))
+                    found.append(process.Identity.of(int(path.name)))
         return [identity for identity in found if identity]
 
     def assert_usable(self):
-        """Prove that the guest can be stopped, started and rebooted.
+        """Check that the guest can be stopped, started and rebooted.
 
-        And that it finds each time all that it has written.
+        Each time it has to find all its records.
         """
         self.assert_alive()
         if self.CASE.running:
@@ -351,9 +361,9 @@ class FaultTestCase(e2e.CloudTestCase):
         self.assert_no_trace()
 
     def assert_boots_with_all(self, acknowledged=0):
-        """Prove that the guest, which boots, finds no gap in its records.
+        """Check that the booting guest finds all its records.
 
-        :param acknowledged: the last record that is known to be
+        :param acknowledged: the last record that the guest has acknowledged
         """
         found = wait.until(
             f'server {self.server} to verify its records',

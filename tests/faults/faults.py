@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in the cloud's nova-compute, from outside."""
+"""Faults in nova-compute of the cloud, controlled from outside."""
 
 import contextlib
 import json
@@ -19,28 +19,29 @@ HOOK = pathlib.Path(__file__).parent / 'hook' / 'sitecustomize.py'
 
 
 class Faults:
-    """What makes each nova-compute that starts meanwhile open to faults.
+    """A context in which each nova-compute starts with the hook of faults.
 
-    One that runs is stopped, at the beginning and at the end: whoever needs
-    it next starts it.
+    A running nova-compute is stopped at the beginning and at the end. The
+    next user of it has to start it.
     """
 
     def __init__(self, state):
         self._state = state
-        # In Nova's own directory: no checkout has to be open to its user.
-        self._place = state.nova / 'faults'
-        self._armed = self._place / 'armed'
-        self._acted = self._place / 'acted'
+        # In Nova's own directory: its user may not be able to read the
+        # checkout.
+        self._directory = state.nova / 'faults'
+        self._armed = self._directory / 'armed'
+        self._occurred = self._directory / 'occurred'
 
     def __enter__(self):
         services.nova_compute(self._state).stop(self._state)
-        shutil.rmtree(self._place, ignore_errors=True)
-        self._place.mkdir()
-        shutil.copy2(HOOK, self._place)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir()
+        shutil.copy2(HOOK, self._directory)
         self._write('functions', points.FUNCTIONS)
-        shutil.chown(self._place, config.USER, config.USER)
-        self._variables = {'PYTHONPATH': str(self._place),
-                           'SNAPEXT_FAULTS': str(self._place)}
+        shutil.chown(self._directory, config.USER, config.USER)
+        self._variables = {'PYTHONPATH': str(self._directory),
+                           'SNAPEXT_FAULTS': str(self._directory)}
         self._before = {name: os.environ.get(name) for name in self._variables}
         os.environ.update(self._variables)
         return self
@@ -51,13 +52,13 @@ class Faults:
             if value is not None:
                 os.environ[name] = value
         services.nova_compute(self._state).stop(self._state)
-        shutil.rmtree(self._place)
+        shutil.rmtree(self._directory)
 
     def _write(self, name, content):
-        shell.write(self._place / name, json.dumps(content))
+        shell.write(self._directory / name, json.dumps(content))
 
     def arm(self, point, action='kill'):
-        """Have something happen when a point is next reached, once.
+        """Cause one fault when nova-compute next reaches a point.
 
         :param action: kill, raise or wait
         """
@@ -68,21 +69,25 @@ class Faults:
             'nth': point.nth, 'delay': point.delay})
 
     def disarm(self):
-        """Let nothing happen, and whoever waits go on."""
-        for file in (self._armed, self._acted):
+        """Cancel an armed fault, and end one that waits."""
+        for file in (self._armed, self._occurred):
             file.unlink(missing_ok=True)
 
-    def has_acted(self):
-        return self._acted.exists()
+    def has_occurred(self):
+        return self._occurred.exists()
 
-    def await_act(self, point, timeout):
-        wait.until(f'the point "{point.name}"', self.has_acted, timeout)
+    def await_fault(self, point, timeout):
+        wait.until(f'the point "{point.name}"', self.has_occurred, timeout)
 
     @contextlib.contextmanager
     def traced(self):
-        """Give what is reached meanwhile, as (function, moment), in order."""
+        """Trace the points that nova-compute reaches inside the context.
+
+        :yields: a list that has all (function, moment), in order, after the
+            context
+        """
         reached = []
-        file = self._place / 'reached'
+        file = self._directory / 'reached'
         shell.write(file, '', mode=0o666)
         try:
             yield reached

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points at which nova-compute can be killed, made to fail or to wait.
+"""The points at which nova-compute is killed, gets an error or waits.
 
-Each is a moment of a function: of ours, of Nova's, or of libvirt's binding.
+Each point is a moment of a call: of a function of this package, of Nova, or
+of libvirt's Python binding. It has to be a function that nova-compute itself
+calls, through its module or class: see hook/sitecustomize.py.
 """
 
 import dataclasses
@@ -11,20 +13,20 @@ BEFORE, DURING, AFTER = 'before', 'during', 'after'
 
 #: What a running guest does while nova-compute is dead.
 WRITES = 'writes'
-FROZEN = 'has its filesystems frozen'
-HALTED = 'stands still, or does not run'
+FROZEN = 'has frozen filesystems'
+HALTED = 'is halted or off'
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
     """A point of a snapshot.
 
-    :ivar name: what has just happened, or just happens
-    :ivar function: 'module:qualified.name'
-    :ivar moment: of this function
-    :ivar guest: what it does meanwhile, if it ran before
-    :ivar nth: at which call of the function, in one snapshot
-    :ivar delay: seconds from the call, for DURING
+    :ivar name: the event at this point, as in the table of results
+    :ivar function: the function, as 'module:qualified.name'
+    :ivar moment: BEFORE, DURING or AFTER the call
+    :ivar guest: what the guest does at this point, if it ran before
+    :ivar nth: number of the call within one snapshot, from 1
+    :ivar delay: seconds from the start of the call, for DURING
     """
 
     name: str
@@ -36,16 +38,16 @@ class Point:
 
     @property
     def identifier(self):
-        """Its name, as part of a test's."""
+        """Return the name in a form that fits into a test's name."""
         return re.sub(r'\W+', '_', self.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The snapshots of one strategy and kind of guest.
+    """The snapshots of one strategy and one kind of guest.
 
     :ivar running: whether the guest runs
-    :ivar points: in the order in which they are reached
+    :ivar points: the points, in the order of the snapshot
     """
 
     strategy: str
@@ -61,87 +63,96 @@ class Case:
         return found
 
     def since(self, name):
-        """The points from one on."""
+        """Return the point of this name and all later ones."""
         return self.points[self.points.index(self.point(name)):]
 
 
-FREEZE = 'nova_snapext.freeze.'
+HYPERVISOR = 'nova_snapext.hypervisor.'
+RESOURCES = 'nova_snapext.resources.'
 UPLOAD = 'nova_snapext.upload.'
 NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 
-ADD = 'nova_snapext.journal:Entry.add'
+JOURNAL = 'nova_snapext.journal.file:JournalEntry.'
+DIRECTORY = f'{RESOURCES}work_directory:WorkDirectory.'
+FILESYSTEMS = f'{RESOURCES}guest_filesystems:GuestFilesystems.'
+REMOVE_OVERLAY = f'{RESOURCES}overlay_merge:OverlayMerge._remove'
+MOVE_PERSISTENT = f'{RESOURCES}disk_definition:move_persistent'
+MOVE_SAVED_MEMORY = f'{RESOURCES}disk_definition:move_saved_memory'
+RESUME = f'{RESOURCES}managed_save:ManagedSave.resume'
 
-BEGUN = Point('the journal is begun', 'nova_snapext.journal:Entry.write')
-MADE = Point('its directory is made', f'{FREEZE}directory:Directory.make')
-QUIESCED = Point('the filesystems are frozen',
-                 f'{FREEZE}quiesce:Filesystems._freeze', guest=FROZEN)
-THAWED = Point('the filesystems are thawed',
-               f'{FREEZE}quiesce:Filesystems.thaw')
-SERVED = Point('qemu-nbd serves', f'{FREEZE}qemu_nbd:serve')
-READ = Point('the 50th piece is read', f'{UPLOAD}body:Body.read', nth=50)
+#: The nth call adds the nth resource of the strategy's freeze_disk(). The
+#: image is not added: the entry has it from its first write on.
+ADD = f'{JOURNAL}add'
+
+JOURNAL_CREATED = Point('the journal is created', f'{JOURNAL}write')
+DIRECTORY_CREATED = Point('the work directory is created',
+                          f'{DIRECTORY}create')
+QUIESCED = Point('the filesystems are frozen', f'{FILESYSTEMS}_freeze',
+                 guest=FROZEN)
+THAWED = Point('the filesystems are thawed', f'{FILESYSTEMS}thaw')
+SERVED = Point('qemu-nbd serves', f'{HYPERVISOR}qemu_nbd:serve')
+READ = Point('the 50th chunk is read', f'{UPLOAD}body:Body.read', nth=50)
 SENT = (
     READ,
-    Point('the upload is over', f'{UPLOAD}glance:StreamingClient._attempt'),
+    Point('the upload has ended', f'{UPLOAD}glance:GlanceImage._attempt'),
 )
-SERVER_ENDED = Point('qemu-nbd has ended', f'{FREEZE}qemu_nbd:Server.end')
-JOURNAL_ENDED = (
-    Point('the journal is to be ended', 'nova_snapext.journal:Entry.close',
-          BEFORE),
-    Point('the journal is ended', 'nova_snapext.journal:Entry.close'),
+SERVER_ENDED = Point('qemu-nbd has ended', f'{HYPERVISOR}qemu_nbd:Server.stop')
+JOURNAL_REMOVED = (
+    Point('before the journal is removed', f'{JOURNAL}close', BEFORE),
+    Point('the journal is removed', f'{JOURNAL}close'),
 )
 DONE = (
-    Point('its directory is removed', f'{FREEZE}directory:Directory.remove'),
-    Point('it is done', 'nova_snapext.driver:SnapextDriver.snapshot'),
+    Point('the work directory is removed', f'{DIRECTORY}remove'),
+    Point('everything is done', 'nova_snapext.driver:SnapextDriver.snapshot'),
 )
 
-OVERLAY_MADE = Point('the overlay\'s file is made',
-                     f'{FREEZE}qemu_img:create_overlay')
+OVERLAY_CREATED = Point("the overlay's file is created",
+                        f'{HYPERVISOR}qemu_img:create_overlay')
 MERGED = (
-    Point('the commit is to begin', 'libvirt:virDomain.blockCommit', BEFORE),
-    Point('the commit has begun', 'libvirt:virDomain.blockCommit'),
+    Point('before the commit', 'libvirt:virDomain.blockCommit', BEFORE),
+    Point('the commit has started', 'libvirt:virDomain.blockCommit'),
     Point('the commit is ready', 'libvirt:virDomain.blockJobAbort', BEFORE),
-    Point('the pivot is asked for', 'libvirt:virDomain.blockJobAbort'),
-    Point('the guest is back on its disk',
-          f'{FREEZE}active_commit:ActiveCommit.run'),
-    Point('the overlay is to be removed', f'{FREEZE}overlay:Overlay._remove',
-          BEFORE),
-    Point('the overlay is removed', f'{FREEZE}overlay:Overlay._remove'),
+    Point('the pivot is requested', 'libvirt:virDomain.blockJobAbort'),
+    Point('the guest uses its disk again',
+          f'{HYPERVISOR}block_commit:ActiveCommit.run'),
+    Point('before the overlay is removed', REMOVE_OVERLAY, BEFORE),
+    Point('the overlay is removed', REMOVE_OVERLAY),
 )
 
-#: What all have in common is here in full, and elsewhere in short.
+#: The steps that all strategies share are in this case in full, and in the
+#: others in part.
 BACKUP = Case('backup', True, (
-    Point('the journal is to be begun', 'os:link', BEFORE),
-    BEGUN,
+    Point('before the journal is created', 'os:link', BEFORE),
+    JOURNAL_CREATED,
     Point('the backup job is in the journal', ADD, nth=2),
-    MADE,
-    Point('its directory is shared with QEMU',
-          f'{FREEZE}directory:Directory.share_with'),
+    DIRECTORY_CREATED,
+    Point('the work directory is shared with QEMU', f'{DIRECTORY}share_with'),
     QUIESCED,
-    Point('the backup job has begun', 'libvirt:virDomain.backupBegin',
+    Point('the backup job has started', 'libvirt:virDomain.backupBegin',
           guest=FROZEN),
     THAWED,
-    Point('the upload is to begin', f'{UPLOAD}glance:StreamingClient._attempt',
+    Point('before the upload', f'{UPLOAD}glance:GlanceImage._attempt',
           BEFORE),
-    Point('the first piece is read', f'{UPLOAD}body:Body.read'),
+    Point('the first chunk is read', f'{UPLOAD}body:Body.read'),
     *SENT,
     Point('the digest is compared', f'{UPLOAD}glance:_mismatch'),
-    Point('the backup job is to be ended', 'libvirt:virDomain.abortJob',
+    Point('before the backup job is aborted', 'libvirt:virDomain.abortJob',
           BEFORE),
     Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
-    Point('the backup job is over', f'{FREEZE}backup_job:BackupJob.end'),
+    Point('the backup job has ended', f'{RESOURCES}backup_job:BackupJob.end'),
     DONE[0],
-    *JOURNAL_ENDED,
+    *JOURNAL_REMOVED,
     DONE[1],
 ))
 
 EXTERNAL = Case('external', True, (
-    BEGUN,
-    Point('its directory is in the journal', ADD),
-    MADE,
+    JOURNAL_CREATED,
+    Point('the work directory is in the journal', ADD),
+    DIRECTORY_CREATED,
     Point('the overlay is in the journal', ADD, nth=3),
-    OVERLAY_MADE,
+    OVERLAY_CREATED,
     QUIESCED,
-    Point('the guest is on the overlay', 'libvirt:virDomain.snapshotCreateXML',
+    Point('the guest uses the overlay', 'libvirt:virDomain.snapshotCreateXML',
           guest=FROZEN),
     THAWED,
     SERVED,
@@ -152,56 +163,55 @@ EXTERNAL = Case('external', True, (
 ))
 
 INTERNAL = Case('internal', True, (
-    BEGUN,
-    MADE,
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
     Point('the snapshot is in the journal', ADD, nth=4),
     QUIESCED,
     Point('the memory is being saved', 'libvirt:virDomain.snapshotCreateXML',
           DURING, guest=FROZEN, delay=0.3),
-    Point('the snapshot is made', 'libvirt:virDomain.snapshotCreateXML',
+    Point('the snapshot is created', 'libvirt:virDomain.snapshotCreateXML',
           guest=FROZEN),
     THAWED,
     SERVED,
     *SENT,
     SERVER_ENDED,
-    Point('libvirt is told of the snapshot',
+    Point('libvirt knows the snapshot',
           'libvirt:virDomain.snapshotCreateXML', nth=2),
     Point('the snapshot is deleted', 'libvirt:virDomainSnapshot.delete'),
     *DONE,
 ))
 
 INTERNAL_OFF = Case('internal', False, (
-    BEGUN,
-    MADE,
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
     Point('the snapshot is in the journal', ADD, nth=3),
-    Point('the snapshot is made',
-          f'{FREEZE}internal_snapshot:InternalSnapshot.create'),
+    Point('the snapshot is created',
+          f'{RESOURCES}internal_snapshot:InternalSnapshot.create'),
     SERVED,
     *SENT,
     SERVER_ENDED,
-    Point('the snapshot is deleted', f'{FREEZE}qemu_img:delete_snapshot'),
+    Point('the snapshot is deleted', f'{HYPERVISOR}qemu_img:delete_snapshot'),
     *DONE,
 ))
 
 COLD = Case('cold', True, (
-    BEGUN,
-    MADE,
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
     Point('the overlay is in the journal', ADD, nth=2),
-    OVERLAY_MADE,
-    Point('the suspension is in the journal', ADD, nth=4),
-    Point('the memory is to be saved', 'libvirt:virDomain.managedSave',
+    OVERLAY_CREATED,
+    Point('the managed save is in the journal', ADD, nth=4),
+    Point('before the memory is saved', 'libvirt:virDomain.managedSave',
           BEFORE),
     Point('the memory is being saved', 'libvirt:virDomain.managedSave', DURING,
           guest=HALTED, delay=0.3),
     Point('the memory is saved', 'libvirt:virDomain.managedSave',
           guest=HALTED),
-    Point('the definition is on the overlay',
-          f'{FREEZE}overlay:Overlay._move_definition', guest=HALTED),
-    Point('the saved memory is on the overlay',
-          f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
-    Point('the guest is being resumed', f'{FREEZE}cold:Suspension.resume',
-          DURING, guest=HALTED, delay=0.5),
-    Point('the guest is resumed', f'{FREEZE}cold:Suspension.resume'),
+    Point('the definition uses the overlay', MOVE_PERSISTENT, guest=HALTED),
+    Point('the saved memory uses the overlay', MOVE_SAVED_MEMORY,
+          guest=HALTED),
+    Point('the guest is being resumed', RESUME, DURING, guest=HALTED,
+          delay=0.5),
+    Point('the guest is resumed', RESUME),
     SERVED,
     *SENT,
     SERVER_ENDED,
@@ -210,8 +220,8 @@ COLD = Case('cold', True, (
 ))
 
 COLD_OFF = Case('cold', False, (
-    BEGUN,
-    MADE,
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
     SERVED,
     *SENT,
     SERVER_ENDED,
@@ -219,47 +229,48 @@ COLD_OFF = Case('cold', False, (
 ))
 
 NATIVE = Case('native', True, (
-    BEGUN,
-    Point('Nova\'s own snapshot is to begin', f'{NOVA}snapshot', BEFORE),
+    JOURNAL_CREATED,
+    Point("before Nova's own snapshot", f'{NOVA}snapshot', BEFORE),
     Point('the domain is undefined', f'{NOVA}_delete_guest_configuration'),
-    Point('the mirror has begun',
+    Point('the mirror has started',
           'nova.virt.libvirt.guest:BlockDevice.rebase'),
     Point('the filesystems are frozen', f'{NOVA}quiesce', guest=FROZEN),
-    Point('the mirror is ended',
+    Point('the mirror has ended',
           'nova.virt.libvirt.guest:BlockDevice.abort_job', guest=FROZEN),
     Point('the domain is defined again',
           'nova.virt.libvirt.host:Host.write_instance_config', guest=FROZEN),
     Point('the image is converted', f'{NOVA}_live_snapshot'),
     Point('the image is being sent',
           'glanceclient.v2.images:Controller.upload', DURING, delay=0.2),
-    Point('Nova\'s own snapshot is over', f'{NOVA}snapshot'),
+    Point("Nova's own snapshot has ended", f'{NOVA}snapshot'),
     DONE[-1],
 ))
 
 CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
 
-SERVING = Point('qemu-nbd is to serve', f'{FREEZE}qemu_nbd:serve', BEFORE)
-COMPARING = Point('the digest is to be compared', f'{UPLOAD}glance:_mismatch',
+SERVING = Point('before qemu-nbd serves', f'{HYPERVISOR}qemu_nbd:serve',
+                BEFORE)
+COMPARING = Point('before the digest is compared', f'{UPLOAD}glance:_mismatch',
                   BEFORE)
-SNAPSHOTTING = Point('the snapshot is to be made',
+SNAPSHOTTING = Point('before the snapshot is created',
                      'libvirt:virDomain.snapshotCreateXML', BEFORE)
-SNAPSHOTTED = Point('the snapshot is made',
+SNAPSHOTTED = Point('the snapshot is created',
                     'libvirt:virDomain.snapshotCreateXML')
-#: Where an error can come while the disk is frozen and sent, by case. After a
-#: function means that it says so of what it has done.
+#: Points of errors while the disk is frozen and uploaded, by case. An error
+#: after a function is one of a function that has done its work.
 ERRORS = {
     BACKUP: (
-        Point('its directory is to be shared with QEMU',
-              f'{FREEZE}directory:Directory.share_with', BEFORE),
-        Point('the backup job is to begin', 'libvirt:virDomain.backupBegin',
+        Point('before the work directory is shared with QEMU',
+              f'{DIRECTORY}share_with', BEFORE),
+        Point('before the backup job starts', 'libvirt:virDomain.backupBegin',
               BEFORE),
-        Point('the backup job has begun', 'libvirt:virDomain.backupBegin'),
+        Point('the backup job has started', 'libvirt:virDomain.backupBegin'),
         READ,
         COMPARING,
     ),
     EXTERNAL: (
-        Point('the overlay\'s file is to be made',
-              f'{FREEZE}qemu_img:create_overlay', BEFORE),
+        Point("before the overlay's file is created",
+              f'{HYPERVISOR}qemu_img:create_overlay', BEFORE),
         SNAPSHOTTING,
         SNAPSHOTTED,
         SERVING,
@@ -267,47 +278,43 @@ ERRORS = {
     ),
     INTERNAL: (SNAPSHOTTING, SNAPSHOTTED, SERVING, COMPARING),
     COLD: (
-        Point('the memory is to be saved', 'libvirt:virDomain.managedSave',
+        Point('before the memory is saved', 'libvirt:virDomain.managedSave',
               BEFORE),
         Point('the memory is saved', 'libvirt:virDomain.managedSave'),
-        Point('the definition is to be on the overlay',
-              f'{FREEZE}overlay:Overlay._move_definition', BEFORE),
-        Point('the definition is on the overlay',
-              f'{FREEZE}overlay:Overlay._move_definition'),
-        Point('the saved memory is on the overlay',
-              f'{FREEZE}overlay:Overlay._move_saved_state'),
-        Point('the guest is to be resumed',
-              f'{FREEZE}cold:Suspension.resume', BEFORE),
+        Point('before the definition uses the overlay', MOVE_PERSISTENT,
+              BEFORE),
+        Point('the definition uses the overlay', MOVE_PERSISTENT),
+        Point('the saved memory uses the overlay', MOVE_SAVED_MEMORY),
+        Point('before the guest is resumed', RESUME, BEFORE),
         SERVING,
         COMPARING,
     ),
 }
 
-REMOVING = Point('its directory is to be removed',
-                 f'{FREEZE}directory:Directory.remove', BEFORE)
+REMOVING = Point('before the work directory is removed', f'{DIRECTORY}remove',
+                 BEFORE)
 COMMITTING = (
-    Point('the commit is to begin', 'libvirt:virDomain.blockCommit', BEFORE),
-    Point('the commit has begun', 'libvirt:virDomain.blockCommit'),
-    Point('the pivot is to be asked for', 'libvirt:virDomain.blockJobAbort',
+    Point('before the commit', 'libvirt:virDomain.blockCommit', BEFORE),
+    Point('the commit has started', 'libvirt:virDomain.blockCommit'),
+    Point('before the pivot is requested', 'libvirt:virDomain.blockJobAbort',
           BEFORE),
-    Point('the pivot is asked for', 'libvirt:virDomain.blockJobAbort'),
-    Point('the overlay is to be removed', f'{FREEZE}overlay:Overlay._remove',
-          BEFORE),
+    Point('the pivot is requested', 'libvirt:virDomain.blockJobAbort'),
+    Point('before the overlay is removed', REMOVE_OVERLAY, BEFORE),
 )
 
-#: Where one can come when the disk is released.
+#: Points of errors while the disk is released, by case.
 RELEASE_ERRORS = {
     BACKUP: (
-        Point('the backup job is to be ended', 'libvirt:virDomain.abortJob',
+        Point('before the backup job is aborted', 'libvirt:virDomain.abortJob',
               BEFORE),
         Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
         REMOVING,
     ),
     EXTERNAL: (*COMMITTING, REMOVING),
     INTERNAL: (
-        Point('libvirt is to be told of the snapshot',
+        Point('before libvirt knows the snapshot',
               'libvirt:virDomain.snapshotCreateXML', BEFORE, nth=2),
-        Point('the snapshot is to be deleted',
+        Point('before the snapshot is deleted',
               'libvirt:virDomainSnapshot.delete', BEFORE),
         REMOVING,
     ),
@@ -319,70 +326,71 @@ def _named(points, *names):
     return tuple(point for point in points if point.name in names)
 
 
-#: Where libvirtd can hang: in the middle of what is asked of it.
+#: Points before calls to libvirtd, at which it hangs, by case.
 HANGS = {
     BACKUP: (
-        *_named(ERRORS[BACKUP], 'the backup job is to begin'),
-        Point('the filesystems are to be thawed',
-              f'{FREEZE}quiesce:Filesystems.thaw', BEFORE, guest=FROZEN),
-        *_named(RELEASE_ERRORS[BACKUP], 'the backup job is to be ended'),
+        *_named(ERRORS[BACKUP], 'before the backup job starts'),
+        Point('before the filesystems are thawed',
+              f'{FILESYSTEMS}thaw', BEFORE, guest=FROZEN),
+        *_named(RELEASE_ERRORS[BACKUP], 'before the backup job is aborted'),
     ),
     EXTERNAL: (
         SNAPSHOTTING,
-        *_named(COMMITTING, 'the commit is to begin',
-                'the pivot is to be asked for'),
+        *_named(COMMITTING, 'before the commit',
+                'before the pivot is requested'),
     ),
     INTERNAL: (
         SNAPSHOTTING,
         *_named(RELEASE_ERRORS[INTERNAL],
-                'libvirt is to be told of the snapshot',
-                'the snapshot is to be deleted'),
+                'before libvirt knows the snapshot',
+                'before the snapshot is deleted'),
     ),
     COLD: (
-        *_named(ERRORS[COLD], 'the memory is to be saved',
-                'the guest is to be resumed'),
-        *_named(COMMITTING, 'the commit is to begin'),
+        *_named(ERRORS[COLD], 'before the memory is saved',
+                'before the guest is resumed'),
+        *_named(COMMITTING, 'before the commit'),
     ),
 }
 
-#: Points of the healing of what a first kill has left, by case and by the
-#: point of that.
-HEALING = {
+#: Points of the recovery after a first kill, by case and by the point of the
+#: first kill.
+RECOVERY = {
     (BACKUP, READ): (
-        *BACKUP.since('the backup job is to be ended')[:4],
-        Point('the backup job is off the journal',
-              'nova_snapext.journal:Entry.forget'),
+        *BACKUP.since('before the backup job is aborted')[:4],
+        Point('the backup job is removed from the journal',
+              f'{JOURNAL}remove'),
         Point('the image is deleted',
-              'nova_snapext.upload.image:UnfinishedImage.release'),
-        *JOURNAL_ENDED,
+              f'{RESOURCES}image:IncompleteImage.release'),
+        *JOURNAL_REMOVED,
     ),
     (EXTERNAL, READ): (
         *MERGED,
-        EXTERNAL.point('its directory is removed'),
+        EXTERNAL.point('the work directory is removed'),
     ),
     (INTERNAL, READ): (
-        SNAPSHOTTED,
+        Point('libvirt knows the snapshot',
+              'libvirt:virDomain.snapshotCreateXML'),
         INTERNAL.point('the snapshot is deleted'),
-        INTERNAL.point('its directory is removed'),
+        INTERNAL.point('the work directory is removed'),
     ),
-    (COLD, COLD.point('the saved memory is on the overlay')): (
-        Point('the overlay is being committed', f'{FREEZE}qemu_img:commit',
+    (COLD, COLD.point('the saved memory uses the overlay')): (
+        Point('the overlay is being committed', f'{HYPERVISOR}qemu_img:commit',
               DURING, guest=HALTED, delay=0.02),
-        Point('the overlay is committed', f'{FREEZE}qemu_img:commit',
+        Point('the overlay is committed', f'{HYPERVISOR}qemu_img:commit',
               guest=HALTED),
-        Point('the definition is on the disk again',
-              f'{FREEZE}overlay:Overlay._move_definition', guest=HALTED),
-        Point('the saved memory is on the disk again',
-              f'{FREEZE}overlay:Overlay._move_saved_state', guest=HALTED),
+        Point('the definition uses the disk again', MOVE_PERSISTENT,
+              guest=HALTED),
+        Point('the saved memory uses the disk again', MOVE_SAVED_MEMORY,
+              guest=HALTED),
         COLD.point('the guest is being resumed'),
         COLD.point('the guest is resumed'),
     ),
 }
 
-#: All functions that are to be wrapped.
+#: All functions that the hook wraps.
 FUNCTIONS = tuple(sorted({
     point.function
     for points in (*(case.points for case in CASES), *ERRORS.values(),
                    *RELEASE_ERRORS.values(), *HANGS.values(),
-                   *HEALING.values())
+                   *RECOVERY.values())
     for point in points}))

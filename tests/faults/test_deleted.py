@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instances that are deleted while their image is on its way."""
+"""Instances that are deleted while their image is uploaded."""
 
 from devcloud import servers
 from devcloud import wait
@@ -13,17 +13,18 @@ class DeletedInstanceTest(held.BootingGuestTestCase):
     def assert_deleted(self, server, strategy):
         running = self.begin(server, strategy)
         servers.delete(self.client, server)
-        self.assert_given_up(running, server)
-        wait.until('end of all that the snapshot had', lambda: not [
-            *self.state.snapshots.glob('*'),
-            *base.qemu_nbds(str(self.state.nova))], held.SOON)
+        self.assert_cancelled(running, server)
+        wait.until('the end of all processes and files of the snapshot',
+                   lambda: not [
+                       *self.state.snapshots.glob('*'),
+                       *base.qemu_nbds(str(self.state.nova))], held.SOON)
         self.assertFalse((self.state.instances / server).exists())
 
-    def test_of_a_running_instance_that_is_deleted_nothing_is_left(self):
+    def test_deletion_of_running_instance_leaves_nothing(self):
         for strategy in ('backup', 'external'):
-            self.assert_deleted(self.make(), strategy)
+            self.assert_deleted(self.create_server(), strategy)
 
-    def test_of_one_that_is_shut_off_nothing_is_left_either(self):
-        server = self.make()
+    def test_deletion_of_shut_off_instance_leaves_nothing(self):
+        server = self.create_server()
         self.action(server, 'os-stop', 'SHUTOFF')
         self.assert_deleted(server, 'cold')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors where none was foreseen in particular."""
+"""Errors at points where nobody expects one."""
 
 from devcloud import wait
 
@@ -8,22 +8,23 @@ from tests.faults import base
 from tests.faults import points
 
 
-class _Case(base.FaultTestCase):
+class _ErrorTestCase(base.FaultTestCase):
 
-    def ask_and_await_error(self, point):
-        """Have an error raised at a point of a snapshot, and await its end.
+    def snapshot_with_error(self, point):
+        """Request a snapshot with an error at a point, and wait for its end.
 
-        :returns: the snapshot's image
+        :returns: id of the snapshot's image
         """
         self.faults.arm(point, 'raise')
-        image = self.ask()
+        image = self.request_snapshot()
         wait.until('the end of the snapshot',
                    lambda: self.task_state() is None, e2e.SNAPSHOT_TIMEOUT)
-        self.assertTrue(self.faults.has_acted(), 'It did not come so far')
+        self.assertTrue(self.faults.has_occurred(),
+                        'The snapshot has ended without reaching the point')
         return image
 
 
-class ErrorTestCase(_Case):
+class ErrorTestCase(_ErrorTestCase):
 
     FAULT = 'An error is raised'
 
@@ -33,15 +34,15 @@ class ErrorTestCase(_Case):
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
-            image = self.ask_and_await_error(point)
-            self.assert_healed(before, image, before.acknowledged)
+            before = self.server_state()
+            image = self.snapshot_with_error(point)
+            self.assert_recovered(before, image, before.acknowledged)
 
 
-class ReleaseErrorTestCase(_Case):
-    """What an error in the release leaves, the next snapshot heals."""
+class ReleaseErrorTestCase(_ErrorTestCase):
+    """Errors during the release. The next snapshot recovers from them."""
 
-    FAULT = 'An error is raised in the release'
+    FAULT = 'An error is raised during the release'
 
     @classmethod
     def points(cls):
@@ -49,12 +50,12 @@ class ReleaseErrorTestCase(_Case):
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
-            image = self.ask_and_await_error(point)
+            before = self.server_state()
+            image = self.snapshot_with_error(point)
             self.assert_alive()
-            self.assert_image_settled(image, before.acknowledged)
+            self.assert_image_complete_or_deleted(image, before.acknowledged)
             self.assert_snapshot_works(before.acknowledged)
-            self.assert_healed(before, image, before.acknowledged)
+            self.assert_recovered(before, image, before.acknowledged)
 
 
 class BackupTest(ErrorTestCase):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving up under eventlet, Nova's other concurrency mode."""
+"""Cancelled and stalled uploads under eventlet, Nova's other kind of threads.
+"""
 
 import subprocess
 
@@ -13,19 +14,20 @@ class EventletTest(held.BootingGuestTestCase):
     CONFIGURATION = ('DEFAULT.concurrency_backend=eventlet',
                      'snapext.upload_stall_timeout=10')
 
-    def test_an_image_that_is_deleted_ends_it_under_eventlet_too(self):
-        running = self.begin(self.make())
+    def test_deleted_image_cancels_snapshot(self):
+        running = self.begin(self.create_server())
         self.client.delete('glance', f'/images/{running.image}')
-        self.assert_given_up(
+        self.assert_cancelled(
             running, f'Image {running.image} could not be found')
         self.await_end(running)
         self.assert_nothing_left(running.server)
 
-    def test_a_stalled_upload_is_tried_again_and_right(self):
-        running = self.begin(self.make())
-        wait.until('a second attempt',
-                   lambda: 'begins anew' in running.log, held.SOON)
-        # For the proxy to see that the first one has ended, as Glance must.
+    def test_stalled_upload_is_retried_and_completes(self):
+        running = self.begin(self.create_server())
+        wait.until('a second attempt', lambda: (
+            'is retried from its first byte' in running.log), held.SOON)
+        # The proxy, and Glance behind it, see the end of the first attempt
+        # only now.
         running.faults.release.set()
         self.await_end(running)
         self.assertIn('finished: strategy=', running.log)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirtd hangs in the middle of what a snapshot asks of it.
+"""libvirtd hangs during a call of a snapshot, until the snapshot is aborted.
 
-Until the snapshot has been given up. Then it goes on, with what it was told
-before, too.
+Then it continues, also with the calls that it had already received.
 """
 
 import signal
@@ -13,15 +12,16 @@ from tests.e2e import base as e2e
 from tests.faults import base
 from tests.faults import points
 
-# Seconds until nova-compute has connected anew, and cleaned up.
-HEALED = 180
+# Seconds until nova-compute has connected again, and has cleaned up.
+RECOVERY_TIMEOUT = 180
 
 
 class HangTestCase(base.FaultTestCase):
 
     FAULT = 'libvirtd hangs'
     CONFIGURATION = (*base.FaultTestCase.CONFIGURATION,
-                     'snapext.libvirtd_timeout=6', 'snapext.job_timeout=5')
+                     'snapext.libvirtd_hang_timeout=6',
+                     'snapext.operation_timeout=5')
 
     @classmethod
     def points(cls):
@@ -29,19 +29,20 @@ class HangTestCase(base.FaultTestCase):
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
+            before = self.server_state()
             self.faults.arm(point, 'wait')
-            image = self.ask()
-            self.faults.await_act(point, e2e.SNAPSHOT_TIMEOUT)
+            image = self.request_snapshot()
+            self.faults.await_fault(point, e2e.SNAPSHOT_TIMEOUT)
             libvirtd = self.hang_libvirtd()
             self.faults.disarm()
-            wait.until('the snapshot to be given up',
+            wait.until('the snapshot to be aborted',
                        lambda: self.task_state() is None,
                        e2e.SNAPSHOT_TIMEOUT)
             libvirtd.identity().signal(signal.SIGCONT)
-            wait.until('nothing to be in the journal',
-                       lambda: not self.journaled(), HEALED)
-            self.assert_healed(before, image, self.last_record(self.server))
+            wait.until('the journal to be empty',
+                       lambda: not self.journaled(), RECOVERY_TIMEOUT)
+            self.assert_recovered(
+                before, image, self.last_record(self.server))
 
 
 class BackupTest(HangTestCase):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-compute killed at every point of a snapshot, and started again."""
+"""nova-compute is killed at every point of a snapshot, and started again."""
 
 from devcloud import compute
 
@@ -13,31 +13,30 @@ class KillTestCase(base.FaultTestCase):
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
-            image, killed = self.ask_and_await_death(point)
+            before = self.server_state()
+            image, killed = self.snapshot_until_killed(point)
             acknowledged = self.await_writes(point)
             compute.start(self.state)
             self.assert_session_ended(killed)
-            self.assert_healed(before, image, acknowledged)
+            self.assert_recovered(before, image, acknowledged)
 
 
 class AllPoints:
-    """What is proved beside the single points."""
+    """The tests of a whole case, beside those of its points."""
 
     @classmethod
     def points(cls):
         return cls.CASE.points
 
-    def test_all_points_are_reached_by_a_snapshot(self):
+    def test_all_points_are_reached_by_one_snapshot(self):
         with self.faults.traced() as reached:
             self.snapshot(self.server, strategy=self.CASE.strategy)
         self.assertEqual(
             [], [point.name for point in self.CASE.points
                  if (point.function, point.moment) not in reached])
 
-    # The last one, by its name.
-    def test_then_it_is_stopped_started_and_rebooted_and_has_lost_nothing(
-            self):
+    # By its name, it runs after all faults.
+    def test_then_guest_stops_starts_and_reboots_without_loss(self):
         self.assert_usable()
 
 

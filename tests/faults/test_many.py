@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of many instances at once."""
+"""Snapshots of many instances at the same time."""
 
 from concurrent import futures
 
@@ -11,15 +11,18 @@ from tests.e2e import base
 
 STRATEGIES = ('backup', 'external', 'internal', 'cold')
 
-#: Seconds that all of them may take; and between two looks at them, which
-#: cost the host what its guests need.
-TIMEOUT, INTERVAL = 1800, 5
+#: Seconds for all snapshots together.
+TIMEOUT = 1800
+#: Seconds between two queries of Nova. Queries take CPU time from the guests.
+INTERVAL = 5
 
 
 class ManyInstancesTest(base.CloudTestCase):
-    """As many at once as a small host has room for guests.
+    """As many snapshots as a small host can have guests.
 
-    By all strategies in turns.
+    The strategies take turns.
+
+    :cvar GUESTS: number of guests
     """
 
     GUESTS = 20
@@ -27,20 +30,20 @@ class ManyInstancesTest(base.CloudTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # Nova's own default is 10.
+        # Nova's default is 10 instances.
         admin = api.Client.admin(cls.state)
         project = cls.client.get('keystone', '/auth/projects')['projects'][0]
         quotas = f"/os-quota-sets/{project['id']}"
         admin.put('nova-api', quotas, {'quota_set': dict.fromkeys(
             ('instances', 'cores', 'ram'), -1)})
         cls.addClassCleanup(admin.delete, 'nova-api', quotas)
-        # Each is slow to boot, and several at once are hardly slower.
+        # A guest is slow to boot, and several together are hardly slower.
         with futures.ThreadPoolExecutor(4) as pool:
             cls.servers = list(pool.map(
                 lambda _: cls.boot(), range(cls.GUESTS)))
 
-    def ask(self, server, strategy):
-        """Ask for an image, and give its id."""
+    def request_snapshot(self, server, strategy):
+        """Request a snapshot, and return the id of its image."""
         image = servers.action(self.client, server, 'createImage', {
             'name': 'e2e', 'metadata': {'snapext_strategy': strategy},
         })['image_id']
@@ -48,26 +51,27 @@ class ManyInstancesTest(base.CloudTestCase):
                              missing_ok=True)
         return image
 
-    def at_work(self):
+    def busy_servers(self):
+        """Return the ids of the servers whose task has not ended."""
         shown = self.client.get('nova-api', '/servers/detail')['servers']
         return [server['id'] for server in shown
                 if server['OS-EXT-STS:task_state']]
 
-    def test_each_image_is_right_and_of_its_own_guest(self):
-        asked = []
+    def test_each_image_is_complete_and_of_its_own_guest(self):
+        requested = []
         for number, server in enumerate(self.servers):
             strategy = STRATEGIES[number % len(STRATEGIES)]
             acknowledged = self.last_record(server)
-            asked.append((server, strategy, acknowledged,
-                          self.ask(server, strategy)))
-        # To ask for so many takes longer than the first of them do.
-        self.assertGreater(len(self.at_work()), self.GUESTS // 2)
-        wait.until('the end of all snapshots', lambda: not self.at_work(),
+            requested.append((server, strategy, acknowledged,
+                              self.request_snapshot(server, strategy)))
+        # The first snapshots may end before the last one is requested.
+        self.assertGreater(len(self.busy_servers()), self.GUESTS // 2)
+        wait.until('the end of all snapshots', lambda: not self.busy_servers(),
                    TIMEOUT, interval=INTERVAL)
-        for server, strategy, acknowledged, image in asked:
+        for server, strategy, acknowledged, image in requested:
             shown = self.image(image)
             self.assertEqual((server, strategy), (
-                shown['instance_uuid'], shown['snapshot_strategy']))
-            self.assert_image_whole(image, acknowledged=acknowledged)
-            self.assert_writes_on(server)
+                shown['instance_uuid'], shown['snapext_strategy_used']))
+            self.assert_image_complete(image, acknowledged=acknowledged)
+            self.assert_keeps_writing(server)
             self.assert_nothing_left(server)

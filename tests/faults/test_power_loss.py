@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's power lost while a guest is on an overlay."""
+"""The host loses power while a guest uses an overlay."""
 
 import signal
 
@@ -17,42 +17,43 @@ class PowerLossTestCase(base.FaultTestCase):
 
     @classmethod
     def points(cls):
-        """Those at which the overlay may be there, one of the upload's."""
+        """Return the points with an overlay; of the upload, just one."""
         if cls.CASE is None:
             return ()
-        since = cls.CASE.since('the overlay\'s file is made')
-        passed_over = {*points.SENT, points.SERVER_ENDED, *points.DONE}
+        since = cls.CASE.since("the overlay's file is created")
+        omitted = {*points.SENT, points.SERVER_ENDED, *points.DONE}
         return [point for point in since
-                if point is points.READ or point not in passed_over]
+                if point is points.READ or point not in omitted]
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
-            image, _ = self.ask_and_await_death(point)
+            before = self.server_state()
+            image, _ = self.snapshot_until_killed(point)
             self.lose_power()
             acknowledged = self.last_record(self.server)
             self.host.start()
             compute.start(self.state)
             self.start_guest()
             self.assert_boots_with_all(acknowledged)
-            self.assert_healed(before, image, acknowledged)
+            self.assert_recovered(before, image, acknowledged)
 
     def lose_power(self):
-        """End QEMU and libvirtd as nova-compute has ended: at once."""
+        """Kill QEMU and libvirtd, as nova-compute was killed."""
         name = self.host.virsh('domname', self.server).strip()
-        # None where the guest is suspended right now.
+        # None if the guest is suspended at this point.
         guest = self.host.guests().get(name)
         self.host.kill()
         if guest:
             guest.signal(signal.SIGKILL)
             wait.until('the end of QEMU', lambda: not guest.is_alive(),
                        base.SETTLE_TIMEOUT)
-        # A guest writes a record to its partition first, where it finds it
-        # when it boots, and then its line to a file, which it may not come to.
+        # A guest first writes a record to its partition, where it finds the
+        # record when it boots, and then a line to a file. The line may be
+        # lost.
         type(self).lost_lines |= {self.last_record(self.server) + 1}
 
     def start_guest(self):
-        """Start it as its user would, to whom it may look active."""
+        """Start the guest as its user would. Nova may still show it active."""
         if servers.show(self.client, self.server)['status'] == 'ACTIVE':
             self.action(self.server, 'os-stop', 'SHUTOFF')
         self.action(self.server, 'os-start', 'ACTIVE')

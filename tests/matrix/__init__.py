@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every strategy on every state, root disk and image format: all cells."""
+"""All cells of the matrix in tests/e2e/matrix.py."""
 
-import tests.e2e  # noqa: F401  It lets devcloud be imported.
+import tests.e2e  # noqa: F401  This makes devcloud importable.

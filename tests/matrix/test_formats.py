@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image formats that are staged on the host, of a running guest."""
+"""Snapshots of a running guest in formats that are staged on the host."""
 
 import json
 import os
@@ -8,16 +8,15 @@ import shutil
 import subprocess
 import tempfile
 
-
 from oslo_utils import units
 
 from tests.e2e import base
 
-# Bytes of a file system that no image has room in.
-ROOM = units.Mi
+# Size of a file system that is too small for any image, in bytes.
+SMALL = units.Mi
 
 STAGED = re.compile(r'Staged the (\w+) image of \S+ in [\d.]+ s: (\d+) bytes '
-                    r'on the host, of (\d+) at the most')
+                    r'on the host, of at most (\d+)')
 
 
 class FormatsTest(base.CloudTestCase):
@@ -28,21 +27,22 @@ class FormatsTest(base.CloudTestCase):
         cls.server = cls.boot()
 
     def staged(self, image_format):
-        """Take a snapshot, and prove it and that it was staged."""
-        shot = self.snapshot(self.server)
+        """Take a snapshot, and check that it is complete and was staged."""
+        snapshot = self.snapshot(self.server)
         self.assertEqual(('backup', 'filesystem'),
-                         (shot.strategy, shot.consistency))
-        self.assert_snapshot_right(shot, image_format)
-        made, written, most = STAGED.search(shot.log).groups()
-        self.assertEqual(image_format, made)
-        self.assertLessEqual(int(written), int(most))
-        self.assertGreater(int(shot.figures[3]), 0)
-        self.assert_untouched()
-        return shot.image
+                         (snapshot.strategy, snapshot.consistency))
+        self.assert_snapshot_complete(snapshot, image_format)
+        logged_format, written, max_size = STAGED.search(
+            snapshot.log).groups()
+        self.assertEqual(image_format, logged_format)
+        self.assertLessEqual(int(written), int(max_size))
+        self.assertGreater(int(snapshot.figures[3]), 0)
+        self.assert_guest_unchanged()
+        return snapshot.image
 
-    def assert_untouched(self):
+    def assert_guest_unchanged(self):
         self.assert_nothing_left(self.server)
-        self.assert_writes_on(self.server)
+        self.assert_keeps_writing(self.server)
 
     def info(self, image):
         with self.downloaded(image) as file:
@@ -50,34 +50,34 @@ class FormatsTest(base.CloudTestCase):
                 ['qemu-img', 'info', '--output=json', file], check=True,
                 capture_output=True).stdout)
 
-    def test_vmdk(self):
+    def test_vmdk_image_is_staged(self):
         self.configure('libvirt.snapshot_image_format=vmdk')
         info = self.info(self.staged('vmdk'))
-        # Of what [compute]vmdk_allowed_types has by default.
+        # One of the default values of [compute]vmdk_allowed_types.
         self.assertEqual('monolithicSparse',
                          info['format-specific']['data']['create-type'])
 
-    def test_vdi(self):
+    def test_vdi_image_is_staged(self):
         self.configure('libvirt.snapshot_image_format=vdi')
         self.assertEqual('vdi', self.info(self.staged('vdi'))['format'])
 
-    def test_without_room_for_it_there_is_no_image_and_it_says_why(self):
+    def test_insufficient_space_fails_snapshot_with_the_reason(self):
         small = self.small_file_system()
         self.configure('libvirt.snapshot_image_format=vdi',
                        f'libvirt.snapshots_directory={small}',
-                       f'snapext.freeze_directory={self.state.snapshots}')
-        shot = self.snapshot(self.server)
-        self.assertFalse(self.image_exists(shot.image))
-        self.assertIn(f'but in {small} there are {ROOM} bytes free for it',
-                      shot.log)
-        self.assertIsNone(STAGED.search(shot.log))
-        self.assert_untouched()
+                       f'snapext.work_directory={self.state.snapshots}')
+        snapshot = self.snapshot(self.server)
+        self.assertFalse(self.image_exists(snapshot.image))
+        self.assertIn(f'only {SMALL} bytes are free for it in {small}',
+                      snapshot.log)
+        self.assertIsNone(STAGED.search(snapshot.log))
+        self.assert_guest_unchanged()
 
     def small_file_system(self):
-        # Where Nova's user finds its way, too.
+        # Nova's user can reach this directory.
         small = tempfile.mkdtemp(dir=self.state.nova)
         self.addCleanup(os.rmdir, small)
-        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={ROOM}', 'tmpfs',
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={SMALL}', 'tmpfs',
                         small], check=True)
         self.addCleanup(subprocess.run, ['umount', small], check=True)
         shutil.chown(small, 'nova', 'nova')

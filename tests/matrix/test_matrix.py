@@ -9,8 +9,10 @@ def cell_test(state, image_format):
     return test
 
 
-def all_cells(disk, booted=False):
-    """Make the tests of all states and formats, format by format."""
+def disk_test(disk, booted=False):
+    """Return a class with the tests of all states and formats of a disk."""
+    # The name of a test begins with its format: tests run in the order of
+    # their names, and each change of the format restarts nova-compute.
     tests = {
         f'test_{image_format.replace(" ", "_")}_image_of_a_{state}_guest':
             cell_test(state, image_format)
@@ -20,7 +22,7 @@ def all_cells(disk, booted=False):
         '__module__': __name__, 'DISK': disk, 'BOOTED': booted, **tests})
 
 
-Qcow2OnABackingFileTest = all_cells('qcow2 on a backing file', booted=True)
-FlatQcow2Test = all_cells('flat qcow2')
-RawFileTest = all_cells('raw file')
-BlockDeviceTest = all_cells('block device')
+Qcow2OnABackingFileTest = disk_test('qcow2 on a backing file', booted=True)
+FlatQcow2Test = disk_test('flat qcow2')
+RawFileTest = disk_test('raw file')
+BlockDeviceTest = disk_test('block device')

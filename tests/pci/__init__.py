@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests with PCI passthrough, on the machine that tools/pci-rig makes."""
+"""Tests with PCI passthrough, on the machine of tools/pci-rig."""
 
 import logging
 
-# Nova has to be patched as for those tests, before anything of it is loaded.
+# This patches Nova, as for the functional tests, before Nova is imported.
 import tests.functional  # noqa: F401
 
-# What Nova logs outside of any test is of its database, which is not there.
+# Outside of tests, Nova logs only that its database does not exist.
 logging.getLogger().addHandler(logging.NullHandler())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that has functions of a real card, as far as Linux can tell."""
+"""A guest that has functions of a card that Linux takes for a real one."""
 
 import pathlib
 import socket
@@ -14,15 +14,15 @@ from nova_snapext import conf
 from nova_snapext import plan as planning
 from tests.functional import base
 
-#: What tools/pci-rig has made for the guest.
+#: Created by tools/pci-rig for the guest.
 BOOT = pathlib.Path('/rig/guest')
 
-#: Seconds that the guest may take to boot, in one emulation within another,
-#: and to answer.
+#: Seconds for the guest to boot, in one emulation inside another, and to
+#: answer.
 BOOT_TIMEOUT, ANSWER_TIMEOUT = 300, 60
 
-#: The address of the first function, set on the card, and of the second,
-#: which libvirt sets.
+#: The addresses of the two functions. The first is set on the card, the second
+#: by libvirt.
 MACS = ('52:54:00:00:00:01', '52:54:00:00:00:02')
 
 KERNEL = f"""
@@ -31,8 +31,8 @@ KERNEL = f"""
 <cmdline>console=ttyS0 quiet mitigations=off panic=-1</cmdline>
 """
 
-# Both ways in which Nova gives a function to a guest: of the flavor, or with
-# a port of the type direct-physical; and with a port of the type direct.
+# Nova gives a guest a function in two ways: for the flavor or for a port of
+# the type direct-physical, and for a port of the type direct.
 DOMAIN = """
 <domain type='qemu'>
   <name>{instance.name}</name>
@@ -61,7 +61,7 @@ DOMAIN = """
 
 
 def functions():
-    """The card's virtual functions, as attributes of libvirt's address."""
+    """Yield the card's virtual functions, as libvirt's address attributes."""
     found = pathlib.Path('/sys/bus/pci/drivers/igb').glob('*/virtfn*')
     for link in sorted(found):
         domain, bus, rest = link.resolve().name.split(':')
@@ -71,9 +71,9 @@ def functions():
 
 
 class PassthroughTestCase(base.GuestTestCase):
-    """One guest with both functions, for all tests: it takes long to boot.
+    """One guest with both functions for all tests, because it boots slowly.
 
-    :cvar BOOT: what it boots; its firmware finds nothing else
+    :cvar BOOT: libvirt's elements of the kernel to boot; empty for none
     """
 
     BOOT = KERNEL
@@ -95,15 +95,15 @@ class PassthroughTestCase(base.GuestTestCase):
             instance=instance, disk=cls.disk, console=cls.console,
             boot=cls.BOOT, functions=list(functions()), mac=MACS[1]))
         cls.addClassCleanup(cls.remove, instance)
-        cls.spoilt = True
+        cls.is_dirty = True
 
     def setUp(self):
         super().setUp()
         self.useFixture(config_fixture.Config(conf.CONF)).config(
             instances_path=str(self.directory))
-        if self.spoilt:
+        if self.is_dirty:
             self.power_cycle()
-        self.addOnException(self.spoil)
+        self.addOnException(self.mark_dirty)
         self.plan = self.plan_of(self.instance, self.disk)
         self.before = self.devices()
         self.removed = []
@@ -116,14 +116,14 @@ class PassthroughTestCase(base.GuestTestCase):
         self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
         if self.BOOT:
             self.await_line('READY', BOOT_TIMEOUT)
-        type(self).spoilt = False
+        type(self).is_dirty = False
 
-    def spoil(self, _exc_info):
-        """A test that fails may leave the guest as no other expects it."""
-        type(self).spoilt = True
+    def mark_dirty(self, _exc_info):
+        """Start the guest again before the next test, after a failed one."""
+        type(self).is_dirty = True
 
     def record_removals(self):
-        """Keep the names of the devices that libvirt says are removed."""
+        """Record the names of the devices whose removal libvirt reports."""
         connection = self.domain.connect()
         callback = connection.domainEventRegisterAny(
             self.domain, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
@@ -134,9 +134,9 @@ class PassthroughTestCase(base.GuestTestCase):
     def await_line(self, beginning, timeout, question=None):
         """Wait for a line on the guest's console.
 
-        :param beginning: the line's
-        :param timeout: seconds
-        :param question: what to say to the guest first
+        :param beginning: beginning of the line
+        :param timeout: in seconds
+        :param question: text to send to the guest first
         :returns: the rest of the line
         """
         with socket.socket(socket.AF_UNIX) as console:
@@ -151,28 +151,28 @@ class PassthroughTestCase(base.GuestTestCase):
         raise AssertionError(f'the console was closed before {beginning!r}')
 
     def working_functions(self):
-        """The addresses of the functions that the guest has and drives."""
+        """Return the addresses of the functions that the guest can use."""
         question = uuid.uuid4().hex
         answer = self.await_line(f'ANSWER {question}', ANSWER_TIMEOUT,
                                  question)
         return sorted(answer.split())
 
     def devices(self):
-        """The guest's passthrough devices, as libvirt defines them."""
+        """Return the guest's passthrough devices, as libvirt defines them."""
         devices = etree.fromstring(self.domain.XMLDesc()).xpath(
             './devices/hostdev | ./devices/interface')
         for device in devices:
-            # A name of libvirt's own, which the guest does not see.
+            # A name of libvirt, which the guest does not see.
             device.remove(device.find('alias'))
         return sorted(etree.tostring(device, method='c14n').decode()
                       for device in devices)
 
-    def assert_whole(self):
-        """Check that the guest runs with all that it had."""
+    def assert_unchanged(self):
+        """Check that the guest runs, with the same devices as before."""
         self.assertEqual(libvirt.VIR_DOMAIN_RUNNING, self.domain.state()[0])
         self.assertEqual(self.before, self.devices())
         if self.BOOT:
-            # It learns of a device after libvirt has attached it.
+            # The guest finds a device after libvirt has attached it.
             wait.until('both functions work in the guest', lambda:
                        sorted(MACS) == self.working_functions(),
                        ANSWER_TIMEOUT)

@@ -9,16 +9,16 @@ from oslo_config import fixture as config_fixture
 
 from nova_snapext import conf
 from nova_snapext import exception
-from nova_snapext.freeze import backup
-from nova_snapext.freeze import cold
-from nova_snapext.freeze import external
-from nova_snapext.freeze import internal
+from nova_snapext.strategies import backup
+from nova_snapext.strategies import cold
+from nova_snapext.strategies import external
+from nova_snapext.strategies import internal
 from tests.pci import base
 
 
 @contextlib.contextmanager
 def first_attach_refused():
-    """Have libvirt refuse the first device that it is to attach."""
+    """Make libvirt refuse the first device to attach."""
     attach = libvirt.virDomain.attachDeviceFlags
     refusals = [libvirt.libvirtError('the device is in use')]
 
@@ -33,43 +33,43 @@ def first_attach_refused():
 
 
 class WillingGuestTest(base.PassthroughTestCase):
-    """A guest that lets go of a device when it is asked to."""
+    """A guest that releases a device on request."""
 
-    def assert_no_device_is_touched(self, strategy):
+    def assert_no_device_is_changed(self, strategy):
         before = self.domain.XMLDesc()
         with strategy.freeze(self.plan):
-            self.assert_whole()
-        self.assert_whole()
+            self.assert_unchanged()
+        self.assert_unchanged()
         self.assertEqual(before, self.domain.XMLDesc())
         self.assertEqual([], self.removed)
 
     def assert_all_devices_come_back(self, strategy):
         with strategy.freeze(self.plan):
             self.assertEqual(2, len(self.removed))
-        self.assert_whole()
+        self.assert_unchanged()
         self.assert_nothing_left(self.plan)
 
-    def test_a_backup_touches_no_device(self):
-        self.assert_no_device_is_touched(backup.BackupStrategy(self.driver))
+    def test_backup_changes_no_device(self):
+        self.assert_no_device_is_changed(backup.BackupStrategy(self.driver))
 
-    def test_an_external_snapshot_touches_no_device(self):
-        self.assert_no_device_is_touched(
+    def test_external_snapshot_changes_no_device(self):
+        self.assert_no_device_is_changed(
             external.ExternalStrategy(self.driver))
 
-    def test_all_devices_come_back_after_an_internal_snapshot(self):
+    def test_internal_snapshot_attaches_all_devices_again(self):
         self.assert_all_devices_come_back(
             internal.InternalStrategy(self.driver))
 
-    def test_all_devices_come_back_after_a_cold_snapshot(self):
+    def test_cold_snapshot_attaches_all_devices_again(self):
         self.assert_all_devices_come_back(cold.ColdStrategy(self.driver))
 
-    def test_a_device_that_is_refused_at_first_comes_back(self):
+    def test_failed_attach_is_repeated(self):
         with first_attach_refused() as refusals:
             self.assert_all_devices_come_back(
                 internal.InternalStrategy(self.driver))
         self.assertEqual([], refusals)
 
-    def test_a_device_that_goes_after_the_snapshot_failed_comes_back(self):
+    def test_device_that_leaves_after_failed_snapshot_comes_back(self):
         self.useFixture(config_fixture.Config(conf.CONF)).config(
             device_detach_attempts=1, device_detach_timeout=2,
             group='libvirt')
@@ -85,18 +85,18 @@ class WillingGuestTest(base.PassthroughTestCase):
                 self.assertRaisesRegex(
                     exception.FreezeFailed, 'still attached'), \
                 internal.InternalStrategy(self.driver).freeze(self.plan):
-            self.fail('a guest that has devices can not be frozen')
+            self.fail('the disk is frozen although a device stays')
         self.assertEqual([], self.removed)
         self.domain.resume()
-        wait.until('the guest has let go of a device',
+        wait.until('the guest has released a device',
                    lambda: self.removed, base.ANSWER_TIMEOUT)
         wait.until('the guest has the device again', lambda:
                    self.before == self.devices(), base.ANSWER_TIMEOUT)
-        self.assert_whole()
+        self.assert_unchanged()
 
 
 class UnwillingGuestTest(base.PassthroughTestCase):
-    """A guest that has no kernel which could let go of a device."""
+    """A guest without a kernel, and so without a release of devices."""
 
     BOOT = ''
 
@@ -112,15 +112,15 @@ class UnwillingGuestTest(base.PassthroughTestCase):
                 exception.FreezeFailed,
                 'PCI device 0000:01:10.[02].* still attached'), \
                 strategy.freeze(self.plan):
-            self.fail('a guest that has devices can not be frozen')
+            self.fail('the disk is frozen although a device stays')
         self.assertEqual(before, self.domain.XMLDesc())
         self.assertEqual([], self.removed)
         self.assertEqual([], self.domain.listAllSnapshots())
-        self.assert_whole()
+        self.assert_unchanged()
         self.assert_nothing_left(self.plan)
 
-    def test_no_internal_snapshot_is_taken_while_a_device_stays(self):
+    def test_device_that_stays_prevents_internal_snapshot(self):
         self.assert_refused(internal.InternalStrategy(self.driver))
 
-    def test_no_cold_snapshot_is_taken_while_a_device_stays(self):
+    def test_device_that_stays_prevents_cold_snapshot(self):
         self.assert_refused(cold.ColdStrategy(self.driver))

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots and faults at random, for as long as one likes."""
+"""Random snapshots and faults, for SNAPEXT_SOAK_SECONDS seconds."""
 
-import tests.e2e  # noqa: F401  It lets devcloud be imported.
+import tests.e2e  # noqa: F401  This makes devcloud importable.

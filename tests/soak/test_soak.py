@@ -26,14 +26,14 @@ class SoakTest(base.FaultTestCase):
     def setUp(self):
         super().setUp()
         self.random = random.Random(SEED)
-        self.faults_of_others = {
+        self.external_faults = {
             'the image is deleted': self.delete_image,
             'libvirtd is killed': self.restart_libvirtd,
             'Glance is restarted': self.restart_glance,
             'nothing happens': lambda image: None,
         }
 
-    def test_nothing_is_left_and_nothing_lost(self):
+    def test_random_faults_leave_nothing_and_lose_nothing(self):
         print(f'Seed {SEED}, {SECONDS:.0f} seconds', flush=True)
         rounds = collections.Counter()
         end = time.monotonic() + SECONDS
@@ -41,15 +41,15 @@ class SoakTest(base.FaultTestCase):
             self.change_guest()
             fault = self.random.choice([
                 'nova-compute is killed', 'an error is raised',
-                *self.faults_of_others])
+                *self.external_faults])
             rounds[fault] += 1
-            self.one(rounds.total(), fault)
+            self.run_round(rounds.total(), fault)
         self.assert_usable()
         print(f'Seed {SEED}: {rounds.total()} snapshots: {dict(rounds)}',
               flush=True)
 
     def change_guest(self):
-        """Take a strategy, and a guest that it can serve."""
+        """Select a case at random, and bring the guest into its state."""
         self.CASE = self.random.choice([
             case for case in points.CASES if case is not points.NATIVE])
         status = servers.show(self.client, self.server)['status']
@@ -59,43 +59,47 @@ class SoakTest(base.FaultTestCase):
         elif not self.CASE.running and status == 'ACTIVE':
             self.action(self.server, 'os-stop', 'SHUTOFF')
 
-    def one(self, number, fault):
+    def run_round(self, number, fault):
         point = self.random.choice(self.CASE.points)
         if fault != 'nova-compute is killed':
             point = self.random.choice([
                 point for point in self.CASE.points
                 if point.moment != points.DURING])
-        what = (f'Seed {SEED}, snapshot {number}, {self.CASE.strategy} of a '
-                f'guest that is {self.CASE.guest}: {fault} when {point.name}')
-        print(what, flush=True)
-        before = self.standing()
+        description = (f'Seed {SEED}, snapshot {number}, '
+                       f'{self.CASE.strategy} of a {self.CASE.guest} guest: '
+                       f'{fault} at "{point.name}"')
+        print(description, flush=True)
+        before = self.server_state()
         try:
             if fault == 'nova-compute is killed':
-                image, _ = self.ask_and_await_death(point)
+                image, _ = self.snapshot_until_killed(point)
                 acknowledged = self.await_writes(point)
                 compute.start(self.state)
             else:
-                image = self.ask_and_disturb(fault, point)
+                image = self.snapshot_with_fault(fault, point)
                 self.assert_snapshot_works(before.acknowledged)
                 acknowledged = self.last_record(self.server)
-            self.assert_healed(before, image, acknowledged)
+            self.assert_recovered(before, image, acknowledged)
         except Exception as failure:
-            raise AssertionError(f'{what}: {failure}') from failure
+            raise AssertionError(f'{description}: {failure}') from failure
         finally:
             self.faults.disarm()
-        # Not only at the end: there are many.
+        # Now, and not at the end of the test: there are many images.
         self.client.delete('glance', f'/images/{image}', missing_ok=True)
 
-    def ask_and_disturb(self, fault, point):
-        """Have something happen at a point, and await the snapshot's end."""
+    def snapshot_with_fault(self, fault, point):
+        """Cause a fault at a point of a snapshot, and wait for its end.
+
+        :returns: id of the image
+        """
         if fault == 'an error is raised':
             self.faults.arm(point, 'raise')
-            image = self.ask()
+            image = self.request_snapshot()
         else:
             self.faults.arm(point, 'wait')
-            image = self.ask()
-            self.faults.await_act(point, e2e.SNAPSHOT_TIMEOUT)
-            self.faults_of_others[fault](image)
+            image = self.request_snapshot()
+            self.faults.await_fault(point, e2e.SNAPSHOT_TIMEOUT)
+            self.external_faults[fault](image)
             self.faults.disarm()
         wait.until('the end of the snapshot',
                    lambda: self.task_state() is None, e2e.SNAPSHOT_TIMEOUT)

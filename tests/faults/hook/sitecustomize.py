@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in a program that has this directory in its PYTHONPATH.
+"""Causes faults in a program that has this directory in its PYTHONPATH.
 
-Python imports this module before all else. It wraps functions as soon as
-their modules are imported, and imports none of them itself: Nova has to choose
-its kind of threads before anything of Nova's is imported.
+Python imports this module before all others. It wraps functions as soon as
+their modules are imported, and imports none of these modules itself: Nova has
+to select its kind of threads before any module of Nova is imported.
 
-SNAPEXT_FAULTS is the directory by which it is told what to do. There are
+A wrapper replaces a function in its module or class. A module that binds a
+function at import ("from x import y") may still call the original.
+
+SNAPEXT_FAULTS is the directory of the files that control this module:
 
 functions
     the functions to wrap, a JSON list of 'module:qualified.name'
 armed
-    the fault to come, a JSON object: its `id`, `function`, `moment` (before,
-    during or after it), `nth` (at which of the calls from now on), `action`
-    (kill, raise or wait) and `delay`, the seconds from the beginning of a
-    call to what happens during it. Looked at each time that one of the
-    functions is called.
-acted
-    what `armed` is renamed to when the fault comes. One that waits does so
-    until the file is gone.
+    the next fault, a JSON object: `id`, `function`, `moment` (before, during
+    or after a call), `nth` (number of the call, counted from now on),
+    `action` (kill, raise or wait) and `delay` (seconds from the start of a
+    call, for a kill during it). Each call of a wrapped function reads it.
+occurred
+    the new name of `armed` when the fault occurs. A fault that waits ends
+    when this file is removed.
 reached
-    where it exists, each moment is written here when it is first reached
+    if it exists, each moment is written here when it is first reached
 """
 
 import _thread
@@ -33,17 +35,17 @@ import signal
 import sys
 import time
 
-# As they are before anything is wrapped.
+# The original, whether it is wrapped later or not.
 from os import rename
 
-PLACE = os.environ.get('SNAPEXT_FAULTS', '')
-ARMED, ACTED, REACHED = (os.path.join(PLACE, name)
-                         for name in ('armed', 'acted', 'reached'))
+DIRECTORY = os.environ.get('SNAPEXT_FAULTS', '')
+ARMED, OCCURRED, REACHED = (os.path.join(DIRECTORY, name)
+                            for name in ('armed', 'occurred', 'reached'))
 
-FAULT = 'A fault that a test has asked for'
+FAULT = 'A fault that a test has requested'
 
-# Seconds between two looks of one who waits.
-LOOK = 0.05
+# Seconds between two checks whether a fault that waits has ended.
+POLL_INTERVAL = 0.05
 
 
 class Faults:
@@ -54,8 +56,8 @@ class Faults:
         self._reached = set()
 
     def reach(self, function, moment):
-        """Do what is to be done at a moment of a function."""
-        self._note(function, moment)
+        """Cause the armed fault, if it belongs to this moment of a call."""
+        self._record(function, moment)
         try:
             with open(ARMED) as file:
                 fault = json.load(file)
@@ -67,13 +69,13 @@ class Faults:
             self._calls[fault['id']] += 1
             if self._calls[fault['id']] != fault['nth']:
                 return
-            rename(ARMED, ACTED)
+            rename(ARMED, OCCURRED)
         if moment == 'during':
             _thread.start_new_thread(_kill, (function, fault['delay']))
         else:
             ACTIONS[fault['action']](function)
 
-    def _note(self, function, moment):
+    def _record(self, function, moment):
         try:
             file = os.open(REACHED, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
@@ -81,7 +83,7 @@ class Faults:
         line = f'{function} {moment}\n'
         try:
             with self._lock:
-                if os.fstat(file).st_size == 0:  # a new one
+                if os.fstat(file).st_size == 0:  # a new file
                     self._reached.clear()
                 if line not in self._reached:
                     self._reached.add(line)
@@ -103,15 +105,15 @@ def _raise(function):
 
 
 def _wait(_function):
-    while os.path.exists(ACTED):
-        time.sleep(LOOK)
+    while os.path.exists(OCCURRED):
+        time.sleep(POLL_INTERVAL)
 
 
 ACTIONS = {'kill': _kill, 'raise': _raise, 'wait': _wait}
 
 
 def wrapped(function, name, faults):
-    """Give a function with its moments."""
+    """Return a function that reaches the moments of its calls."""
     @functools.wraps(function)
     def call(*args, **kwargs):
         faults.reach(name, 'before')
@@ -123,7 +125,7 @@ def wrapped(function, name, faults):
 
 
 def wrap(module, qualified_name, faults):
-    """Wrap a function, or method, of a module."""
+    """Wrap a function or method of a module."""
     *outer, name = qualified_name.split('.')
     owner = functools.reduce(getattr, outer, module)
     found = vars(owner)[name]
@@ -166,6 +168,6 @@ class Finder:
         return spec
 
 
-if PLACE:
-    with open(os.path.join(PLACE, 'functions')) as listed:
+if DIRECTORY:
+    with open(os.path.join(DIRECTORY, 'functions')) as listed:
         sys.meta_path.insert(0, Finder(json.load(listed)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova-compute killed once more, while it heals what the first kill left."""
+"""nova-compute is killed again, while it recovers from a first kill."""
 
 from devcloud import compute
 from devcloud import errors
@@ -9,37 +9,37 @@ from tests.faults import points
 
 
 class SecondKillTestCase(base.FaultTestCase):
-    """Kills that come after a first one.
+    """Kills during the recovery from a first kill.
 
     :cvar FIRST: the point of the first kill
     """
 
-    FAULT = 'nova-compute is killed, and again while it heals'
+    FAULT = 'nova-compute is killed again during recovery'
     FIRST = points.READ
 
     @classmethod
     def points(cls):
-        return points.HEALING.get((cls.CASE, cls.FIRST), ())
+        return points.RECOVERY.get((cls.CASE, cls.FIRST), ())
 
     def fault_at(self, point):
         with self.recorded(point):
-            before = self.standing()
-            image, _ = self.ask_and_await_death(self.FIRST)
+            before = self.server_state()
+            image, _ = self.snapshot_until_killed(self.FIRST)
             acknowledged = self.await_writes(self.FIRST)
             self.start_until_killed(point)
             acknowledged = max(acknowledged, self.await_writes(point))
             compute.start(self.state)
-            self.assert_healed(before, image, acknowledged)
+            self.assert_recovered(before, image, acknowledged)
 
     def start_until_killed(self, point):
         self.faults.arm(point)
         try:
             compute.start(self.state)
         except errors.CloudError:
-            if not self.faults.has_acted():
+            if not self.faults.has_occurred():
                 raise
         else:
-            self.fail('The healing is over, and has not come to the point')
+            self.fail('The recovery has ended without reaching the point')
 
 
 class BackupTest(SecondKillTestCase):
@@ -55,7 +55,7 @@ class InternalTest(SecondKillTestCase):
 
 
 class ColdTest(SecondKillTestCase):
-    """With a guest that is suspended."""
+    """The recovery of a guest that is still suspended."""
 
     CASE = points.COLD
-    FIRST = points.COLD.point('the saved memory is on the overlay')
+    FIRST = points.COLD.point('the saved memory uses the overlay')

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selection of a strategy, and the refusal of a request."""
+
+from devcloud import api
+from devcloud import servers
+
+from tests.e2e import base
+
+
+class SelectionTest(base.CloudTestCase):
+
+    CONFIGURATION = ('snapext.allowed_image_strategies=auto,backup,cold',)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # The flavor requests a strategy that requests may not ask for.
+        admin = api.Client.admin(cls.state)
+        cls.flavor = admin.post('nova-api', '/flavors', {'flavor': {
+            'name': 'snap.selection', 'ram': 192, 'vcpus': 1, 'disk': 1,
+        }})['flavor']['id']
+        path = f'/flavors/{cls.flavor}'
+        cls.addClassCleanup(admin.delete, 'nova-api', path)
+        admin.post('nova-api', f'{path}/os-extra_specs', {
+            'extra_specs': {'snapext:strategy': 'external'}})
+        cls.server = cls.boot(flavor=cls.flavor)
+
+    def take_snapshot(self, strategy=None):
+        """Take a snapshot, and check it.
+
+        :returns: the snapshot, and its image in Glance
+        """
+        snapshot = self.snapshot(self.server, strategy=strategy)
+        self.assert_snapshot_complete(snapshot)
+        return snapshot, self.image(snapshot.image)
+
+    def assert_refused(self, strategy=None):
+        """Check that a snapshot is refused, and that it changed nothing.
+
+        :returns: the error that the user sees
+        """
+        definition = self.host.virsh('dumpxml', self.server)
+        snapshot = self.snapshot(self.server, strategy=strategy)
+        self.assertFalse(self.image_exists(snapshot.image))
+        self.assertEqual(0, snapshot.host_space)
+        self.assertEqual(definition, self.host.virsh('dumpxml', self.server))
+        self.assertEqual('ACTIVE', servers.show(
+            self.client, self.server)['status'])
+        self.assert_nothing_left(self.server)
+        self.assert_keeps_writing(self.server)
+        return self.refusal_text(self.server)
+
+    def test_strategy_of_flavor_is_used(self):
+        _snapshot, image = self.take_snapshot()
+        self.assertEqual('external', image['snapext_strategy_used'])
+
+    def test_request_overrides_flavor_and_is_removed_from_image(self):
+        snapshot, image = self.take_snapshot('backup')
+        self.assertEqual('backup', snapshot.strategy)
+        self.assertEqual('backup', image['snapext_strategy_used'])
+        self.assertEqual('filesystem', image['snapext_consistency'])
+        self.assertRegex(image['snapext_frozen_at'],
+                         r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$')
+        self.assertEqual(self.server, image['instance_uuid'])
+        self.assertNotIn('snapext_strategy', image)
+
+    def test_request_that_is_not_allowed_is_refused_with_reason(self):
+        text = self.assert_refused('native')
+        self.assertIn('requested by the image property snapext_strategy', text)
+        self.assertIn('[snapext]allowed_image_strategies allows auto, backup, '
+                      'cold', text)
+
+    def test_request_for_unknown_strategy_is_refused_with_its_name(self):
+        self.assertIn('Strategy bakcup', self.assert_refused('bakcup'))
+
+    def test_flavor_that_is_not_allowed_is_refused_with_reason(self):
+        self.configure('snapext.allowed_flavor_strategies=auto,backup')
+        text = self.assert_refused()
+        self.assertIn('requested by its flavor (snapext:strategy)', text)
+        self.assertIn('[snapext]allowed_flavor_strategies allows auto, backup',
+                      text)
+
+    def test_unsupported_strategy_is_refused_with_reason(self):
+        self.action(self.server, 'os-stop', 'SHUTOFF')
+        try:
+            snapshot = self.snapshot(self.server)
+            self.assertFalse(self.image_exists(snapshot.image))
+            self.assertIn('external: the guest is shut off',
+                          self.refusal_text(self.server))
+            self.assert_nothing_left(self.server)
+        finally:
+            self.action(self.server, 'os-start', 'ACTIVE')
+        self.await_records(self.server, 3)
