@@ -6,11 +6,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
+import configparser
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import pathlib
+import re
 import shutil
 import sys
 import typing as ty
@@ -26,6 +29,9 @@ OURS = {'backup', 'cold', 'external', 'internal', 'native'}
 # The first version that reads into a buffer of the caller and releases it
 # afterwards.
 MIN_LIBNBD = (1, 14)
+# Where packages install it; the option rootwrap_config of Nova can differ.
+ROOTWRAP_CONFIG = '/etc/nova/rootwrap.conf'
+PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
 
 
 class Problem(Exception):
@@ -127,9 +133,43 @@ def programs() -> str:
     return ', '.join(packages)
 
 
+def privileges() -> str:
+    """Check that rootwrap lets Nova start the driver's privileged helper."""
+    config = configparser.RawConfigParser()
+    try:
+        if not config.read(ROOTWRAP_CONFIG):
+            return f'no rootwrap: {ROOTWRAP_CONFIG} does not exist'
+        directories = [
+            pathlib.Path(path.strip()) for path in
+            config.get('DEFAULT', 'filters_path', fallback='').split(',')]
+        allowed = [file for directory in directories
+                   for file in sorted(directory.glob('*.filters'))
+                   if _allows_context(file.read_text())]
+    except (OSError, configparser.Error) as error:
+        raise Problem(f'The rootwrap filters of {ROOTWRAP_CONFIG} can\'t be '
+                      f'read: {error}. Run this command as root or as the '
+                      f'user of nova-compute.') from error
+    if not allowed:
+        raise Problem(
+            f'rootwrap does not allow the privileged helper of '
+            f'{DISTRIBUTION}: no filter in '
+            f'{", ".join(map(str, directories))} contains the context '
+            f'{PRIVSEP_CONTEXT}. Copy etc/nova/rootwrap.d/snapext.filters '
+            f'there. pip installs it below {sys.prefix}.')
+    return f'privileged helper allowed by {allowed[0]}'
+
+
+def _allows_context(filters: str) -> bool:
+    """Return whether the text of a filter file has our privsep context."""
+    patterns = re.findall(
+        r'^[^#\n]*\bprivsep-helper\b.*--privsep_context,\s*([^,\s]+)', filters,
+        re.MULTILINE)
+    return any(re.fullmatch(pattern, PRIVSEP_CONTEXT) for pattern in patterns)
+
+
 CHECKS: tuple[Callable[[], str], ...] = (
-    nova_installed, nbd_binding, programs, strategies, driver_loads,
-    compatible)
+    nova_installed, nbd_binding, programs, privileges, strategies,
+    driver_loads, compatible)
 
 # Without these, those that come after them can't be made.
 REQUIRED = (nova_installed, driver_loads)

@@ -9,6 +9,7 @@ import libvirt
 from nova import exception as nova_exception
 from nova import utils
 from oslo_concurrency import processutils
+from oslo_privsep import daemon
 
 from nova_snapext import exception
 
@@ -19,13 +20,15 @@ if eventlet := utils.get_eventlet():
     TIMEOUTS += (eventlet.patcher.original('subprocess').TimeoutExpired,)
 
 #: Errors of libvirt, of Nova's device functions, of programs that we run, of
-#: the host's file system, and our own. A bug of ours is none of them.
+#: the host's file system, of a privileged helper that can't be started, and
+#: our own. A bug of ours is none of them.
 HYPERVISOR_ERRORS: tuple[type[Exception], ...] = (
     libvirt.libvirtError,
     nova_exception.DeviceDetachFailed,
     nova_exception.DeviceNotFound,
     processutils.ProcessExecutionError,
     *TIMEOUTS,
+    daemon.FailedToDropPrivileges,
     OSError,
     exception.SnapextError,
 )

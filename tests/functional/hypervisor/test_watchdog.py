@@ -7,6 +7,7 @@ import threading
 from devcloud import wait
 import fixtures
 import libvirt
+from testtools import content
 
 from nova_snapext.hypervisor import watchdog
 from tests.functional import base
@@ -56,7 +57,9 @@ class HungLibvirtdTest(base.GuestTestCase):
     def reconnect(self):
         try:
             return self.host._get_connection()
-        except libvirt.libvirtError:
+        except libvirt.libvirtError as error:
+            self.addDetail('last error of libvirt',
+                           content.text_content(str(error)))
             return None
 
     def test_restarted_libvirtd_is_watched_again(self):

@@ -4,13 +4,17 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import pathlib
 import subprocess
 import sys
 from unittest import mock
 
+import fixtures
+
 from nova_snapext.cmd import check
 from nova_snapext.cmd import main
 from nova_snapext import compat
+from nova_snapext.hypervisor import privsep
 from tests.unit import base
 
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
@@ -51,6 +55,42 @@ class CheckTest(base.TestCase):
     def test_failed_import_of_the_driver_is_reported_with_its_reason(self):
         importlib.import_module.side_effect = ImportError('no module lxml')
         self.assertIn('no module lxml', self.problem(check.driver_loads))
+
+    def rootwrap(self, *filters):
+        """Configure rootwrap with one file of filters."""
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (directory / 'x.filters').write_text('\n'.join(filters))
+        config = directory / 'rootwrap.conf'
+        config.write_text(f'[DEFAULT]\nfilters_path = /none,{directory}\n')
+        self.patch(check, 'ROOTWRAP_CONFIG', str(config))
+
+    def test_filter_that_is_shipped_allows_the_helper(self):
+        shipped = (pathlib.Path(__file__).parents[3] /
+                   'etc/nova/rootwrap.d/snapext.filters')
+        self.rootwrap(shipped.read_text())
+        self.assertIn('x.filters', check.privileges())
+
+    def test_missing_filter_is_reported_with_the_file_to_copy(self):
+        self.rootwrap(
+            'a: RegExpFilter, privsep-helper, root, privsep-helper, '
+            '--privsep_context, nova.privsep.sys_admin_pctxt',
+            '# privsep-helper, --privsep_context, ' + check.PRIVSEP_CONTEXT)
+        problem = self.problem(check.privileges)
+        self.assertIn(check.PRIVSEP_CONTEXT, problem)
+        self.assertIn('etc/nova/rootwrap.d/snapext.filters', problem)
+
+    def test_host_without_rootwrap_needs_no_filter(self):
+        self.patch(check, 'ROOTWRAP_CONFIG', '/no/such/file')
+        self.assertIn('no rootwrap', check.privileges())
+
+    def test_unreadable_rootwrap_is_reported(self):
+        self.rootwrap('x')
+        self.patch(pathlib.Path, 'read_text', mock.Mock(
+            side_effect=PermissionError('denied')))
+        self.assertIn('denied', self.problem(check.privileges))
+
+    def test_checked_context_is_the_one_of_the_driver(self):
+        self.assertEqual(privsep.context.pypath, check.PRIVSEP_CONTEXT)
 
     def test_missing_nova_is_reported_and_ends_the_checks(self):
         self.specs['nova'] = None

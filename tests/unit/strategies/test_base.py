@@ -11,6 +11,7 @@ import fixtures
 import libvirt
 from nova import exception as nova_exception
 from oslo_concurrency import processutils
+from oslo_privsep import daemon
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import qemu_nbd
@@ -93,6 +94,7 @@ class FreezeErrorTest(FreezeTestCase):
         for error in (base.libvirt_error(libvirt.VIR_ERR_OPERATION_FAILED),
                       processutils.ProcessExecutionError(),
                       OSError('libvirt refuses'),
+                      daemon.FailedToDropPrivileges('helper exited'),
                       nova_exception.HypervisorUnavailable(),
                       exception.UnexpectedState(reason='no label')):
             failed = self.freeze_fails(error, exception.FreezeFailed)
