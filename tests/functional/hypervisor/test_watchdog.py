@@ -58,8 +58,9 @@ class HungLibvirtdTest(base.GuestTestCase):
         try:
             return self.host._get_connection()
         except libvirt.libvirtError as error:
-            self.addDetail('last error of libvirt',
-                           content.text_content(str(error)))
+            runs = self.libvirtd.daemons[1].is_running()
+            self.addDetail('last error of libvirt', content.text_content(
+                f'{error} (libvirtd {"runs" if runs else "has ended"})'))
             return None
 
     def test_restarted_libvirtd_is_watched_again(self):
