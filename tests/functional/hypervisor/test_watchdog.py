@@ -55,12 +55,13 @@ class HungLibvirtdTest(base.GuestTestCase):
         self.assertEqual([], connection.listAllDomains())
 
     def reconnect(self):
+        # As systemd does, if libvirtd did not survive the signals.
+        self.libvirtd.start()
         try:
             return self.host._get_connection()
         except libvirt.libvirtError as error:
-            runs = self.libvirtd.daemons[1].is_running()
-            self.addDetail('last error of libvirt', content.text_content(
-                f'{error} (libvirtd {"runs" if runs else "has ended"})'))
+            self.addDetail('last error of libvirt',
+                           content.text_content(str(error)))
             return None
 
     def test_restarted_libvirtd_is_watched_again(self):
