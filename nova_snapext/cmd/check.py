@@ -31,6 +31,7 @@ OURS = {'backup', 'cold', 'external', 'internal', 'native'}
 MIN_LIBNBD = (1, 14)
 # Where packages install it; the option rootwrap_config of Nova can differ.
 ROOTWRAP_CONFIG = '/etc/nova/rootwrap.conf'
+FILTER = 'snapext.filters'
 PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
 
 
@@ -154,9 +155,17 @@ def privileges() -> str:
             f'rootwrap does not allow the privileged helper of '
             f'{DISTRIBUTION}: no filter in '
             f'{", ".join(map(str, directories))} contains the context '
-            f'{PRIVSEP_CONTEXT}. Copy etc/nova/rootwrap.d/snapext.filters '
-            f'there. pip installs it below {sys.prefix}.')
+            f'{PRIVSEP_CONTEXT}. Copy {_shipped_filter()} there.')
     return f'privileged helper allowed by {allowed[0]}'
+
+
+def _shipped_filter() -> str:
+    """Return where pip has installed the filter of this package."""
+    for file in importlib.metadata.files(DISTRIBUTION) or ():
+        if file.name == FILTER:
+            return os.path.normpath(file.locate())
+    # An editable install has only the checkout.
+    return f'etc/nova/rootwrap.d/{FILTER}'
 
 
 def _allows_context(filters: str) -> bool:

@@ -79,6 +79,17 @@ class CheckTest(base.TestCase):
         self.assertIn(check.PRIVSEP_CONTEXT, problem)
         self.assertIn('etc/nova/rootwrap.d/snapext.filters', problem)
 
+    def test_remedy_names_the_file_that_pip_has_installed(self):
+        self.rootwrap()
+        installed = importlib.metadata.PackagePath(
+            '../../../etc/nova/rootwrap.d/snapext.filters')
+        installed.dist = mock.Mock()
+        installed.dist.locate_file = lambda path: (
+            pathlib.Path('/venv/lib/python3/site-packages') / path)
+        self.patch(importlib.metadata, 'files').return_value = [installed]
+        self.assertIn('Copy /venv/etc/nova/rootwrap.d/snapext.filters there',
+                      self.problem(check.privileges))
+
     def test_host_without_rootwrap_needs_no_filter(self):
         self.patch(check, 'ROOTWRAP_CONFIG', '/no/such/file')
         self.assertIn('no rootwrap', check.privileges())
