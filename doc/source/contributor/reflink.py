@@ -32,7 +32,7 @@ class ReflinkCopy(strategies.Resource):
 
     @classmethod
     def restore(cls, driver, target, record):
-        copy = cls(driver._host, target)
+        copy = cls(driver.strategies['reflink'].host, target)
         copy.paused = record['paused']
         return copy
 
