@@ -7,9 +7,9 @@ Afterwards the overlay is merged into the disk: by QEMU while the guest runs
 :mod:`nova_snapext.resources.overlay_merge`.
 
 The overlay is ``disk.snapext`` in Nova's directory of the instance, whatever
-storage the disk is on. Nova's user can create and remove it there, whoever
-owns the file: QEMU's user owns it while the guest runs. QEMU can reach it as
-it reaches Nova's disks. Nova deletes it together with the instance.
+storage the disk is on. Nova's user can create and remove it there, even while
+QEMU's user owns the file, as it does while the guest runs. QEMU can reach it
+as it reaches Nova's disks. Nova deletes it together with the instance.
 
 While it exists, disk and overlay are one. The disk alone is an older state of
 the guest, and in the middle of a commit not even that. So the backing chain
