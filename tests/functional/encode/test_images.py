@@ -8,9 +8,9 @@ import json
 import os
 import random
 import threading
-import time
 import tracemalloc
 
+from devcloud import wait
 import fixtures
 from oslo_utils.imageutils import format_inspector
 from oslotest import base
@@ -350,8 +350,7 @@ class AbortTest(EncodeTestCase):
             self.assertRaises(exception.DiskReadError,
                               self.encoder.__enter__)))
         thread.start()
-        while not self.disk._in_flight:
-            time.sleep(0.01)
+        wait.until('a read in flight', lambda: self.disk._in_flight, 60)
         self.encoder.abort()
         thread.join()
         self.assertIn('aborted', str(errors[0]))
