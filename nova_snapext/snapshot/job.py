@@ -112,12 +112,12 @@ class SnapshotJob:
             raise nova_exception.InstanceNotRunning(
                 instance_id=instance.uuid) from None
         if instance.vm_state == vm_states.RESCUED:
-            # The first disk of a rescued guest is not its root disk.
+            # A rescued guest runs from another disk.
             raise nova_exception.InstanceInvalidState(
                 attr='vm_state', instance_uuid=instance.uuid,
                 state=instance.vm_state, method='snapshot')
         found = self._driver._image_api.get(self._context, self._image_id)
-        disk = planning.find_root_disk(guest)
+        disk = planning.find_root_disk(guest, instance)
         image_format = planning.image_format_of(disk)
         return planning.Plan(
             context=self._context, instance=instance, guest=guest,

@@ -7,6 +7,7 @@ If nova-compute is killed, recovery cleans up after it as after all others.
 from __future__ import annotations
 
 from nova_snapext import conf
+from nova_snapext.hypervisor import chain
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
@@ -23,6 +24,11 @@ class NativeStrategy(base.Strategy):
                       native_snapshot.NativeSnapshot)
 
     def unsupported_reason(self, plan: planning.Plan) -> str | None:
+        # Nova takes the first disk (libvirt_utils.find_disk).
+        targets = chain.targets_of(plan.guest.get_xml_desc())
+        if plan.disk.target in targets[1:]:
+            return (f'Nova would take the first disk of the guest, '
+                    f'{targets[0]}, but its root disk is {plan.disk.target}')
         return None
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:

@@ -28,6 +28,15 @@ DOMAIN = """
 </devices></domain>
 """
 
+#: A guest whose ephemeral disk comes before its root disk.
+EPHEMERAL_FIRST = DOMAIN.format('qcow2').replace('<devices>', """<devices>
+  <disk type='file' device='disk'>
+    <driver name='qemu' type='qcow2'/><source file='/i/disk.eph0'/>
+    <target dev='vda' bus='virtio'/>
+  </disk>""").replace("""<source file='/i/disk'/>
+    <target dev='vda'""", """<source file='/i/disk'/>
+    <target dev='vdb'""")
+
 RBD_DOMAIN = DOMAIN.format('raw').replace(
     "type='file'", "type='network'").replace(
     "<source file='/i/disk'/>",

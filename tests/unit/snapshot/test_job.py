@@ -6,11 +6,13 @@ from nova.compute import task_states
 from nova.compute import utils as compute_utils
 from nova.compute import vm_states
 from nova import exception as nova_exception
+from nova import objects
 from oslo_utils import units
 
 from nova_snapext import checks
 from nova_snapext import encode
 from nova_snapext import exception
+from nova_snapext import plan as planning
 from nova_snapext import read
 from nova_snapext.snapshot import job
 from nova_snapext.snapshot import progress
@@ -102,8 +104,41 @@ class PlanTest(snapshot_base.SnapshotTestCase):
         self.snapshot(**{'snapext:strategy': 'native'})
         self.native.assert_called_once()
 
+    def test_unknown_root_disk_touches_nothing(self):
+        self.patch(objects.BlockDeviceMappingList, 'get_by_instance_uuid') \
+            .return_value.root_bdm.return_value = None
+        instance = self.instance()
+        instance.root_device_name = '/dev/vdc'
+        self.domain.XMLDesc.return_value = snapshot_base.EPHEMERAL_FIRST
+        self.assertRaises(exception.RootDiskUnknown, self.snapshot_of,
+                          instance)
+        self.assertEqual([], self.steps)
+        self.native.assert_not_called()
+        self.driver._image_api.update.assert_not_called()
+
+    def test_root_disk_may_be_the_second_one(self):
+        instance = self.instance()
+        instance.root_device_name = '/dev/vdb'
+        self.domain.XMLDesc.return_value = snapshot_base.EPHEMERAL_FIRST
+        self.snapshot_of(instance)
+        self.assertEqual(
+            planning.RootDisk('vdb', 'file', '/i/disk', 'qcow2'),
+            self.stream.mock_calls[0].args[0].disk)
+
+    def test_auto_never_takes_a_second_disk_by_the_snapshot_of_nova(self):
+        # Only Nova's own snapshot can read an encrypted disk.
+        self.flags(enabled=True, group='ephemeral_storage_encryption')
+        instance = self.instance()
+        instance.root_device_name = '/dev/vdb'
+        self.domain.XMLDesc.return_value = snapshot_base.EPHEMERAL_FIRST
+        error = self.assertRaises(
+            exception.StrategyRefused, self.snapshot_of, instance)
+        self.assertIn('its root disk is vdb', str(error))
+        self.assertEqual([], self.steps)
+        self.native.assert_not_called()
+
     def test_rescued_guest_is_refused(self):
-        # Its first disk is not its root disk.
+        # It runs from another disk.
         self.assertRaises(nova_exception.InstanceInvalidState,
                           self.snapshot, vm_states.RESCUED)
         self.assertEqual([], self.steps)
