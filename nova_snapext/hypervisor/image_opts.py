@@ -2,13 +2,18 @@
 """Images as block nodes, in the syntax of QEMU's programs.
 
 A program that gets a node and not a name never takes a path for a protocol's
-URL. https://www.qemu.org/docs/master/system/qemu-block-drivers.html
+URL, and opens no backing file but the one in the node.
+https://www.qemu.org/docs/master/system/qemu-block-drivers.html
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence
+import json
 import typing as ty
+
+from nova_snapext.hypervisor import image_header
 
 #: A driver and its options; an option may be another node.
 Node = dict[str, ty.Any]
@@ -24,6 +29,35 @@ def node(path: str, image_format: str, storage: str = 'file') -> Node:
     """
     return {'driver': image_format,
             'file': {'driver': PROTOCOL_DRIVERS[storage], 'filename': path}}
+
+
+def alone(path: str, storage: str = 'file') -> Node:
+    """Return the block node of a qcow2 without its backing file.
+
+    :param storage: libvirt's type of the image's storage
+    """
+    return {**node(path, 'qcow2', storage), 'backing': None}
+
+
+def chain(images: Sequence[image_header.Image]) -> Node:
+    """Return the block node of a backing chain, with a node for each image.
+
+    :param images: the topmost first
+    """
+    image, *below = images
+    result = node(*image)
+    if image.format == 'qcow2':
+        result['backing'] = chain(below) if below else None
+    return result
+
+
+def filename(node: Node) -> str:
+    """Return a block node as the name of an image.
+
+    Unlike the argument of --image-opts, it can say that there is no backing
+    file.
+    """
+    return f'json:{json.dumps(node)}'
 
 
 def join(node: Node) -> str:

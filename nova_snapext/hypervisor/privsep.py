@@ -4,25 +4,22 @@
 A function without ``unprivileged_`` in its name runs as root, in a daemon that
 oslo.privsep starts. The daemon imports this module in a new process: import
 neither Nova nor libvirt here, and pass options as arguments.
+
+The daemon runs no program. QEMU's programs follow what an image says, and a
+guest may have written that: they run as Nova's user, always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import os
+import stat
 
-from oslo_concurrency import processutils
 from oslo_privsep import capabilities
 from oslo_privsep import priv_context
 
-from nova_snapext.hypervisor import image_opts
-
-# The daemon itself calls chown(2), and finds paths in directories that only
-# QEMU's user may enter. The programs that it runs need more: qemu-img opens
-# disks of QEMU's user, setpriv becomes Nova's user. They get it from the
-# kernel, which gives a program that root runs all capabilities of the
-# bounding set; see "Capabilities and execution of programs by root" in
-# capabilities(7).
+# CAP_CHOWN lends files to Nova's user, and gives work directories to QEMU's.
+# CAP_DAC_READ_SEARCH reads the headers of images that belong to QEMU's user,
+# and finds paths in directories that only this user may enter.
 context = priv_context.PrivContext(
     'nova_snapext',
     cfg_section='nova_snapext_privileged',
@@ -30,6 +27,9 @@ context = priv_context.PrivContext(
     capabilities=[capabilities.CAP_CHOWN,
                   capabilities.CAP_DAC_READ_SEARCH],
 )
+
+# The first bytes of a qcow2: QEMU's docs/interop/qcow2.txt, "Header".
+QCOW2_MAGIC = b'QFI\xfb'
 
 
 @context.entrypoint
@@ -43,100 +43,42 @@ def chown(path: str, uid: int, gid: int | None = None) -> None:
 
 
 @context.entrypoint
-def commit_overlay(overlay: str, disk: str, storage: str,
-                   disk_format: str) -> None:
-    unprivileged_commit_overlay(overlay, disk, storage, disk_format)
+def read_qcow2(path: str, offset: int, length: int) -> bytes:
+    return unprivileged_read_qcow2(path, offset, length)
 
 
-def unprivileged_commit_overlay(overlay: str, disk: str, storage: str,
-                                disk_format: str) -> None:
-    """Commit an overlay into a disk, and empty the overlay.
+def unprivileged_read_qcow2(path: str, offset: int, length: int) -> bytes:
+    """Read from a qcow2, which a guest may be using.
 
-    :param storage: libvirt's type of the disk's storage
-    :raises ProcessExecutionError: qemu-img did not finish the commit
+    Of another file it returns nothing, so that it can't be used to read what
+    is secret.
+
+    :param offset: position in the file, in bytes
+    :param length: in bytes
+    :returns: at most that many bytes
+    :raises OSError: the file can't be opened or read
     """
-    # This names the backing file and its format, so that qemu-img does not
-    # take them from the overlay.
-    node = {**image_opts.node(overlay, 'qcow2'),
-            'backing': image_opts.node(disk, disk_format, storage)}
-    # Duration depends on the amount of data: no timeout.
-    processutils.execute(
-        'qemu-img', 'commit', '-q', '--image-opts', image_opts.join(node))
+    # The path may be that of a pipe, whose open would wait.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return b''
+        if os.pread(descriptor, len(QCOW2_MAGIC), 0) != QCOW2_MAGIC:
+            return b''
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
 
 
 @context.entrypoint
-def image_info(path: str, image_format: str, *options: str,
-               timeout: int) -> str:
-    return unprivileged_image_info(
-        path, image_format, *options, timeout=timeout)
+def sync(path: str) -> None:
+    """Make the content of a file, or the entries of a directory, durable.
 
-
-def unprivileged_image_info(path: str, image_format: str, *options: str,
-                            timeout: int) -> str:
-    """Return what qemu-img reports of an image, as JSON.
-
-    :param options: further options of qemu-img info
-    :param timeout: in seconds
-    :raises ProcessExecutionError: qemu-img can't read the image
-    :raises TimeoutExpired: the image's storage does not respond
+    :raises OSError: the path does not exist, or its storage has failed
     """
-    output, _stderr = processutils.execute(
-        'qemu-img', 'info', '--force-share', '--output=json', *options,
-        '-f', image_format, path, timeout=timeout)
-    return str(output)
-
-
-@context.entrypoint
-def change_backing_file(path: str, image_format: str, backing: str,
-                        backing_format: str) -> None:
-    unprivileged_change_backing_file(
-        path, image_format, backing, backing_format)
-
-
-def unprivileged_change_backing_file(path: str, image_format: str,
-                                     backing: str,
-                                     backing_format: str) -> None:
-    """Change the name of the backing file in an image, and nothing else.
-
-    :raises ProcessExecutionError: the image is in use, or not writable
-    """
-    processutils.execute('qemu-img', 'rebase', '-q', '-u', '-f', image_format,
-                         '-b', backing, '-F', backing_format, path)
-
-
-@context.entrypoint
-def change_snapshots(action: str, name: str, path: str) -> None:
-    unprivileged_change_snapshots(action, name, path)
-
-
-def unprivileged_change_snapshots(action: str, name: str, path: str) -> None:
-    """Create or delete a snapshot inside a qcow2.
-
-    :param action: option of qemu-img snapshot: ``-c`` or ``-d``
-    :raises ProcessExecutionError: the image is in use or full, or has no such
-        snapshot
-    """
-    # Duration depends on the size of the disk: no timeout.
-    processutils.execute(
-        'qemu-img', 'snapshot', action, name,
-        '--image-opts', image_opts.join(image_opts.node(path, 'qcow2')))
-
-
-@context.entrypoint
-def serve_block_device(device: str, arguments: Sequence[str], uid: int,
-                       gid: int, timeout: int) -> None:
-    """Run qemu-nbd as Nova's user, in the group that may read a device.
-
-    Not as root: qemu-nbd only has to open the device, and its socket must
-    belong to Nova.
-
-    :param arguments: arguments of qemu-nbd
-    :param uid: of Nova's user
-    :param timeout: in seconds
-    :raises ProcessExecutionError: qemu-nbd can't open the device
-    :raises TimeoutExpired: the device does not respond
-    """
-    processutils.execute(
-        'setpriv', f'--reuid={uid}', f'--regid={gid}',
-        f'--groups={os.stat(device).st_gid}', '--inh-caps=-all',
-        'qemu-nbd', *arguments, timeout=timeout)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

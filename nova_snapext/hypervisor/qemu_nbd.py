@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
 import os
+import pathlib
 import select
 import signal
 
@@ -14,8 +17,9 @@ import psutil
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.hypervisor import image_header
 from nova_snapext.hypervisor import image_opts
-from nova_snapext.hypervisor import privsep
+from nova_snapext.hypervisor import ownership
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -84,29 +88,38 @@ def servers_on(socket: str, instance_uuid: str) -> Iterator[Server]:
                 continue  # it has just ended
 
 
-def serve(disk: planning.RootDisk, socket: str, pid_file: str,
-          instance_uuid: str, snapshot: str | None = None) -> Server:
+def serve(disk: planning.RootDisk, base_chain: Sequence[str | None] | None,
+          socket: str, pid_file: str, instance_uuid: str,
+          snapshot: str | None = None) -> Server:
     """Serve a disk, or a snapshot inside it, read-only.
 
+    qemu-nbd runs as Nova's user, opens exactly the disk's backing chain, and
+    gets each image of it as an option. The headers are checked before.
+
+    :param base_chain: the expected paths below the disk; None if unknown
     :param socket: path of the Unix socket to create
     :param pid_file: path of the file to write qemu-nbd's process id to
     :param snapshot: name of a snapshot inside the disk; a guest may use the
         disk while the snapshot is served. None serves the disk's own content
     :raises ProcessExecutionError: qemu-nbd can't open the disk; a running
         guest locks it
+    :raises UnexpectedHeader: a header is not as expected; nothing is served
     :raises OSError: qemu-nbd can't be run, or ended immediately
     :raises TimeoutExpired: the disk's storage does not respond. If it responds
         later, qemu-nbd ends, because its directory is gone
     """
-    arguments = _arguments(disk, socket, pid_file, snapshot)
-    timeout = CONF.snapext.operation_timeout
-    if disk.storage == 'block' and not os.access(disk.path, os.R_OK):
-        privsep.serve_block_device(
-            disk.path, arguments, os.geteuid(), os.getegid(), timeout)
-    else:
-        processutils.execute('qemu-nbd', *arguments, timeout=timeout)
+    with _opened_by_nova(disk):
+        images = image_header.checked_chain(disk, base_chain)
+        processutils.execute(
+            'qemu-nbd', *_arguments(disk, images, socket, pid_file, snapshot),
+            timeout=CONF.snapext.operation_timeout)
     with open(pid_file) as file:
         server = Server(int(file.read()), instance_uuid)
+    try:
+        _check_opened(server, [pid_file, *(image.path for image in images)])
+    except BaseException:
+        server.stop()
+        raise
     LOG.debug('qemu-nbd, process %(pid)s, serves %(disk)s on %(socket)s for '
               'instance %(instance)s',
               {'pid': server.pid, 'disk': disk.path, 'socket': socket,
@@ -114,20 +127,55 @@ def serve(disk: planning.RootDisk, socket: str, pid_file: str,
     return server
 
 
-def _arguments(disk: planning.RootDisk, socket: str, pid_file: str,
-               snapshot: str | None) -> list[str]:
-    node = image_opts.node(disk.path, disk.format, disk.storage)
+def _opened_by_nova(
+    disk: planning.RootDisk,
+) -> contextlib.AbstractContextManager[None]:
+    # Nova creates files that its user may read. A block device may belong to
+    # a group that Nova's user is not in.
+    return (ownership.lent(disk.path, os.R_OK) if disk.storage == 'block'
+            else contextlib.nullcontext())
+
+
+def _check_opened(server: Server, paths: Sequence[str]) -> None:
+    """Check that a server has opened no other file.
+
+    A QEMU of the same user could have written a header between its check and
+    the moment when qemu-nbd read it.
+
+    :raises UnexpectedHeader: it has opened another one
+    """
+    expected = {_identity(path) for path in paths}
+    for descriptor in pathlib.Path(f'/proc/{server.pid}/fd').iterdir():
+        try:
+            is_disk = descriptor.is_file() or descriptor.is_block_device()
+            if is_disk and _identity(descriptor) not in expected:
+                raise exception.UnexpectedHeader(
+                    path=paths[1],
+                    reason=f'changed while it was opened, and has led to '
+                           f'{descriptor.readlink()}')
+        except FileNotFoundError:
+            continue  # closed in this moment
+
+
+def _identity(path: str | pathlib.Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _arguments(disk: planning.RootDisk, images: Sequence[image_header.Image],
+               socket: str, pid_file: str, snapshot: str | None) -> list[str]:
+    node = image_opts.chain(images)
     if snapshot is None:
         # By itself qemu-nbd reads a raw disk even while a guest writes to it.
         # The blkdebug driver injects no error here: it forbids other writers,
         # for a raw disk as the qcow2 driver does for a qcow2.
-        node = {'driver': 'blkdebug', 'unshare-child-perms.0': 'write',
+        node = {'driver': 'blkdebug', 'unshare-child-perms': ['write'],
                 'image': node}
         options = []
     else:
-        node['force-share'] = 'on'
+        node['force-share'] = True
         options = ['--load-snapshot', f'snapshot.name={snapshot}']
     return ['--read-only', '--fork', '--shared', str(MAX_CLIENTS),
             '--pid-file', pid_file, '--socket', socket,
             '--export-name', disk.target, *options,
-            '--image-opts', image_opts.join(node)]
+            image_opts.filename(node)]

@@ -11,7 +11,6 @@ import typing as ty
 
 import libvirt
 from lxml import etree
-from nova import exception as nova_exception
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
@@ -33,10 +32,10 @@ LOG = logging.getLogger(__name__)
 # deletion, and libvirtd may restart.
 ATTEMPTS = 3
 
-# Errors of libvirt, of qemu-img, and of Nova's function that runs qemu-img.
+# Errors of libvirt, of qemu-img, and of the files themselves.
 DELETE_ERRORS = (libvirt.libvirtError,
                  processutils.ProcessExecutionError,
-                 nova_exception.InvalidDiskInfo)
+                 OSError)
 
 
 class LibvirtConfigSystemSnapshot(vconfig.LibvirtConfigGuestSnapshot):
@@ -131,6 +130,7 @@ class InternalSnapshot(journal.Resource):
         """Create it, inside the root disk of a guest that is shut off.
 
         :raises ProcessExecutionError: the disk is in use, or full
+        :raises UnexpectedHeader: its header is not as expected
         """
         qemu_img.create_snapshot(self.name, self._disk.path)
 
@@ -166,6 +166,11 @@ class InternalSnapshot(journal.Resource):
             try:
                 if self._delete_once():
                     return
+            except exception.UnexpectedHeader as error:
+                raise exception.ReleaseFailed(
+                    instance=self._instance.uuid,
+                    reason=f'its snapshot {self.name} is not deleted. {error}',
+                ) from error
             except DELETE_ERRORS as error:
                 LOG.warning('Could not delete the snapshot %(snapshot)s: '
                             '%(error)s',

@@ -7,9 +7,11 @@ import typing as ty
 
 from nova.virt.libvirt import driver as libvirt_driver
 
+from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import qemu_nbd
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.resources import disk_definition
 from nova_snapext.resources import work_directory
 
 
@@ -44,19 +46,23 @@ class NbdExport(journal.Resource):
     def __str__(self) -> str:
         return f'the NBD export on the socket {self._directory.socket}'
 
-    def serve(self, disk: planning.RootDisk,
-              snapshot: str | None = None) -> None:
+    def serve(self, disk: planning.RootDisk, snapshot: str | None = None,
+              guest: domain.Domain | None = None) -> None:
         """Start the export.
 
         :param snapshot: name of the internal snapshot to export; None for
             the disk's current content
+        :param guest: the guest of the disk. While it runs, the disk must have
+            the backing chain that the guest uses
         :raises ProcessExecutionError: qemu-nbd can't open the disk
+        :raises UnexpectedHeader: a header in its chain is not as expected
         :raises OSError: qemu-nbd can't be run
         :raises TimeoutExpired: the disk's storage does not respond
         """
         self._server = qemu_nbd.serve(
-            disk, self._directory.socket, self._directory.pid_file,
-            self._instance, snapshot)
+            disk, None if guest is None else _base_chain(disk, guest),
+            self._directory.socket, self._directory.pid_file, self._instance,
+            snapshot)
 
     def release(self) -> None:
         servers = ([self._server] if self._server is not None
@@ -64,3 +70,17 @@ class NbdExport(journal.Resource):
                                             self._instance))
         for server in servers:
             server.stop()
+
+
+def _base_chain(disk: planning.RootDisk,
+                guest: domain.Domain) -> list[str | None] | None:
+    """Return what a running guest uses below a disk; None if that is unknown.
+
+    libvirt has read it when the guest started, before the guest could write.
+    """
+    if not guest.is_active():
+        return None
+    paths = disk_definition.live_chain(guest, disk.target)
+    if disk.path not in paths:
+        return None
+    return paths[paths.index(disk.path) + 1:]

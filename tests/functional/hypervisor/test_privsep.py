@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 
 import fixtures
@@ -22,6 +23,7 @@ QEMU = 64055
 NOVA = 64742
 
 SIZE = '1M'
+SECRET = b'of root' * 100
 
 
 def daemons():
@@ -29,8 +31,7 @@ def daemons():
             if privsep.context.pypath in (process.info['cmdline'] or ())}
 
 
-class PrivsepDaemonTest(base.BaseTestCase):
-    """The steps in a real daemon, with nothing but its capabilities."""
+class PrivsepTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
@@ -56,9 +57,13 @@ class PrivsepDaemonTest(base.BaseTestCase):
         path.chmod(0o600)
         return str(path)
 
+
+class PrivsepDaemonTest(PrivsepTestCase):
+    """The steps in a real daemon, with nothing but its capabilities."""
+
     def test_daemon_has_two_capabilities(self):
         before = daemons()
-        privsep.image_info(self.qemu_disk('disk'), 'qcow2', timeout=60)
+        privsep.read_qcow2(self.qemu_disk('disk'), 0, 4)
         [daemon] = daemons() - before
         status = dict(line.split(':\t', 1) for line in pathlib.Path(
             f'/proc/{daemon.pid}/status').read_text().splitlines())
@@ -80,49 +85,170 @@ class PrivsepDaemonTest(base.BaseTestCase):
         self.assertRaises(FileNotFoundError, privsep.chown,
                           str(self.disks / 'missing'), NOVA)
 
-    def test_overlay_of_qemus_user_is_committed(self):
-        disk = self.qemu_disk('disk')
-        overlay = self.qemu_disk('overlay', '-b', disk, '-F', 'qcow2')
+    def test_qcow2_of_qemus_user_is_read_and_nothing_else(self):
+        path = self.qemu_disk('disk')
+        self.assertEqual(b'QFI', privsep.read_qcow2(path, 0, 3))
+        self.assertEqual(b'', privsep.read_qcow2('/etc/shadow', 0, 3))
+        os.mkfifo(self.disks / 'pipe')
+        self.assertEqual(
+            b'', privsep.read_qcow2(str(self.disks / 'pipe'), 0, 3))
+        self.assertRaises(FileNotFoundError, privsep.read_qcow2,
+                          str(self.disks / 'missing'), 0, 3)
+
+    def test_file_and_directory_of_qemus_user_are_synced(self):
+        for path in (self.qemu_disk('disk'), str(self.disks)):
+            privsep.sync(path)
+        self.assertRaises(FileNotFoundError, privsep.sync,
+                          str(self.disks / 'missing'))
+
+
+# Runs in a process of its own, which becomes Nova's user once the helper is
+# started as root.
+AS_NOVA = """
+import json, os, pathlib, sys
+from oslo_config import cfg
+from nova_snapext import conf, exception, plan
+from nova_snapext.hypervisor import privsep, qemu_img, qemu_nbd
+cfg.CONF([], default_config_files=[])
+cfg.CONF.set_override('helper_command', sys.argv[1],
+                      'nova_snapext_privileged')
+conf.CONF.set_override('instances_path', sys.argv[2])
+privsep.context.start()
+os.setgroups([])
+os.setresgid(NOVA, NOVA, NOVA)
+os.setresuid(NOVA, NOVA, NOVA)
+directory = pathlib.Path(sys.argv[2])
+path, overlay = str(directory / 'disk'), str(directory / 'disk.snapext')
+disk = plan.RootDisk('vda', 'file', path, 'qcow2')
+ACTION
+"""
+
+
+class NovasUserTest(PrivsepTestCase):
+    """Nova's user works on files that only QEMU's user, or root, may open."""
+
+    def setUp(self):
+        super().setUp()
+        self.instance = self.directory / 'instance'
+        self.instance.mkdir()
+        self.work = self.directory / 'work'
+        for directory in (self.instance, self.work):
+            directory.mkdir(exist_ok=True)
+            os.chown(directory, NOVA, NOVA)
+        for directory in (self.directory, self.directory.parent):
+            directory.chmod(0o711)
+        self.secret = self.directory / 'secret'
+        self.secret.write_bytes(SECRET)
+        self.secret.chmod(0o600)
+
+    def image(self, name, *options, owner=QEMU):
+        path = self.instance / name
+        functional_base.run('qemu-img', 'create', '-q', '-f', 'qcow2',
+                            *options, str(path), SIZE)
+        os.chown(path, owner, owner)
+        path.chmod(0o600)
+        return path
+
+    def overlay(self, disk, owner=QEMU):
+        path = self.image('disk.snapext', '-b', str(disk), '-F', 'qcow2',
+                          owner=owner)
         functional_base.run('qemu-io', '-f', 'qcow2', '-c',
-                            f'write -q -P 7 0 {SIZE}', overlay)
-        privsep.commit_overlay(overlay, disk, 'file', 'qcow2')
+                            f'write -q -P 7 0 {SIZE}', str(path))
+        return path
+
+    def as_nova(self, action):
+        """Run code as Nova's user, with the real helper.
+
+        :returns: the error's text; empty if there was none
+        """
+        script = AS_NOVA.replace('NOVA', str(NOVA)).replace('ACTION', action)
+        process = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', script,
+             str(pathlib.Path(sys.executable).parent / 'privsep-helper'),
+             str(self.instance)],
+            capture_output=True, text=True, timeout=60)
+        self.assertEqual(SECRET, self.secret.read_bytes())
+        if not process.returncode:
+            return ''
+        return process.stderr.strip().split('\n')[-1]
+
+    def assert_owner(self, owner, *paths):
+        self.assertEqual({(owner, owner)}, {
+            (os.stat(path).st_uid, os.stat(path).st_gid) for path in paths})
+
+    def assert_holds_seven(self, disk):
         self.assertNotIn('failed', functional_base.run(
             'qemu-io', '-r', '-f', 'qcow2', '-c', f'read -P 7 0 {SIZE}',
-            disk))
+            str(disk)))
 
-    def test_image_of_qemus_user_is_changed(self):
-        disk, other = self.qemu_disk('disk'), self.qemu_disk('other')
-        overlay = self.qemu_disk('overlay', '-b', disk, '-F', 'qcow2')
-        privsep.change_backing_file(overlay, 'qcow2', other, 'qcow2')
-        privsep.change_snapshots('-c', 'name', overlay)
-        info = privsep.image_info(overlay, 'qcow2', timeout=60)
-        self.assertIn(other, info)
-        self.assertIn('"name": "name"', info)
+    def test_overlay_is_committed_and_the_owners_are_put_back(self):
+        for owner in (QEMU, 0):
+            disk = self.image('disk', owner=owner)
+            overlay = self.overlay(disk, owner=owner)
+            self.assertEqual('', self.as_nova(
+                'assert not qemu_img.holds_same_data(overlay, disk); '
+                'qemu_img.commit(overlay, disk); '
+                'assert qemu_img.holds_same_data(overlay, disk)'))
+            self.assert_owner(owner, disk, overlay)
+            self.assert_holds_seven(disk)
 
-    def test_block_device_of_group_is_served_by_novas_user(self):
+    def test_snapshots_and_backing_file_are_changed(self):
+        disk = self.image('disk')
+        overlay = self.overlay(disk)
+        self.assertEqual('', self.as_nova(
+            'qemu_img.create_snapshot("name", path); '
+            'assert qemu_img.holds_snapshot("name", path); '
+            'qemu_img.delete_snapshot("name", path); '
+            'assert not qemu_img.holds_snapshot("name", path); '
+            'assert qemu_img.backing_chain(overlay, "qcow2") == '
+            '[overlay, path]; '
+            'qemu_img.change_backing_file(overlay, disk)'))
+        self.assert_owner(QEMU, disk, overlay)
+
+    def test_file_of_root_is_not_overwritten_through_a_data_file(self):
+        disk = self.image('disk', '-o', f'data_file={self.instance}/data')
+        overlay = self.overlay(disk)
+        functional_base.run('qemu-img', 'amend', '-f', 'qcow2', '-o',
+                            f'data_file={self.secret}', str(disk))
+        text = self.as_nova('qemu_img.commit(overlay, disk)')
+        self.assertIn('UnexpectedHeader', text)
+        self.assertIn(str(self.secret), text)
+        self.assert_owner(QEMU, disk, overlay)
+
+    def test_header_that_changes_after_its_check_reaches_no_file_of_root(
+            self):
+        disk = self.image('disk', '-o', f'data_file={self.instance}/data')
+        overlay = self.overlay(disk)
+        functional_base.run('qemu-img', 'amend', '-f', 'qcow2', '-o',
+                            f'data_file={self.secret}', str(disk))
+        text = self.as_nova(
+            'from nova_snapext.hypervisor import image_header; '
+            'image_header.Header.check = lambda *_: None; '
+            'qemu_img.commit(overlay, disk)')
+        self.assertIn('Permission denied', text)
+        self.assert_owner(QEMU, disk, overlay)
+
+    def test_block_device_is_served_by_novas_user_alone(self):
         image = self.directory / 'raw'
         image.write_bytes(bytes(1 << 20))
         device = functional_base.run(
             'losetup', '--find', '--show', str(image)).strip()
         self.addCleanup(functional_base.run, 'losetup', '--detach', device)
         os.chown(device, 0, QEMU)
-        os.chmod(device, 0o640)
-        work = self.directory / 'work'
-        work.mkdir(mode=0o700)
-        os.chown(work, NOVA, NOVA)
-        for directory in (self.directory, self.directory.parent):
-            directory.chmod(0o711)
-        socket, pid_file = str(work / 'nbd'), work / 'pid'
-        privsep.serve_block_device(
-            device, ['--read-only', '--fork', '--socket', socket,
-                     '--pid-file', str(pid_file), '--format', 'raw', device],
-            NOVA, NOVA, 60)
+        os.chmod(device, 0o660)
+        socket, pid_file = self.work / 'nbd', self.work / 'pid'
+        self.assertEqual('', self.as_nova(
+            f'disk = plan.RootDisk("vda", "block", "{device}", "raw"); '
+            f'qemu_nbd.serve(disk, None, "{socket}", "{pid_file}", "uuid")'))
         server = qemu_nbd.Server(int(pid_file.read_text()), 'uuid')
         self.addCleanup(server.stop)
+        self.assertEqual((0, QEMU), (os.stat(device).st_uid,
+                                     os.stat(device).st_gid))
         process = psutil.Process(server.pid)
         self.assertEqual(NOVA, process.uids().effective)
-        self.assertIn(f'Groups:\t{QEMU}', pathlib.Path(
-            f'/proc/{server.pid}/status').read_text())
+        status = pathlib.Path(f'/proc/{server.pid}/status').read_text()
+        self.assertRegex(status, r'(?m)^Groups:\s*$')
+        self.assertRegex(status, r'(?m)^CapEff:\t0+$')
         self.assertEqual(NOVA, os.stat(socket).st_uid)
         self.assertEqual([server.pid], [
-            found.pid for found in qemu_nbd.servers_on(socket, 'uuid')])
+            found.pid for found in qemu_nbd.servers_on(str(socket), 'uuid')])

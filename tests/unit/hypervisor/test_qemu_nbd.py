@@ -7,8 +7,11 @@ import subprocess
 from unittest import mock
 
 import fixtures
+from oslo_concurrency import processutils
 
-from nova_snapext.hypervisor import privsep
+from nova_snapext import exception
+from nova_snapext.hypervisor import image_header
+from nova_snapext.hypervisor import ownership
 from nova_snapext.hypervisor import qemu_nbd
 from nova_snapext import plan as planning
 from tests.unit import base
@@ -23,49 +26,71 @@ class ServeTest(base.TestCase):
     def setUp(self):
         super().setUp()
         self.flags(operation_timeout=7, group='snapext')
-        self.execute = self.useFixture(fixtures.MockPatch(
-            'oslo_concurrency.processutils.execute')).mock
-        self.privileged = self.useFixture(fixtures.MockPatchObject(
-            privsep, 'serve_block_device')).mock
-        self.access = self.useFixture(fixtures.MockPatch(
-            'os.access', return_value=True)).mock
+        self.calls = mock.Mock()
+        self.calls.lent.side_effect = lambda *_args: mock.MagicMock()
+        self.calls.checked_chain.side_effect = lambda disk, _expected: [
+            image_header.Image(disk.path, disk.format, disk.storage)]
+        for owner, name in ((ownership, 'lent'),
+                            (image_header, 'checked_chain'),
+                            (processutils, 'execute'),
+                            (qemu_nbd, '_check_opened')):
+            self.useFixture(fixtures.MockPatchObject(
+                owner, name, getattr(self.calls, name)))
         self.pid_file = pathlib.Path(
             self.useFixture(fixtures.TempDir()).join('pid'))
         self.pid_file.write_text(f'{os.getpid()}\n')
 
     def serve(self, disk, snapshot=None):
         server = qemu_nbd.serve(
-            disk, '/s', str(self.pid_file), UUID, snapshot)
+            disk, ['/i/base'], '/s', str(self.pid_file), UUID, snapshot)
         self.assertEqual(os.getpid(), server.pid)
+
+    def order(self):
+        return [name for name, _args, _kwargs in self.calls.mock_calls]
 
     def test_own_content_is_served_only_without_other_writers(self):
         self.serve(base.QCOW2)
-        self.execute.assert_called_once_with(
+        self.calls.execute.assert_called_once_with(
             'qemu-nbd', '--read-only', '--fork', '--shared', '2',
             '--pid-file', str(self.pid_file), '--socket', '/s',
-            '--export-name', 'vda', '--image-opts',
-            'driver=blkdebug,unshare-child-perms.0=write,image.driver=qcow2,'
-            'image.file.driver=file,image.file.filename=/i/disk', timeout=7)
+            '--export-name', 'vda',
+            'json:{"driver": "blkdebug", "unshare-child-perms": ["write"], '
+            '"image": {"driver": "qcow2", "file": {"driver": "file", '
+            '"filename": "/i/disk"}, "backing": null}}', timeout=7)
 
     def test_snapshot_is_served_beside_a_guest(self):
         self.serve(base.QCOW2, snapshot='name')
-        arguments = self.execute.call_args.args
-        self.assertEqual('driver=qcow2,file.driver=file,'
-                         'file.filename=/i/disk,force-share=on',
-                         arguments[-1])
+        arguments = self.calls.execute.call_args.args
+        self.assertEqual(
+            'json:{"driver": "qcow2", "file": {"driver": "file", "filename": '
+            '"/i/disk"}, "backing": null, "force-share": true}',
+            arguments[-1])
         self.assertIn('snapshot.name=name', arguments)
 
-    def test_unreadable_block_device_is_served_with_privileges(self):
-        self.access.return_value = False
-        self.serve(DEVICE)
-        self.privileged.assert_called_once_with(
-            '/dev/vg/disk', mock.ANY, os.geteuid(), os.getegid(), 7)
-        self.execute.assert_not_called()
-
-    def test_unreadable_file_is_served_without_privileges(self):
-        self.access.return_value = False
+    def test_chain_is_checked_before_it_is_opened_and_files_after(self):
         self.serve(base.QCOW2)
-        self.privileged.assert_not_called()
+        self.assertEqual(['checked_chain', 'execute', '_check_opened'],
+                         self.order())
+        self.assertEqual(['/i/base'],
+                         self.calls.checked_chain.call_args.args[1])
+
+    def test_server_with_another_file_is_stopped(self):
+        stop = self.useFixture(fixtures.MockPatchObject(
+            qemu_nbd.Server, 'stop')).mock
+        self.calls._check_opened.side_effect = exception.UnexpectedHeader(
+            path='/i/disk', reason='changed')
+        self.assertRaises(exception.UnexpectedHeader, self.serve, base.QCOW2)
+        stop.assert_called_once_with()
+
+    def test_block_device_is_lent_until_it_is_open(self):
+        self.serve(DEVICE)
+        self.calls.lent.assert_called_once_with('/dev/vg/disk', os.R_OK)
+        self.assertEqual(['lent', 'checked_chain', 'execute',
+                          '_check_opened'], self.order())
+
+    def test_file_is_not_lent(self):
+        self.serve(base.QCOW2)
+        self.calls.lent.assert_not_called()
 
 
 class ServerTest(base.TestCase):

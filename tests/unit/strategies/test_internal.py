@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
-import os
+import json
 from unittest import mock
 
 import fixtures
@@ -21,6 +21,8 @@ from nova_snapext.resources import passthrough_devices
 from nova_snapext import space
 from nova_snapext.strategies import internal
 from tests.unit import base
+
+IMAGE_HEADER = 'nova_snapext.hypervisor.image_header'
 
 DOMAIN = """
 <domain>
@@ -175,12 +177,12 @@ class FreezeTest(InternalTestCase):
         devices.kind = passthrough_devices.PassthroughDevices.kind
         devices.capture_state = lambda _guest: self.log('capture')
         devices.detached = self.detached
-        self.patched('nova.virt.images.qemu_img_info',
-                     return_value=mock.Mock(snapshots=[]))
+        self.patched(f'{IMAGE_HEADER}.snapshot_names', return_value=[])
+        self.patched(f'{IMAGE_HEADER}.checked_header')
         self.execute = self.patched(
             'oslo_concurrency.processutils.execute')
         self.get_guest = self.patched_get()
-        self.access = self.patched('os.access', return_value=True)
+        self.patched('os.access', return_value=True)
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.strategy = internal.InternalStrategy(mock.Mock(_host=self.host))
 
@@ -251,16 +253,9 @@ class FreezeTest(InternalTestCase):
     def test_disk_of_guest_that_is_shut_off_is_opened_as_qcow2(self):
         self.frozen(running=False)
         self.execute.assert_called_once_with(
-            'qemu-img', 'snapshot', '-c', NAME, '--image-opts',
-            'driver=qcow2,file.driver=file,file.filename=/i/disk')
-
-    def test_disk_that_nova_can_not_write_is_changed_by_privsep(self):
-        self.access.side_effect = lambda _path, mode: mode == os.R_OK
-        privileged = self.patched(
-            'nova_snapext.hypervisor.privsep.change_snapshots')
-        self.frozen(running=False)
-        privileged.assert_called_once_with('-c', NAME, '/i/disk')
-        self.execute.assert_not_called()
+            'qemu-img', 'snapshot', '-c', NAME,
+            'json:{"driver": "qcow2", "file": {"driver": "file", '
+            '"filename": "/i/disk"}, "backing": null}')
 
 
 class ReleaseTest(InternalTestCase):
@@ -273,7 +268,9 @@ class ReleaseTest(InternalTestCase):
         self.useFixture(fixtures.MockPatch(
             'os.access', return_value=True))
         self.useFixture(fixtures.MockPatch(
-            'nova.virt.images.qemu_img_info', self.info))
+            f'{IMAGE_HEADER}.snapshot_names', self.snapshot_names))
+        self.checked_header = self.useFixture(fixtures.MockPatch(
+            f'{IMAGE_HEADER}.checked_header')).mock
         self.qemu_img = self.useFixture(fixtures.MockPatch(
             'oslo_concurrency.processutils.execute',
             side_effect=self.run_qemu_img)).mock
@@ -297,12 +294,15 @@ class ReleaseTest(InternalTestCase):
         if not flags:
             self.holders.clear()
 
-    def info(self, path, _format):
-        return mock.Mock(snapshots=[{'name': 'operator\'s'}] + [
-            {'name': NAME}] * (path in self.holders))
+    def snapshot_names(self, path):
+        return ['operator\'s'] + [NAME] * (path in self.holders)
 
     def run_qemu_img(self, *command, **_kwargs):
-        self.holders.discard(command[-1].partition('filename=')[2])
+        self.holders.discard(self.path_in(command))
+
+    def path_in(self, command):
+        return json.loads(command[-1].removeprefix('json:'))[
+            'file']['filename']
 
     def failed(self):
         return str(self.assertRaises(exception.ReleaseFailed,
@@ -362,7 +362,16 @@ class ReleaseTest(InternalTestCase):
         self.holders.discard('/i/disk')
         self.snapshot.release()
         [call] = self.qemu_img.mock_calls
-        self.assertTrue(call.args[-1].endswith('/i/disk.eph0'))
+        self.assertEqual('/i/disk.eph0', self.path_in(call.args))
+
+    def test_disk_with_an_unexpected_header_is_not_opened(self):
+        self.guest.is_active.return_value = False
+        self.checked_header.side_effect = exception.UnexpectedHeader(
+            path='/i/disk', reason='names a data file')
+        reason = self.failed()
+        self.assertIn('names a data file', reason)
+        self.assertNotIn('run "qemu-img', reason)
+        self.qemu_img.assert_not_called()
 
     def test_snapshot_is_deleted_after_restart_of_libvirtd(self):
         self.get_guest.side_effect = [
