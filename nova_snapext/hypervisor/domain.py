@@ -60,6 +60,43 @@ class Domain(libvirt_guest.Guest):
         """
         self._domain.blockCommit(target, base, top, 0, flags)
 
+    def block_tuning(self, target: str) -> dict[str, ty.Any]:
+        """Return the block I/O tuning of a disk in the running guest.
+
+        :param target: the guest's name of the disk, such as ``vda``
+        :returns: all values, by libvirt's names, such as ``write_bytes_sec``
+        """
+        return dict(self._domain.blockIoTune(
+            target, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+
+    def persistent_block_tuning(self, target: str) -> dict[str, ty.Any]:
+        """Return the block I/O tuning of a disk for the guest's next start.
+
+        :param target: the guest's name of the disk, such as ``vda``
+        """
+        return dict(self._domain.blockIoTune(
+            target, libvirt.VIR_DOMAIN_AFFECT_CONFIG))
+
+    def set_block_tuning(self, target: str,
+                         tuning: dict[str, ty.Any]) -> None:
+        """Change the block I/O tuning of a disk in the running guest.
+
+        :param target: the guest's name of the disk, such as ``vda``
+        :param tuning: all values, by libvirt's names; only the group's name
+            may be missing, and then stays
+        """
+        self._domain.setBlockIoTune(
+            target, tuning, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def disk_writes(self, target: str) -> tuple[int, int]:
+        """Return how many bytes and requests the guest has written.
+
+        :param target: the guest's name of the disk, such as ``vda``
+        """
+        _reads, _read, requests, written, _errors = (
+            self._domain.blockStats(target))
+        return written, requests
+
     def disk_size(self, target: str) -> int:
         """Return the virtual size of a disk, in bytes.
 
@@ -103,6 +140,10 @@ class Domain(libvirt_guest.Guest):
         :param xml: the whole definition, secrets included
         """
         self._domain.managedSaveDefineXML(xml, 0)
+
+    def remove_managed_save(self) -> None:
+        """Remove the saved memory: the next start is a fresh one."""
+        self._domain.managedSaveRemove(0)
 
     def update_persistent_device(self, xml: str) -> None:
         """Replace a device in the definition for the guest's next start.

@@ -7,6 +7,8 @@ import libvirt
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import convergence
+from nova_snapext.hypervisor import write_limit
 from tests.unit import base
 
 COMMIT_READY = ('<mirror type="file" job="active-commit" ready="yes">'
@@ -37,9 +39,14 @@ class ActiveCommitTest(base.TestCase):
         plan = self.plan()
         self.guest = plan.guest
         self.pivot = self.guest.get_block_device.return_value.abort_job
+        self.guest.disk_writes.return_value = 0, 0
         self.before_pivot = mock.Mock()
+        self.pivot_failed = mock.Mock()
+        self.limit = mock.create_autospec(
+            write_limit.WriteLimit, instance=True, is_set=False)
         self.commit = block_commit.ActiveCommit(
-            plan, '/i/overlay', self.before_pivot)
+            plan, '/i/overlay', self.before_pivot, self.pivot_failed,
+            self.limit)
 
     def run_commit(self, *definitions):
         self.guest.get_xml_desc.side_effect = definitions
@@ -62,6 +69,8 @@ class ActiveCommitTest(base.TestCase):
             libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         self.before_pivot.assert_called_once_with()
         self.pivot.assert_called_once_with(async_=True, pivot=True)
+        self.pivot_failed.assert_not_called()
+        self.limit.remove.assert_called_once_with(self.guest)
 
     def test_overlay_below_another_is_committed_without_pivot(self):
         chain = ('/i/top', '/i/overlay', '/i/disk')
@@ -112,3 +121,147 @@ class ActiveCommitTest(base.TestCase):
             'oslo_utils.timeutils.now', side_effect=range(100, 200)))
         self.assert_fails('at 3 of 8 bytes', *[definition(
             '/i/overlay', '/i/disk', mirror=COMMIT_RUNNING)] * 9)
+
+    def test_error_before_pivot_aborts_commit_and_is_raised(self):
+        self.before_pivot.side_effect = OSError('no marker')
+        chain = ('/i/overlay', '/i/disk')
+        self.assertRaisesRegex(
+            OSError, 'no marker', self.run_commit,
+            definition(*chain), definition(*chain, mirror=COMMIT_READY),
+            definition(*chain, mirror=COMMIT_READY), definition(*chain))
+        self.pivot.assert_called_once_with(async_=True)
+        self.pivot_failed.assert_not_called()
+
+    def test_error_before_pivot_leaves_commit_that_may_pivot_already(self):
+        self.before_pivot.side_effect = OSError('no marker')
+        self.assertRaisesRegex(
+            OSError, 'no marker', self.run_commit,
+            definition('/i/overlay', '/i/disk', mirror=COMMIT_READY))
+        self.pivot.assert_not_called()
+
+    def test_guest_on_overlay_after_pivot_is_reported(self):
+        chain = ('/i/overlay', '/i/disk')
+        self.assert_fails('is still on the overlay', definition(*chain),
+                          definition(*chain, mirror=COMMIT_READY),
+                          definition(*chain))
+        self.pivot_failed.assert_called_once_with()
+
+    def test_pivot_waits_until_little_is_left(self):
+        chain = ('/i/overlay', '/i/disk')
+        self.guest.block_job_info.side_effect = [
+            {'cur': 1 << 30, 'end': 2 << 30}, {'cur': 2 << 30, 'end': 2 << 30}]
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.run_commit(definition(*chain), ready, ready, definition(chain[1]))
+        self.pivot.assert_called_once_with(async_=True, pivot=True)
+
+    def test_limited_guest_is_paused_before_the_pivot(self):
+        self.limit.is_set = True
+        chain = ('/i/overlay', '/i/disk')
+        self.guest.block_job_info.side_effect = [
+            {'cur': 7, 'end': 8}, {'cur': 7, 'end': 8}, {'cur': 8, 'end': 8}]
+        self.limit.pause.side_effect = (
+            lambda _guest: self.pivot.assert_not_called())
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.run_commit(definition(*chain), ready, ready, ready,
+                        definition(chain[1]))
+        self.limit.pause.assert_called_once_with(self.guest)
+        self.pivot.assert_called_once_with(async_=True, pivot=True)
+
+    def test_guest_that_does_not_pivot_is_paused(self):
+        self.useFixture(fixtures.MockPatchObject(
+            block_commit, 'PIVOT_PATIENCE', 0))
+        chain = ('/i/overlay', '/i/disk')
+        pivots = definition(*chain, mirror=COMMIT_READY.replace(
+            'ready="yes"', 'ready="pivot"'))
+        self.run_commit(pivots, pivots, definition(chain[1]))
+        self.limit.pause.assert_called_once_with(self.guest)
+
+    def test_job_that_libvirt_is_ending_is_awaited(self):
+        chain = ('/i/overlay', '/i/disk')
+        self.assertIs(block_commit.CommitState.MERGED, self.run_commit(
+            definition(*chain, mirror=COMMIT_READY.replace(
+                'active-commit', '')), definition(chain[1])))
+
+    def test_limit_that_can_not_be_removed_does_not_hide_the_result(self):
+        self.limit.remove.side_effect = base.libvirt_error(1)
+        self.assertIs(block_commit.CommitState.NOT_THERE,
+                      self.run_commit(definition('/i/disk')))
+
+    def test_paused_guest_that_has_not_run_is_told_to_be_unpaused(self):
+        self.guest.state.return_value = libvirt.VIR_DOMAIN_PAUSED, 1
+        self.guest.commit_block.side_effect = base.libvirt_error(
+            1, "Inactive 'libvirt-2-format' can't be a backing child of "
+            "active '#block065'")
+        self.assert_fails('openstack server unpause',
+                          definition('/i/overlay', '/i/disk'))
+
+
+class PaceTest(base.TestCase):
+    """The decisions for a guest that rewrites more than is copied."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(operation_timeout=100, merge_min_write_kbps=1024,
+                   min_free_disk_mb=0, group='snapext')
+        self.now = self.copied = self.total = 0
+        self.useFixture(fixtures.MockPatch(
+            'oslo_utils.timeutils.now', lambda: self.now))
+        self.guest = base.fake_guest()
+        self.guest.disk_writes.return_value = 0, 0
+        self.limit = mock.create_autospec(
+            write_limit.WriteLimit, instance=True, is_set=False)
+
+    def pace(self):
+        return block_commit._Pace(
+            self.instance(), 'vda', '/i/overlay', self.limit)
+
+    def follow(self, pace, seconds, copied=1, rewritten=2):
+        """Follow a commit, with its bytes for each second.
+
+        :returns: what the last second says
+        """
+        said = None
+        for _ in range(seconds):
+            self.now += 1
+            self.copied += copied
+            self.total += rewritten
+            said = pace.keep(
+                self.guest, {'cur': self.copied, 'end': self.total + 1000})
+        return said
+
+    def test_guest_is_slowed_step_by_step_down_to_the_option(self):
+        self.guest.disk_writes.side_effect = (
+            (number << 23, number * 1000) for number in range(1000))
+        pace = self.pace()
+        self.assertIsNone(self.follow(pace, convergence.PATIENCE))
+        self.limit.lower.assert_not_called()
+        self.assertIsNone(self.follow(
+            pace, 3 * convergence.WINDOW, copied=1 << 22, rewritten=1 << 22))
+        rates = [call.args[1] for call in self.limit.lower.mock_calls]
+        self.assertEqual(1 << 20, rates[-1].bytes_sec)
+        self.assertTrue(all(rate.iops_sec >= 16 for rate in rates), rates)
+
+    def test_guest_at_the_lowest_rate_ends_the_commit_after_the_timeout(self):
+        pace = self.pace()
+        self.follow(pace, convergence.PATIENCE + 1)
+        self.limit.lower.assert_called_once_with(
+            self.guest, write_limit.WriteRate(1 << 20, 16))
+        self.assertIsNone(self.follow(pace, 100))
+        self.assertEqual(
+            'in 30 seconds 30 bytes were copied and the guest wrote to 60 '
+            'others, and 1162 are left', self.follow(pace, 1))
+
+    def test_guest_is_never_slowed_if_the_option_forbids_it(self):
+        self.flags(merge_min_write_kbps=0, group='snapext')
+        pace = self.pace()
+        self.assertIsNone(self.follow(pace, 100))
+        self.assertIsNotNone(self.follow(pace, 1))
+        self.limit.lower.assert_not_called()
+
+    def test_guest_is_not_slowed_without_a_journal(self):
+        self.limit.lower.side_effect = exception.JournalFailed(
+            path='/j', reason='full')
+        pace = self.pace()
+        self.follow(pace, convergence.PATIENCE + 1)
+        self.assertIsNotNone(self.follow(pace, 110))
+        self.limit.lower.assert_called_once()
