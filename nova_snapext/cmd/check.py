@@ -33,6 +33,8 @@ MIN_LIBNBD = (1, 14)
 ROOTWRAP_CONFIG = '/etc/nova/rootwrap.conf'
 FILTER = 'snapext.filters'
 PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
+# Nova's default for virt_type kvm and qemu.
+LIBVIRT_URI = 'qemu:///system'
 
 
 class Problem(Exception):
@@ -176,9 +178,43 @@ def _allows_context(filters: str) -> bool:
     return any(re.fullmatch(pattern, PRIVSEP_CONTEXT) for pattern in patterns)
 
 
+def defects() -> str:
+    """Report the known defects of the installed QEMU and libvirt.
+
+    They are no problem of the installation: strategies are refused for the
+    guests concerned.
+    """
+    known_defects = importlib.import_module(
+        'nova_snapext.hypervisor.known_defects')
+    try:
+        libvirt = importlib.import_module('libvirt')
+    except ImportError as error:
+        return f'known defects of QEMU and libvirt are not checked: {error}'
+    try:
+        connection = libvirt.openReadOnly(LIBVIRT_URI)
+        qemu, daemon = (
+            (number // 1000000, number // 1000 % 1000, number % 1000)
+            for number in (connection.getVersion(),
+                           connection.getLibVersion()))
+        connection.close()
+    except libvirt.libvirtError as error:
+        return f'known defects of QEMU and libvirt are not checked: {error}'
+    found = known_defects.present(qemu, daemon)
+    names = (f'QEMU {known_defects.version_text(qemu)} and libvirt '
+             f'{known_defects.version_text(daemon)}')
+    if not found:
+        return f'{names}: no known defects'
+    listed = '\n    '.join(
+        f'{defect.name}: {defect.guests}: refused: '
+        f'{defect.refused_strategies()}' for defect in found)
+    return (f'{names}: {len(found)} known defects (see "Known defects" in the '
+            f'documentation; guests that were started with another QEMU can '
+            f'have others)\n    {listed}')
+
+
 CHECKS: tuple[Callable[[], str], ...] = (
     nova_installed, nbd_binding, programs, privileges, strategies,
-    driver_loads, compatible)
+    driver_loads, compatible, defects)
 
 # Without these, those that come after them can't be made.
 REQUIRED = (nova_installed, driver_loads)

@@ -9,6 +9,7 @@ This module is the whole public interface for strategies of other packages.
 
 from nova_snapext.hypervisor.domain import Domain
 from nova_snapext.hypervisor.domain import find as find_domain
+from nova_snapext.hypervisor.known_defects import Mechanism
 from nova_snapext.journal import ReleaseStack
 from nova_snapext.journal import Resource
 from nova_snapext.plan import Consistency
@@ -28,6 +29,7 @@ __all__ = [
     'FreezingStrategy',
     'FrozenDisk',
     'GuestFilesystems',
+    'Mechanism',
     'NbdExport',
     'Plan',
     'ReleaseStack',

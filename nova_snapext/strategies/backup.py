@@ -20,6 +20,7 @@ from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import jobs
+from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
@@ -37,6 +38,7 @@ class BackupStrategy(base.FreezingStrategy):
 
     name = 'backup'
     STORAGES = frozenset({'file', 'block', 'network'})
+    mechanisms = frozenset({known_defects.Mechanism.BACKUP_JOB})
     resource_types = (guest_filesystems.GuestFilesystems,
                       backup_job.BackupJob)
 

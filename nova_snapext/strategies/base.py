@@ -13,15 +13,20 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import timeutils
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
+from nova_snapext.hypervisor import known_defects
+from nova_snapext.hypervisor import qemu_process
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 from nova_snapext.resources import nbd_export
 from nova_snapext.resources import work_directory
+
+CONF = conf.CONF
 
 # Not reported as FreezeFailed: each names the instance and the remedy itself.
 COMPLETE_ERRORS = (exception.GuestBusy,
@@ -84,10 +89,13 @@ class FreezingStrategy(Strategy):
 
     :cvar STORAGES: supported types of the disk's source, in libvirt's words
     :cvar FORMATS: supported formats of the disk, in libvirt's words
+    :cvar mechanisms: what it uses of QEMU and libvirt while the guest has a
+        QEMU. It is refused for a guest if one of them has a known defect
     """
 
     STORAGES: frozenset[str] = frozenset({'file', 'block'})
     FORMATS: frozenset[str] = frozenset({'qcow2', 'raw'})
+    mechanisms: frozenset[known_defects.Mechanism] = frozenset()
 
     def unsupported_reason(self, plan: planning.Plan) -> str | None:
         disk = plan.disk
@@ -97,7 +105,26 @@ class FreezingStrategy(Strategy):
             return f'its root disk is on {disk.storage} storage'
         if disk.format not in self.FORMATS:
             return f'its root disk has the format {disk.format}'
-        return self.unsupported_guest_reason(plan)
+        return (self.unsupported_guest_reason(plan) or
+                self._known_defect_reason(plan))
+
+    def _known_defect_reason(self, plan: planning.Plan) -> str | None:
+        # A guest that is shut off has no QEMU.
+        if not plan.running or not self.mechanisms:
+            return None
+        running = qemu_process.running_version(self.host, plan.guest)
+        defect = next(known_defects.find(
+            self.mechanisms, qemu_process.subject(plan.guest, plan.disk),
+            running=running,
+            installed=qemu_process.installed_version(self.host),
+            libvirt=qemu_process.libvirt_version(self.host),
+            ignored=CONF.snapext.fixed_defects), None)
+        if defect is None:
+            return None
+        version = ('a QEMU whose version is unknown' if running is None
+                   else f'QEMU {known_defects.version_text(running)}')
+        return (f'the guest runs in {version}, and there is the known defect '
+                f'{defect.name}: {defect.consequence}')
 
     @abc.abstractmethod
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
@@ -204,7 +231,7 @@ class FreezingStrategy(Strategy):
         """
         export = nbd_export.NbdExport(plan.instance.uuid, directory)
         stack.add(export)
-        export.serve(disk or plan.disk, snapshot)
+        export.serve(disk or plan.disk, snapshot, plan.guest)
         return FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=freeze_seconds,

@@ -21,6 +21,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
+from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import managed_save
@@ -35,6 +36,8 @@ from nova_snapext.strategies import native
 class ColdStrategy(base.FreezingStrategy):
 
     name = 'cold'
+    mechanisms = frozenset({known_defects.Mechanism.SUSPEND_AND_RESUME,
+                            known_defects.Mechanism.ACTIVE_COMMIT})
     resource_types = (work_directory.WorkDirectory,
                       overlay_resource.Overlay,
                       passthrough_devices.PassthroughDevices,
@@ -106,6 +109,7 @@ class ColdStrategy(base.FreezingStrategy):
             memory.save_memory(guest)
             try:
                 overlay.switch_suspended(guest)
+                overlay.sync_definition()
                 memory.resume(guest)
             except BaseException as error:
                 memory.resume_on_disk(error)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
+from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
@@ -26,6 +27,7 @@ from nova_snapext.strategies import base
 class ExternalStrategy(base.FreezingStrategy):
 
     name = 'external'
+    mechanisms = frozenset({known_defects.Mechanism.ACTIVE_COMMIT})
     resource_types = (work_directory.WorkDirectory,
                       guest_filesystems.GuestFilesystems,
                       overlay_resource.Overlay,
@@ -55,6 +57,7 @@ class ExternalStrategy(base.FreezingStrategy):
                 timeutils.StopWatch() as watch:
             overlay.switch_to_overlay(plan.guest)
         frozen_at = timeutils.utcnow()
+        overlay.sync_definition()
         stack.mark_released(filesystems)
         return self.export_disk(
             plan, stack, directory, consistency=consistency,

@@ -20,6 +20,7 @@ from oslo_utils import timeutils
 from oslo_utils import units
 
 from nova_snapext.hypervisor import jobs
+from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
@@ -42,6 +43,7 @@ class InternalStrategy(base.FreezingStrategy):
     name = 'internal'
     STORAGES = frozenset({'file'})
     FORMATS = frozenset({'qcow2'})
+    mechanisms = frozenset({known_defects.Mechanism.INTERNAL_SNAPSHOT})
     resource_types = (work_directory.WorkDirectory,
                       guest_filesystems.GuestFilesystems,
                       passthrough_devices.PassthroughDevices,

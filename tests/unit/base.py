@@ -58,6 +58,10 @@ class TestCase(test.NoDBTestCase):
         # Nova's base class does this for Nova's own context.
         self.useFixture(fixtures.MockPatchObject(
             privsep.context, 'client_mode', False))
+        # No version of QEMU can be told of a fake guest.
+        self.useFixture(fixtures.MockPatch(
+            'nova_snapext.strategies.base.FreezingStrategy.'
+            '_known_defect_reason', return_value=None))
         self.journal = self.useFixture(fixtures.TempDir()).path
         self.flags(journal_directory=self.journal, group='snapext')
 

@@ -14,6 +14,7 @@ import fixtures
 from nova_snapext.cmd import check
 from nova_snapext.cmd import main
 from nova_snapext import compat
+from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import privsep
 from tests.unit import base
 
@@ -162,6 +163,35 @@ class CheckTest(base.TestCase):
         self.assertFalse(passed)
         self.assertIn('no module lxml', text)
         checked.assert_not_called()
+
+    def libvirt(self, qemu, libvirt):
+        fake = mock.Mock(libvirtError=RuntimeError)
+        fake.openReadOnly.return_value.getVersion.return_value = qemu
+        fake.openReadOnly.return_value.getLibVersion.return_value = libvirt
+        importlib.import_module.side_effect = {
+            'libvirt': fake,
+            'nova_snapext.hypervisor.known_defects': known_defects}.get
+        return fake
+
+    def test_defects_of_the_installed_versions_are_listed(self):
+        self.libvirt(7002022, 9000000)
+        report = check.defects()
+        self.assertIn('QEMU 7.2.22 and libvirt 9.0.0: 4 known', report)
+        self.assertIn('nbd-iothread: guests whose root disk has an iothread: '
+                      'refused: backup', report)
+        self.assertNotIn('mirror-pause-deadlock', report)
+
+    def test_versions_without_defects_are_reported(self):
+        self.libvirt(11001003, 12008000)
+        self.assertEqual('QEMU 11.1.3 and libvirt 12.8.0: no known defects',
+                         check.defects())
+
+    def test_libvirt_that_can_not_be_asked_is_no_problem(self):
+        self.libvirt(0, 0).openReadOnly.side_effect = RuntimeError('no socket')
+        self.assertIn('not checked: no socket', check.defects())
+        importlib.import_module.side_effect = [
+            known_defects, ImportError('no libvirt')]
+        self.assertIn('not checked: no libvirt', check.defects())
 
     def test_failed_check_sets_the_exit_code(self):
         for results, code in (([(True, 'a')], 0),

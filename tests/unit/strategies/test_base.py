@@ -15,12 +15,17 @@ from oslo_privsep import daemon
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import qemu_nbd
+from nova_snapext.hypervisor import qemu_process
+from nova_snapext.resources import disk_definition
 from nova_snapext import strategies
 from nova_snapext.strategies import backup
 from nova_snapext.strategies import cold
 from nova_snapext.strategies import external
 from nova_snapext.strategies import internal
 from tests.unit import base
+
+# The base class of the tests replaces it.
+KNOWN_DEFECT_REASON = strategies.FreezingStrategy._known_defect_reason
 
 # In a process of its own: eventlet's patches can't be undone.
 TIMES_OUT = """
@@ -124,6 +129,9 @@ class ExportDiskTest(FreezeTestCase):
             qemu_nbd, 'serve')).mock
         serve.return_value.stop.side_effect = (
             lambda: self.assertEqual(1, len(os.listdir(self.directory))))
+        self.useFixture(fixtures.MockPatchObject(
+            disk_definition, 'live_chain',
+            return_value=[self.snapshot.disk.path, '/i/base']))
         self.strategy.snapshot = 'inside'
         with self.strategy.freeze(self.snapshot) as frozen:
             [name] = os.listdir(self.directory)
@@ -131,7 +139,8 @@ class ExportDiskTest(FreezeTestCase):
             self.assertIn(os.path.join(directory, 'nbd'), frozen.uri)
             serve.return_value.stop.assert_not_called()
         serve.assert_called_once_with(
-            self.snapshot.disk, f'{directory}/nbd', f'{directory}/pid',
+            self.snapshot.disk, ['/i/base'], f'{directory}/nbd',
+            f'{directory}/pid',
             self.snapshot.instance.uuid, 'inside')
         serve.return_value.stop.assert_called_once_with()
         self.assertEqual([], os.listdir(self.directory))
@@ -181,3 +190,68 @@ class GrowingPathsTest(base.TestCase):
 
     def test_strategy_without_growing_paths_has_none(self):
         self.assertEqual((), self.growing_paths(PlainStrategy))
+
+
+IOTHREAD = """<domain><devices>
+<disk type='file' device='disk'>
+  <driver name='qemu' type='qcow2' iothread='1'/><source file='/i/disk'/>
+  <target dev='vda' bus='virtio'/>
+</disk>
+</devices></domain>"""
+
+
+class KnownDefectTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(
+            strategies.FreezingStrategy, '_known_defect_reason',
+            KNOWN_DEFECT_REASON))
+        for function in ('installed_version', 'libvirt_version'):
+            self.useFixture(fixtures.MockPatchObject(
+                qemu_process, function, return_value=(99, 0, 0)))
+        self.running_version = self.useFixture(fixtures.MockPatchObject(
+            qemu_process, 'running_version', return_value=(7, 2, 22))).mock
+
+    def reason(self, strategy, domain_xml=IOTHREAD, **plan):
+        return strategy(mock.MagicMock()).unsupported_reason(
+            self.plan(domain_xml=domain_xml, **plan))
+
+    def test_strategy_is_refused_with_the_version_and_the_defect(self):
+        reason = self.reason(backup.BackupStrategy)
+        for text in ('QEMU 7.2.22', 'nbd-iothread', 'QEMU dies'):
+            self.assertIn(text, reason)
+
+    def test_unknown_version_is_refused(self):
+        self.running_version.return_value = None
+        self.assertIn('version is unknown',
+                      self.reason(backup.BackupStrategy))
+
+    def test_newer_qemu_is_not_refused(self):
+        self.running_version.return_value = (9, 0, 0)
+        self.assertIsNone(self.reason(backup.BackupStrategy))
+
+    def test_guest_without_the_condition_is_not_refused(self):
+        self.assertIsNone(self.reason(
+            backup.BackupStrategy, domain_xml=DISKS))
+
+    def test_next_strategy_is_not_refused(self):
+        self.assertIsNone(self.reason(external.ExternalStrategy))
+
+    def test_defect_that_the_operator_says_is_fixed_is_ignored(self):
+        self.flags(fixed_defects=['nbd-iothread'], group='snapext')
+        self.assertIsNone(self.reason(backup.BackupStrategy))
+
+    def test_guest_that_is_shut_off_is_not_looked_at(self):
+        self.assertIsNone(self.reason(cold.ColdStrategy, running=False))
+        self.running_version.assert_not_called()
+
+    def test_strategy_without_mechanisms_is_not_looked_at(self):
+        self.assertIsNone(self.reason(PlainStrategy))
+        self.running_version.assert_not_called()
+
+    def test_strategy_of_another_package_is_refused_by_its_mechanisms(self):
+        class TheirStrategy(PlainStrategy):
+            mechanisms = frozenset({strategies.Mechanism.BACKUP_JOB})
+
+        self.assertIn('nbd-iothread', self.reason(TheirStrategy))

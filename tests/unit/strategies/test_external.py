@@ -8,6 +8,7 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import qemu_nbd
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.resources import disk_definition
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import overlay
 from nova_snapext.resources import work_directory
@@ -28,6 +29,7 @@ class ExternalTest(base.TestCase):
         for module, name in ((work_directory, 'WorkDirectory'),
                              (overlay, 'Overlay'),
                              (guest_filesystems, 'GuestFilesystems'),
+                             (disk_definition, 'live_chain'),
                              (qemu_nbd, 'serve')):
             self.useFixture(fixtures.MockPatchObject(
                 module, name, getattr(self.calls, name)))
@@ -35,6 +37,7 @@ class ExternalTest(base.TestCase):
         self.frozen.return_value = mock.MagicMock()
         directory = self.calls.WorkDirectory.allocate.return_value
         directory.socket = '/s'
+        self.calls.live_chain.return_value = []
         self.strategy = external.ExternalStrategy(mock.MagicMock())
 
     def freeze(self):

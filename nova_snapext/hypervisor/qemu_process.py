@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU process of a guest: which version it is, and what it does.
+
+libvirt reports the installed QEMU. A guest keeps running the QEMU that it was
+started with when the package is upgraded. libvirt has no call that tells it,
+except one that taints the domain (virDomainQemuMonitorCommand).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+import libvirt
+from lxml import etree
+from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
+from oslo_log import log as logging
+from oslo_utils import versionutils
+import psutil
+
+from nova_snapext import conf
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import errors
+from nova_snapext.hypervisor import known_defects
+from nova_snapext import plan as planning
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+LOCKS = pathlib.Path('/proc/locks')
+
+# QEMU's lock of a disk that it has opened for writing is on this byte: see
+# RAW_PERM_BASE in block/file-posix.c, and BLK_PERM_WRITE.
+WRITE_LOCK = 101
+
+# Seconds by which the start of a process must be later than a change of its
+# file. The start is counted from the host's boot, and the kernel reports the
+# time of the boot in whole seconds.
+START_PRECISION = 2
+
+
+def running_version(host: libvirt_host.Host,
+                    guest: domain.Domain) -> known_defects.Version | None:
+    """Return the version of the QEMU that a guest runs in.
+
+    It is the version of the guest's emulator if this file has not changed
+    since the process was started, and is the one that libvirtd knows.
+
+    :returns: None if the version can't be told, as after an upgrade
+    """
+    process = _process(guest)
+    if process is None:
+        return None
+    emulator = _emulator(guest)
+    try:
+        # A package replaces the file, and may restore an older mtime.
+        changed = max(os.stat(emulator).st_ctime, os.lstat(emulator).st_ctime)
+        if changed + START_PRECISION > process.create_time():
+            LOG.debug('%s was replaced after guest %s was started',
+                      emulator, guest.uuid)
+            return None
+        output, _stderr = processutils.execute(
+            emulator, '--version', timeout=CONF.snapext.operation_timeout)
+    except (*errors.HYPERVISOR_ERRORS, psutil.Error) as error:
+        LOG.debug('The version of %(emulator)s of guest %(guest)s is '
+                  'unknown: %(error)s',
+                  {'emulator': emulator, 'guest': guest.uuid, 'error': error})
+        return None
+    version = parse_version(output)
+    # They differ if libvirtd is in another container with its own QEMU.
+    return version if version == installed_version(host) else None
+
+
+def parse_version(output: str) -> known_defects.Version | None:
+    """Return the version in the output of an emulator's ``--version``."""
+    found = re.match(r'QEMU emulator version (\d+)\.(\d+)\.(\d+)', output)
+    return tuple(map(int, found.groups())) if found else None
+
+
+def installed_version(host: libvirt_host.Host) -> known_defects.Version:
+    """Return the version of the QEMU that libvirtd would start.
+
+    :raises libvirtError: libvirt refuses
+    """
+    return _as_tuple(host.get_connection().getVersion())
+
+
+def libvirt_version(host: libvirt_host.Host) -> known_defects.Version:
+    """Return the version of libvirtd.
+
+    :raises libvirtError: libvirt refuses
+    """
+    return _as_tuple(host.get_connection().getLibVersion())
+
+
+def _as_tuple(version: int) -> known_defects.Version:
+    text = versionutils.convert_version_to_str(version)
+    return tuple(map(int, text.split('.')))
+
+
+def subject(guest: domain.Domain,
+            disk: planning.RootDisk) -> known_defects.Subject:
+    """Return what the conditions of known defects need.
+
+    :param guest: a guest that runs or is paused
+    :raises libvirtError: libvirt refuses
+    """
+    paused = guest.state()[0] != libvirt.VIR_DOMAIN_RUNNING
+    return known_defects.Subject(
+        definition=etree.fromstring(guest.get_xml_desc()), target=disk.target,
+        paused=paused,
+        inactive=paused and not is_open_for_writing(disk) and
+        is_incoming(guest) is not False)
+
+
+def is_incoming(guest: domain.Domain) -> bool | None:
+    """Return whether a guest's QEMU was started to restore or migrate it.
+
+    :returns: None if it can't be told
+    """
+    process = _process(guest)
+    try:
+        return None if process is None else '-incoming' in process.cmdline()
+    except psutil.Error:
+        return None
+
+
+def is_open_for_writing(disk: planning.RootDisk) -> bool:
+    """Return whether a QEMU is seen to have opened a disk for writing.
+
+    :returns: False also if it can't be told. A guest has its own node of a
+        block device, and another host has its own locks
+    """
+    try:
+        file = os.stat(disk.path)
+        locks = LOCKS.read_text().splitlines()
+    except OSError:
+        return False
+    # As in "1: OFDLCK ADVISORY READ -1 fe:00:2498613 100 101", see proc(5).
+    identity = (f'{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:'
+                f'{file.st_ino}')
+    for fields in (line.split() for line in locks):
+        if fields[1] == 'OFDLCK' and fields[5] == identity:
+            end = fields[7]
+            if int(fields[6]) <= WRITE_LOCK and (
+                    end == 'EOF' or int(end) >= WRITE_LOCK):
+                return True
+    return False
+
+
+def _emulator(guest: domain.Domain) -> str:
+    """Return the path of the emulator in a guest's definition."""
+    return etree.fromstring(guest.get_xml_desc()).findtext(
+        './devices/emulator') or ''
+
+
+def _process(guest: domain.Domain) -> psutil.Process | None:
+    """Return a guest's QEMU process; None if there is not exactly one.
+
+    A wrapper around QEMU is none: its version is not that of the QEMU.
+    """
+    emulator = _emulator(guest)
+    found = []
+    for process in psutil.process_iter(['cmdline']):
+        arguments = list(process.info['cmdline'] or ())
+        if (guest.uuid in arguments and '-uuid' in arguments and
+                arguments[:1] == [emulator]):
+            found.append(process)
+    return found[0] if len(found) == 1 else None

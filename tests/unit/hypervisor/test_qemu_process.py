@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import pathlib
+import time
+from unittest import mock
+
+import fixtures
+import libvirt
+from nova.virt.libvirt import host as libvirt_host
+import psutil
+
+from nova_snapext.hypervisor import qemu_process
+from nova_snapext import plan as planning
+from tests.unit import base
+
+UUID = '6f2a1ac5-6d39-4c1c-8c0b-a7f2b3f7f5c1'
+
+
+class QemuProcessTestCase(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.emulator = directory / 'qemu-system-x86_64'
+        self.answer('QEMU emulator version 7.2.22 (Debian 1:7.2)')
+        self.guest = base.fake_guest()
+        self.guest.uuid = UUID
+        self.guest.get_xml_desc.return_value = (
+            f'<domain><devices><emulator>{self.emulator}</emulator></devices>'
+            f'</domain>')
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        connection = self.host.get_connection.return_value
+        connection.getVersion.return_value = 7002022
+        connection.getLibVersion.return_value = 12008001
+        self.processes = [self.process()]
+        self.useFixture(fixtures.MockPatchObject(
+            psutil, 'process_iter', lambda _attributes: self.processes))
+
+    def answer(self, version):
+        self.emulator.write_text(f'#!/bin/sh\necho "{version}"\n')
+        self.emulator.chmod(0o755)
+
+    def process(self, *arguments, started=3600, emulator=None):
+        """Return a process that was started some seconds from now."""
+        process = mock.Mock()
+        cmdline = [str(emulator or self.emulator), '-uuid', UUID, *arguments]
+        process.info = {'cmdline': cmdline}
+        process.cmdline.return_value = cmdline
+        process.create_time.return_value = time.time() + started
+        return process
+
+
+class VersionTest(QemuProcessTestCase):
+
+    def version(self):
+        return qemu_process.running_version(self.host, self.guest)
+
+    def test_emulator_that_has_not_changed_tells_the_version(self):
+        self.assertEqual((7, 2, 22), self.version())
+
+    def test_emulator_that_was_replaced_since_the_start_is_unknown(self):
+        self.processes = [self.process(started=-60)]
+        os.utime(self.emulator, (0, 0))     # as a package does
+        self.assertIsNone(self.version())
+
+    def test_link_to_another_emulator_since_the_start_is_unknown(self):
+        os.rename(self.emulator, f'{self.emulator}-7.2')
+        self.emulator.symlink_to(f'{self.emulator}-7.2')
+        self.assertEqual((7, 2, 22), self.version())
+        self.processes = [self.process(started=-60)]
+        self.assertIsNone(self.version())
+
+    def test_other_version_than_that_of_libvirtd_is_unknown(self):
+        self.answer('QEMU emulator version 9.0.0 (another container)')
+        self.assertIsNone(self.version())
+
+    def test_missing_emulator_is_unknown(self):
+        self.emulator.unlink()
+        self.assertIsNone(self.version())
+
+    def test_emulator_that_fails_is_unknown(self):
+        self.emulator.write_text('#!/bin/sh\nexit 1\n')
+        self.assertIsNone(self.version())
+
+    def test_answer_without_a_version_is_unknown(self):
+        self.answer('hello')
+        self.assertIsNone(self.version())
+
+    def test_hidden_process_is_unknown(self):
+        hidden = mock.Mock(info={'cmdline': None})
+        for processes in ([], [hidden]):
+            self.processes = processes
+            self.assertIsNone(self.version())
+
+    def test_two_processes_are_unknown(self):
+        self.processes = [self.process(), self.process()]
+        self.assertIsNone(self.version())
+
+    def test_process_that_ends_is_unknown(self):
+        self.processes[0].create_time.side_effect = psutil.NoSuchProcess(1)
+        self.assertIsNone(self.version())
+
+    def test_other_program_behind_a_wrapper_is_unknown(self):
+        self.processes = [self.process(emulator='/usr/bin/qemu-real')]
+        self.assertIsNone(self.version())
+
+    def test_other_programs_that_name_the_guest_are_ignored(self):
+        virsh = mock.Mock(info={'cmdline': ['virsh', 'console', UUID]})
+        self.processes.append(virsh)
+        self.assertEqual((7, 2, 22), self.version())
+
+    def test_version_of_libvirtd_is_that_of_the_daemon(self):
+        self.assertEqual((12, 8, 1), qemu_process.libvirt_version(self.host))
+
+    def test_restored_guest_is_told_from_one_that_was_started(self):
+        self.assertIs(False, qemu_process.is_incoming(self.guest))
+        self.processes = [self.process('-incoming', 'defer')]
+        self.assertIs(True, qemu_process.is_incoming(self.guest))
+        self.processes = []
+        self.assertIsNone(qemu_process.is_incoming(self.guest))
+
+
+class SubjectTest(QemuProcessTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.path = pathlib.Path(self.useFixture(
+            fixtures.TempDir()).path) / 'disk'
+        self.path.write_text('')
+        self.disk = planning.RootDisk('vda', 'file', str(self.path), 'qcow2')
+        self.locks = self.path.with_name('locks')
+        self.lock()
+        self.useFixture(fixtures.MockPatchObject(
+            qemu_process, 'LOCKS', self.locks))
+
+    def lock(self, *ranges):
+        file = self.path.stat()
+        identity = (f'{os.major(file.st_dev):02x}:'
+                    f'{os.minor(file.st_dev):02x}:{file.st_ino}')
+        self.locks.write_text(
+            '1: POSIX  ADVISORY  WRITE 1 fe:00:1 0 EOF\n'
+            '1: -> FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF\n' + ''.join(
+                f'2: OFDLCK ADVISORY  READ -1 {identity} {part}\n'
+                for part in ranges))
+
+    def subject(self, paused=True):
+        if paused:
+            self.guest.state.return_value = (
+                libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+        return qemu_process.subject(self.guest, self.disk)
+
+    def test_running_guest_is_active(self):
+        subject = self.subject(paused=False)
+        self.assertFalse(subject.paused or subject.inactive)
+
+    def test_paused_guest_that_was_started_is_active(self):
+        subject = self.subject()
+        self.assertTrue(subject.paused)
+        self.assertFalse(subject.inactive)
+
+    def test_paused_guest_that_was_restored_is_inactive(self):
+        self.processes = [self.process('-incoming', 'defer')]
+        self.assertTrue(self.subject().inactive)
+
+    def test_restored_guest_that_has_run_is_active(self):
+        self.processes = [self.process('-incoming', 'defer')]
+        for part in ('100 101', '101 101', '0 EOF'):
+            self.lock('201 201', part)
+            self.assertFalse(self.subject().inactive)
+
+    def test_disk_that_is_only_read_is_inactive(self):
+        self.processes = [self.process('-incoming', 'defer')]
+        self.lock('100 100', '201 201', '203 203')
+        self.assertTrue(self.subject().inactive)
+
+    def test_paused_guest_of_a_hidden_process_may_be_inactive(self):
+        self.processes = []
+        self.assertTrue(self.subject().inactive)
+        self.lock('100 101')
+        self.assertFalse(self.subject().inactive)
+
+    def test_disk_that_can_not_be_seen_may_be_inactive(self):
+        self.processes = [self.process('-incoming', 'defer')]
+        self.path.unlink()
+        self.assertTrue(self.subject().inactive)
