@@ -136,6 +136,10 @@ NAMES: tuple[Name, ...] = (
         parameters=('context', 'live_snapshot', 'current_power_state',
                     'instance'),
         exact=True, used_by=('snapshot',)),
+    Function(
+        DRIVER, 'process_instances_at_startup',
+        'to initialize instances that are not recovered later',
+        parameters=('context', 'instances'), exact=True),
     # Methods and attributes of it that we use.
     Function(
         DRIVER, '_needs_suspend_resume_for_snapshot',
@@ -182,12 +186,16 @@ NAMES: tuple[Name, ...] = (
              parameters=('node_name', 'value')),
     # nova-compute.
     Attribute('nova.compute.manager:ComputeVirtAPI', '_compute',
-              'to know when nova-compute stops'),
+              'to know when nova-compute stops, and to initialize instances'),
     Attribute('nova.manager:Manager', '_shutdown_in_progress',
               'to know when nova-compute stops',
               used_by=('set_shutdown_in_progress',)),
+    Function('nova.compute.manager:ComputeManager', '_init_instance',
+             'to initialize an instance when it is recovered',
+             parameters=('context', 'instance'), exact=True,
+             used_by=('init_host',)),
     Function('nova.thread_pool_factory', 'spawn',
-             'to recover in the background', parameters=('func',)),
+             'to attach devices in the background', parameters=('func',)),
     Function('nova.utils', 'get_eventlet',
              'to use native threads under eventlet', exact=True),
     Function('nova.utils', 'tpool_wrap',
@@ -282,11 +290,21 @@ def shutdown_event(virtapi: ty.Any) -> threading.Event | None:
     :returns: None where there is no nova-compute, as in ``nova-snapext
         recover``
     """
-    compute = getattr(virtapi, '_compute', None)
+    compute = compute_manager(virtapi)
     if compute is None:
         return None
     event: threading.Event = compute._shutdown_in_progress
     return event
+
+
+def compute_manager(virtapi: ty.Any) -> ty.Any:
+    """Return the ComputeManager of this nova-compute.
+
+    :param virtapi: the driver's link to nova-compute
+    :returns: None where there is no nova-compute, as in ``nova-snapext
+        recover``
+    """
+    return getattr(virtapi, '_compute', None)
 
 
 def _differences(name: Name) -> list[str]:

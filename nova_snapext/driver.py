@@ -16,6 +16,7 @@ from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
+from oslo_log import log as logging
 
 from nova_snapext import compat
 from nova_snapext import conf
@@ -24,6 +25,7 @@ from nova_snapext.hypervisor import watchdog
 from nova_snapext import journal
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import recover
+from nova_snapext.recovery import startup
 from nova_snapext.resources import passthrough_devices
 from nova_snapext.snapshot import action_event
 from nova_snapext.snapshot import failure
@@ -32,6 +34,12 @@ from nova_snapext.snapshot import native_job
 from nova_snapext.snapshot import selection
 
 CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+# Seconds that the start of nova-compute waits for recoveries. Most take less
+# than one. The controllers consider a host down after
+# [DEFAULT]service_down_time, 60 s by default.
+START_TIMEOUT = 10
 
 
 class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
@@ -57,16 +65,39 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         selection.check_options(self.strategies)
         self.gate = gate.InstanceGate(self)
         self._journal = contextlib.ExitStack()
-        self._has_recovered = False
+        self._may_recover = False
 
     def init_host(self, host: str) -> None:
-        """Clean up after interrupted snapshots before the service starts."""
+        """Clean up after interrupted snapshots.
+
+        The service starts in bounded time. What takes longer goes on in the
+        background, and the gate keeps its instances from use.
+        """
         self._start_watchdog()
         super().init_host(host)
         # Until this process ends.
         self._journal.enter_context(journal.locked(wait=True))
-        recover.recover_all(self)
-        self._has_recovered = True
+        journal.finish_writes()
+        self._may_recover = True
+        self.gate.recover_all_in_background()
+        left = self.gate.wait(START_TIMEOUT)
+        if left:
+            LOG.warning('nova-compute starts while interrupted snapshots are '
+                        'still cleaned up. These instances can\'t be '
+                        'started, moved or snapshotted until the log says '
+                        'that theirs is: %s', ', '.join(left))
+
+    def process_instances_at_startup(
+        self, context: nova_context.RequestContext,
+        instances: objects.InstanceList,
+    ) -> objects.InstanceList:
+        """Return the instances that Nova initializes now.
+
+        The others are initialized when they are recovered.
+        """
+        return startup.hold_back(
+            self, context,
+            super().process_instances_at_startup(context, instances))
 
     def _start_watchdog(self) -> None:
         timeout, uri = CONF.snapext.libvirtd_hang_timeout, self._host._uri
@@ -78,7 +109,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
     def _handle_conn_event(self, enabled: bool, reason: str | None) -> None:
         """Clean up after a failure of libvirtd, when it is back."""
         # init_host() recovers everything itself.
-        is_back = enabled and self._has_recovered
+        is_back = enabled and self._may_recover
         super()._handle_conn_event(enabled, reason)
         if is_back:
             self.gate.recover_all_in_background()
@@ -86,6 +117,10 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
     def emit_event(self, event: virtevent.InstanceEvent) -> None:
         super().emit_event(event)
         self.pending_unplugs.on_event(event)
+        if (self._may_recover and
+                isinstance(event, virtevent.LifecycleEvent) and
+                event.transition == virtevent.EVENT_LIFECYCLE_RESUMED):
+            self.gate.recover_resumed(event.uuid)
 
     def snapshot(self, context: nova_context.RequestContext,
                  instance: objects.Instance, image_id: str,
@@ -95,6 +130,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         :raises StrategyRefused: the requested strategy can't take it; nothing
             was changed
         :raises SnapshotInProgress: another snapshot of the instance runs
+        :raises RecoveryInProgress: an earlier one is still recovered
         :raises NotRecovered: an earlier one was interrupted, and can't be
             recovered
         """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import sys
 
 from nova_snapext.cmd import check
+from nova_snapext.cmd import drain
 from nova_snapext.cmd import recover
 
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     check.add_to(commands)
     recover.add_to(commands)
+    drain.add_to(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)
     return code

@@ -4,17 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
+from collections.abc import Sequence
 import sys
-import traceback
 import typing as ty
 
-# Nova, and each module that imports it, is imported when the command runs:
-# the command check has to work where Nova can't be imported.
-
-# Seconds that Nova's conductor has to answer a question about an instance.
-RPC_TIMEOUT = 10
+from nova_snapext.cmd import standalone
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,43 +17,27 @@ def run(options: argparse.Namespace) -> int:
     :returns: the exit code: 0 if nothing is left, else 1. After a recovery
         the process ends with it.
     """
-    _configure(options)
-    from nova_snapext import exception
+    standalone.configure(options)
+    if options.dry_run:
+        return int(not recover_all(None, options.instance))
     from nova_snapext import journal
-    try:
-        if options.dry_run:
-            return int(not _recover(options.instance, None))
-        with journal.locked():
-            try:
-                _exit(int(not _recover(options.instance, _create_driver())))
-            except Exception as error:
-                traceback.print_exc()
-                print(f'The recovery stopped: {error}. Check that libvirtd '
-                      f'runs, and that you run this command as the user of '
-                      f'nova-compute.', file=sys.stderr)
-                _exit(1)
-    except (exception.JournalLocked, exception.JournalFailed) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return standalone.run(
+        lambda driver: recover_all(driver, options.instance),
+        journal.locked())
 
 
-def _exit(code: int) -> ty.NoReturn:
-    """End the process: Nova's threads for libvirt's events never end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _recover(instances: list[str], driver: ty.Any) -> bool:
+def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
     """Recover interrupted snapshots, and print what is done.
 
-    :param instances: uuids; empty: all instances
     :param driver: None: only list the snapshots
+    :param instances: uuids; empty: all instances
     :returns: whether nothing is left
     """
     from nova_snapext import exception
     from nova_snapext import journal
     from nova_snapext.recovery import recover
+    if driver is not None:
+        journal.finish_writes()
     entries = [entry for entry in journal.entries()
                if not instances or entry.instance_uuid in instances]
     missing = set(instances) - {entry.instance_uuid for entry in entries}
@@ -67,7 +45,7 @@ def _recover(instances: list[str], driver: ty.Any) -> bool:
         print(f'The journal has no interrupted snapshot of instance '
               f'{instance}.', file=sys.stderr)
     if not (entries or missing):
-        print('There is nothing to clean up.')
+        print('There is nothing to clean up in the journal.')
     done = not missing
     for entry in entries:
         print(recover.describe(entry))
@@ -81,43 +59,6 @@ def _recover(instances: list[str], driver: ty.Any) -> bool:
     return done
 
 
-def _configure(options: argparse.Namespace) -> None:
-    # As nova.cmd.compute begins, but always with native threads.
-    os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
-    from nova import monkey_patch
-    monkey_patch.patch(backend='threading')
-    from nova import config
-    from nova import objects
-    from oslo_log import log as logging
-    arguments = [argument for name in ('file', 'dir')
-                 for path in getattr(options, f'config_{name}')
-                 for argument in (f'--config-{name}', path)]
-    config.parse_args(['nova-compute', *arguments])
-    logging.setup(config.CONF, 'nova')
-    objects.register_all()
-
-
-def _create_driver() -> ty.Any:
-    """Create a driver as nova-compute does, without its service."""
-    from nova.conductor import rpcapi
-    from nova import conf
-    from nova.objects import base
-    from nova import rpc
-    from nova import utils
-    from nova.virt import virtapi
-    from oslo_privsep import priv_context
-
-    from nova_snapext import driver
-    priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
-    rpc.init(conf.CONF)
-    base.NovaObject.indirection_api = rpcapi.ConductorAPI()
-    # rpc.init() registers this option.
-    conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
-    created = driver.SnapextDriver(virtapi.VirtAPI())
-    created._host.initialize()
-    return created
-
-
 def add_to(commands: ty.Any) -> None:
     """Add this command to the parser's commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -127,10 +68,7 @@ def add_to(commands: ty.Any) -> None:
     parser.add_argument(
         '--dry-run', action='store_true',
         help='only list the interrupted snapshots and what they left')
-    for name in ('file', 'dir'):
-        parser.add_argument(
-            f'--config-{name}', action='append', default=[],
-            help='Nova\'s configuration; by default that of nova-compute')
+    standalone.add_options(parser)
     parser.add_argument(
         'instance', nargs='*',
         help='uuid of an instance; by default all instances')

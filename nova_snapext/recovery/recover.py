@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release the resources of a snapshot that nova-compute could not finish.
 
-This happens when nova-compute starts, before it takes work, and before an
-instance is started, moved or snapshotted again. A recovery that is interrupted
-can be repeated, with the same result.
+This happens when nova-compute starts, when libvirtd is back, when a guest is
+unpaused, and before an instance is started, moved or snapshotted again. A
+recovery that is interrupted can be repeated, with the same result.
 """
 
 from __future__ import annotations
@@ -54,19 +54,6 @@ def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
     return types
 
 
-def recover_all(driver: libvirt_driver.LibvirtDriver) -> bool:
-    """Recover all interrupted snapshots. The caller has locked the journal.
-
-    :returns: whether nothing is left. The log says what is left and what to
-        do.
-    """
-    done = True
-    journal.finish_writes()
-    for entry in journal.entries():
-        done &= recover_instance(driver, entry.instance_uuid)
-    return done
-
-
 def recover_instance(driver: libvirt_driver.LibvirtDriver, uuid: str) -> bool:
     """Recover the interrupted snapshot of an instance, if there is one.
 
@@ -95,7 +82,8 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
     :param instance: None: Nova is asked for it
     :raises NotRecovered: some resources are left, and still in the journal
     """
-    instance = instance or _get_instance(entry)
+    instance = instance or get_instance(
+        entry.instance_uuid, entry.instance_name)
     LOG.warning('A snapshot was interrupted and is cleaned up now: strategy '
                 '%(strategy)s, image %(image)s, resources %(kinds)s',
                 {'strategy': entry.strategy, 'image': entry.image_id,
@@ -211,20 +199,24 @@ def _release(driver: libvirt_driver.LibvirtDriver, types: ResourceTypes,
     resource.release()
 
 
-def _get_instance(entry: journal.JournalEntry) -> objects.Instance:
-    """Return the instance from Nova, or else what the journal has of it."""
+def get_instance(uuid: str, name: str) -> objects.Instance:
+    """Return an instance from Nova.
+
+    :param name: name of its libvirt domain
+    :returns: an UnknownInstance, if Nova does not have it or does not answer
+    """
     try:
         return objects.Instance.get_by_uuid(
-            nova_context.get_admin_context(), entry.instance_uuid,
+            nova_context.get_admin_context(), uuid,
             expected_attrs=['flavor', 'system_metadata', 'numa_topology'])
     except nova_exception.InstanceNotFound:
         LOG.info('Instance %s, whose snapshot was interrupted, is deleted',
-                 entry.instance_uuid)
+                 uuid)
     except oslo_messaging.MessagingException as error:
         LOG.warning('Could not ask Nova for instance %(instance)s, whose '
                     'snapshot was interrupted: %(error)s',
-                    {'instance': entry.instance_uuid, 'error': error})
-    return planning.UnknownInstance(entry.instance_uuid, entry.instance_name)
+                    {'instance': uuid, 'error': error})
+    return planning.UnknownInstance(uuid, name)
 
 
 def _path_of(resource_type: type[journal.Resource]) -> str:

@@ -7,7 +7,7 @@ from unittest import mock
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_snapext.cmd import main
-from nova_snapext.cmd import recover
+from nova_snapext.cmd import standalone
 from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext.recovery import recover as recovery
@@ -18,10 +18,10 @@ class RecoverTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.patch(recover, '_configure')
-        self.patch(recover, '_create_driver').return_value = 'driver'
+        self.patch(standalone, 'configure')
+        self.patch(standalone, 'create_driver').return_value = 'driver'
         # It ends the process.
-        self.patch(recover, '_exit').side_effect = SystemExit
+        self.patch(standalone, 'end').side_effect = SystemExit
         self.recover = self.patch(recovery, 'recover_entry')
         self.plan_ = self.plan()
 
@@ -45,7 +45,7 @@ class RecoverTest(base.TestCase):
             try:
                 code = main.main(['recover', *arguments])
             except SystemExit:
-                [code] = recover._exit.call_args.args
+                [code] = standalone.end.call_args.args
         return code, printed.getvalue()
 
     def test_dry_run_lists_snapshots_and_changes_nothing(self):
@@ -56,7 +56,7 @@ class RecoverTest(base.TestCase):
                      "overlay: {'path': '/o'}"):
             self.assertIn(part, printed)
         self.recover.assert_not_called()
-        recover._create_driver.assert_not_called()
+        standalone.create_driver.assert_not_called()
 
     def test_all_snapshots_are_cleaned_up(self):
         self.leave()
@@ -90,11 +90,11 @@ class RecoverTest(base.TestCase):
             code, printed = self.run_()
         self.assertEqual(1, code)
         self.assertIn('Another process on this host', printed)
-        recover._create_driver.assert_not_called()
+        standalone.create_driver.assert_not_called()
 
     def test_unreachable_libvirtd_is_reported_with_a_hint(self):
         self.leave()
-        recover._create_driver.side_effect = RuntimeError('no socket')
+        standalone.create_driver.side_effect = RuntimeError('no socket')
         code, printed = self.run_()
         self.assertEqual(1, code)
         self.assertIn('no socket. Check that libvirtd runs', printed)

@@ -15,6 +15,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_snapext import driver
 from nova_snapext import journal
+from nova_snapext.recovery import recover
 from nova_snapext.resources import overlay
 from tests.unit import base
 
@@ -60,6 +61,15 @@ class RecoveryTestCase(base.TestCase):
         self.plan_.instance.uuid = uuids.other
         self.leave(*records)
         self.plan_ = plan
+
+    def recover_all(self):
+        """Recover all interrupted snapshots, one after the other.
+
+        :returns: whether nothing is left
+        """
+        done = [recover.recover_instance(self.driver, entry.instance_uuid)
+                for entry in journal.entries()]
+        return all(done)
 
     def left(self):
         """Return the kinds of resources in the journal's only entry."""

@@ -53,7 +53,7 @@ class RecoverTest(base.RecoveryTestCase):
 
     def test_incomplete_image_is_deleted_as_nova_s_service_user(self):
         self.leave(('image', {}))
-        self.assertTrue(recover.recover_all(self.driver))
+        self.assertTrue(self.recover_all())
         self.images.delete.assert_called_once_with(
             self.service, unit_base.IMAGE_ID)
         self.assertEqual([], os.listdir(self.journal))
@@ -69,14 +69,14 @@ class RecoverTest(base.RecoveryTestCase):
         self.images.delete.side_effect = nova_exception.ImageNotFound(
             image_id=unit_base.IMAGE_ID)
         self.leave(('image', {}))
-        self.assertTrue(recover.recover_all(self.driver))
+        self.assertTrue(self.recover_all())
 
     def test_image_that_can_not_be_deleted_stays_and_blocks_no_start(self):
         self.images.delete.side_effect = nova_exception.ImageNotAuthorized(
             image_id=unit_base.IMAGE_ID)
         self.leave(('image', {}))
         with self.assertLogs('nova_snapext.recovery.recover', 'ERROR') as logs:
-            self.assertFalse(recover.recover_all(self.driver))
+            self.assertFalse(self.recover_all())
         self.assertIn(unit_base.IMAGE_ID, ' '.join(logs.output))
         self.assertEqual(['image'], self.left())
         recover.ensure_recovered(self.driver, None, self.instance_)
@@ -106,7 +106,7 @@ class RecoverTest(base.RecoveryTestCase):
                 lambda *_args, kind=kind: mock.Mock(
                     release=lambda: released.append(kind))))
         self.leave(*((kind, {}) for kind in kinds))
-        recover.recover_all(self.driver)
+        self.recover_all()
         self.assertEqual([*reversed(kinds)], released)
 
     def test_disks_of_an_instance_on_another_host_are_not_touched(self):
@@ -115,7 +115,7 @@ class RecoverTest(base.RecoveryTestCase):
         directory = self.useFixture(fixtures.TempDir()).path
         self.leave(('work directory', {'path': f'{directory}/d'}), record)
         os.mkdir(f'{directory}/d')
-        self.assertTrue(recover.recover_all(self.driver))
+        self.assertTrue(self.recover_all())
         self.assertTrue(os.path.exists(path))
         self.assertFalse(os.path.exists(f'{directory}/d'))
         self.assertEqual([], os.listdir(self.journal))
@@ -126,20 +126,20 @@ class RecoverTest(base.RecoveryTestCase):
                       oslo_messaging.MessagingTimeout()):
             self.get.side_effect = error
             self.leave(('guest filesystems', {'agent': True}))
-            self.assertTrue(recover.recover_all(self.driver))
+            self.assertTrue(self.recover_all())
             self.assertEqual([], os.listdir(self.journal))
 
     def test_failed_recovery_does_not_keep_other_instances_from_theirs(self):
         self.leave(('spell', {}))
         self.leave_other(('image', {}))
-        self.assertFalse(recover.recover_all(self.driver))
+        self.assertFalse(self.recover_all())
         self.assertEqual(1, len(os.listdir(self.journal)))
         self.assertEqual(['spell'], self.left())
 
     def test_begin_and_end_of_each_release_are_logged_for_debugging(self):
         self.leave(('image', {}))
         with self.assertLogs('nova_snapext.recovery.recover', 'DEBUG') as logs:
-            recover.recover_all(self.driver)
+            self.recover_all()
         for text in ('Recovery of image begins', 'Recovery of image is done'):
             self.assertIn(text, ' '.join(logs.output))
 
@@ -166,7 +166,7 @@ class ResourceTypesTest(base.RecoveryTestCase):
     def test_resource_of_another_package_is_recovered_by_its_strategy(self):
         self.load(Charm)
         self.leave(('charm', {}, True), strategy='charm')
-        self.assertTrue(recover.recover_all(self.driver))
+        self.assertTrue(self.recover_all())
         self.assertEqual([], os.listdir(self.journal))
         self.assertIsInstance(Charm.restored, planning.Target)
         self.assertEqual(
@@ -189,7 +189,7 @@ class ResourceTypesTest(base.RecoveryTestCase):
     def test_resource_of_an_uninstalled_package_is_kept_and_reported(self):
         self.leave(('charm', {}), strategy='enchanter')
         with self.assertLogs('nova_snapext.recovery.recover', 'ERROR') as logs:
-            self.assertFalse(recover.recover_all(self.driver))
+            self.assertFalse(self.recover_all())
         self.assertEqual(['charm'], self.left())
         self.assertIn("Install the package of the strategy 'enchanter'",
                       ' '.join(logs.output))
@@ -209,7 +209,7 @@ class ResourceTypesTest(base.RecoveryTestCase):
 
     def test_package_that_is_installed_again_recovers_its_resource(self):
         self.leave(('charm', {}, True))
-        self.assertFalse(recover.recover_all(self.driver))
+        self.assertFalse(self.recover_all())
         self.load(Charm)
-        self.assertTrue(recover.recover_all(self.driver))
+        self.assertTrue(self.recover_all())
         self.assertEqual([], os.listdir(self.journal))

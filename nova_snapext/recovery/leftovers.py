@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What interrupted snapshots left on this host, whatever the journal says.
+
+A journal can be lost, set aside as unreadable, or belong to the host that an
+instance was evacuated from. Only images in Glance, frozen filesystems and
+detached devices can't be found without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import os
+import pathlib
+import re
+
+import libvirt
+from lxml import etree
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_utils import uuidutils
+import psutil
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import image_header
+from nova_snapext import journal
+from nova_snapext.journal import file as journal_file
+from nova_snapext.resources import backup_job
+from nova_snapext.resources import fence
+from nova_snapext.resources import overlay
+from nova_snapext.resources import work_directory
+
+CONF = conf.CONF
+
+# See WorkDirectory.allocate().
+WORK_DIRECTORY = re.compile('[0-9a-f]{8}-[0-9a-f]{8}')
+# See InternalSnapshot.name.
+INTERNAL_SNAPSHOT = 'snapext-'
+
+
+@dataclasses.dataclass(frozen=True)
+class Leftover:
+    """Something that a snapshot left, or has in use.
+
+    :ivar what: what it is, and where
+    :ivar remedy: what the operator can do
+    :ivar instance_uuid: the instance whose overlay it is; None for others
+    """
+
+    what: str
+    remedy: str
+    instance_uuid: str | None = None
+
+    def __str__(self) -> str:
+        return f'{self.what}\n    {self.remedy}'
+
+
+def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[Leftover]:
+    """Find all that is left.
+
+    On shared storage this includes the overlays of other hosts' instances.
+
+    :raises libvirtError: libvirt can't be asked
+    :raises OSError: a directory can't be read
+    """
+    yield from _journal()
+    yield from _overlay_files()
+    for guest in driver._host.list_guests(only_running=False):
+        try:
+            yield from _of_guest(domain.Domain(guest._domain))
+        except libvirt.libvirtError as error:
+            # Somebody may be deleting it.
+            if not domain.is_gone(error):
+                raise
+    yield from _work_directories()
+    yield from _exports()
+
+
+def _journal() -> Iterator[Leftover]:
+    for entry in journal.entries():
+        yield Leftover(
+            f'The journal records an interrupted snapshot of instance '
+            f'{entry.instance_uuid}: '
+            f'{", ".join(record.kind for record in entry.records)}.',
+            f'Do what "nova-snapext recover {entry.instance_uuid}" says.')
+    directory = pathlib.Path(CONF.snapext.journal_directory)
+    for path in sorted(directory.glob(f'*{journal_file.SET_ASIDE}')):
+        yield Leftover(
+            f'The journal {path} could not be read and was set aside.',
+            'Check that the guest of this instance has its devices, that its '
+            'filesystems are not frozen, and that its incomplete image is '
+            'deleted. Then remove the file.')
+
+
+def _overlay_files() -> Iterator[Leftover]:
+    for directory in sorted(pathlib.Path(CONF.instances_path).iterdir()):
+        names = sorted(path.name for path in directory.glob('disk*')
+                       if _is_ours(path))
+        if names:
+            uuid = directory.name
+            yield Leftover(
+                f'{directory} has {", ".join(names)}: an overlay that is not '
+                f'merged into the disk of the instance, or what is left of '
+                f'one.',
+                'Do not start the instance without nova-snapext. If Nova has '
+                'no such instance, remove the directory.',
+                uuid if uuidutils.is_uuid_like(uuid) else None)
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    if path.name == fence.NAME:
+        with path.open('rb') as file:
+            return file.read(len(fence.START)) == fence.START.encode()
+    return path.name.startswith((overlay.NAME, f'{fence.NAME}{fence.KEPT}'))
+
+
+def _of_guest(guest: domain.Domain) -> Iterator[Leftover]:
+    definitions = [guest.get_xml_desc(),
+                   guest.get_xml_desc(dump_inactive=True)]
+    if guest.has_managed_save():
+        definitions.append(guest.managed_save_xml())
+    sources = {source for definition in definitions
+               for source in _files_of(definition)}
+    for path in sorted(sources):
+        if os.path.basename(path) == overlay.NAME:
+            yield Leftover(
+                f'Guest {guest.name} is defined on the overlay {path}.',
+                f'Do not start it without nova-snapext. "virsh dumpxml '
+                f'{guest.name}" shows its disks.', guest.uuid)
+    if _has_backup_job(guest):
+        yield Leftover(
+            f'Guest {guest.name} has a backup job of nova-snapext.',
+            f'End it with "virsh domjobabort {guest.name}".')
+    for path in sorted(sources):
+        yield from _internal_snapshots(guest, path)
+
+
+def _files_of(definition: str) -> set[str]:
+    """Return the files of all disks, backing chains included."""
+    sources = etree.fromstring(definition).findall('./devices/disk//source')
+    return {source.get('file') for source in sources} - {None}
+
+
+def _has_backup_job(guest: domain.Domain) -> bool:
+    try:
+        server = etree.fromstring(guest.backup_xml()).find('server')
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in backup_job.JOB_IS_OVER:
+            return False
+        raise
+    return server is not None and _is_socket(server.get('socket', ''))
+
+
+def _internal_snapshots(guest: domain.Domain, path: str) -> Iterator[Leftover]:
+    try:
+        names = image_header.snapshot_names(path)
+    except (OSError, exception.UnexpectedHeader):
+        # It is gone, or no qcow2.
+        return
+    for name in names:
+        if name.startswith(INTERNAL_SNAPSHOT):
+            yield Leftover(
+                f'{path} of guest {guest.name} contains the internal '
+                f'snapshot {name}, which uses space there.',
+                f'Shut the guest off, then run "qemu-img snapshot -d {name} '
+                f'{path}".')
+
+
+def _work_directories() -> Iterator[Leftover]:
+    for path in sorted(pathlib.Path(CONF.snapext.work_directory).glob('*')):
+        if WORK_DIRECTORY.fullmatch(path.name):
+            yield Leftover(f'{path} is the work directory of a snapshot.',
+                           'If nothing else is left, remove it.')
+
+
+def _exports() -> Iterator[Leftover]:
+    for process in psutil.process_iter(['name', 'cmdline']):
+        if process.info['name'] == 'qemu-nbd' and any(
+                _is_socket(word) and pathlib.Path(word).is_relative_to(
+                    CONF.snapext.work_directory)
+                for word in process.info['cmdline'] or ()):
+            yield Leftover(
+                f'qemu-nbd, process {process.pid}, exports a disk for a '
+                f'snapshot.', f'End it with "kill {process.pid}".')
+
+
+def _is_socket(path: str) -> bool:
+    """Return whether a path is the socket of one of our work directories."""
+    directory = os.path.dirname(path)
+    return (WORK_DIRECTORY.fullmatch(os.path.basename(directory)) is not None
+            and path == work_directory.WorkDirectory(directory).socket)
