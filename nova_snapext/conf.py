@@ -73,6 +73,19 @@ Strategies that a flavor may ask for, with the extra spec ``snapext:strategy``.
 If the flavor of a guest asks for another one, the snapshots of this guest
 fail. If the list is empty, flavors can't ask for a strategy.
 """),
+    cfg.ListOpt(
+        'fixed_defects',
+        default=[],
+        sample_default=['mirror-pause-deadlock'],
+        help="""
+Names of known defects that QEMU and libvirt of this host do not have, although
+their versions say so, because the distribution has backported the fix.
+
+``nova-snapext check`` prints the known defects of the installed versions, and
+the documentation lists all. A strategy that would walk into one is refused
+for the guests concerned. If a defect is named here and QEMU has it after all,
+a snapshot can end its guest.
+"""),
 ]
 
 FREEZE_OPTS = [
@@ -106,6 +119,28 @@ The directory must survive a reboot, be on storage of this host only, and
 belong to the user that runs nova-compute. Its file system must keep data that
 was written with fsync.
 """),
+    cfg.StrOpt(
+        'libvirt_config_directory',
+        default='/etc/libvirt/qemu',
+        help="""
+Directory in which libvirt keeps the definitions of guests.
+
+libvirt does not make a changed definition durable, and a loss of power can
+undo the change. So the driver syncs this directory after it has changed which
+disk a guest uses. If the definition of the guest is not there, as with a
+libvirtd in a container, all file systems of the host are synced, which takes
+longer.
+"""),
+    cfg.StrOpt(
+        'libvirt_save_directory',
+        default='/var/lib/libvirt/qemu/save',
+        help="""
+Directory in which libvirt keeps the memory of suspended guests.
+
+The strategy ``cold`` syncs it when it has resumed a guest: a loss of power
+must not bring back memory that no longer matches the disk. If there is no such
+directory, all file systems of the host are synced, which takes longer.
+"""),
     cfg.IntOpt(
         'agent_timeout',
         default=30,
@@ -129,6 +164,8 @@ Seconds that one operation on the host may take before it fails with an error:
 * libvirt starts or ends a backup job
 * a block commit, or a job that an interrupted snapshot left in libvirt, goes
   on without any progress
+* a block commit does not gain on its guest, although the guest's writes are
+  limited as far as ``[snapext]merge_min_write_kbps`` allows
 * libvirtd is away, for example during its restart, and the end of a snapshot
   needs it
 * qemu-nbd starts or stops
@@ -181,6 +218,42 @@ Related options:
 
 * ``[DEFAULT]reserved_host_disk_mb``
 * ``[snapext]work_directory``
+"""),
+    cfg.IntOpt(
+        'merge_min_write_kbps',
+        default=1024,
+        min=0,
+        help="""
+What a guest may always write while its overlay is merged, in KiB per second.
+
+``external``, and ``cold`` of a running guest, merge an overlay into the root
+disk while the guest writes on. If the guest writes faster than the disk takes
+it, the merge would never end. So its writes to the root disk are then limited
+in steps, with libvirt's block I/O tuning, until the merge gains on it, and at
+the lowest to this value. They are limited to this value at once if the file
+system of the instance directory runs short of space (see
+``[snapext]min_free_disk_mb``). The log names each step. A guest that is
+limited is paused for the end of the merge, for one or two seconds as a rule.
+Afterwards it has the block I/O tuning back that it had before.
+
+The value counts in writes of 64 KiB, because the merge copies so much for each
+smaller one: with 1024 the guest may always write 16 times a second. A much
+smaller value may exceed the time that a guest's driver gives its disk.
+
+If the guest still writes too fast for ``[snapext]operation_timeout``, the
+merge is aborted. The guest then stays on its overlay and loses nothing, but
+can't be moved or rebooted through Nova until the overlay is merged.
+
+Possible values:
+
+* 0: no guest is slowed down. A merge that does not gain on its guest is
+  aborted.
+* any number of KiB per second
+
+Related options:
+
+* ``[snapext]operation_timeout``
+* ``[snapext]min_free_disk_mb``
 """),
 ]
 

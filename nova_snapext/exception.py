@@ -38,9 +38,11 @@ class StrategyRefused(SnapextError):
 
 class RootDiskUnknown(SnapextError):
     msg_fmt = _("No snapshot can be taken of guest %(guest)s, because its "
-                "definition does not name a root disk: %(reason)s. Check "
-                "'virsh dumpxml %(guest)s'; a hard reboot defines the guest "
-                "again.")
+                "definition does not tell which disk is the root disk: "
+                "%(reason)s. Compare 'virsh dumpxml %(guest)s' with what Nova "
+                "knows ('openstack server show %(guest)s'), and undo what was "
+                "changed outside of Nova. If no data is in other images, a "
+                "hard reboot defines the guest again.")
 
 
 class DirectSnapshotRefused(SnapextError):
@@ -72,6 +74,14 @@ class SnapshotInProgress(SnapextError):
                 "what to do.")
 
 
+class RecoveryInProgress(SnapshotInProgress):
+    msg_fmt = _("Instance %(instance)s is being recovered from an interrupted "
+                "snapshot, which takes long. It can't be started, moved or "
+                "snapshotted until then. Try again when the log of "
+                "nova-compute says that the interrupted snapshot is cleaned "
+                "up.")
+
+
 class NotRecovered(SnapextError):
     """Resources of an interrupted snapshot are left.
 
@@ -80,9 +90,9 @@ class NotRecovered(SnapextError):
 
     msg_fmt = _("An interrupted snapshot of instance %(instance)s could not "
                 "be cleaned up: %(reason)s nova-compute tries again when it "
-                "starts and when the instance is started or snapshotted; "
-                "'nova-snapext recover' does so while nova-compute is "
-                "stopped.")
+                "starts and when the instance is started, unpaused or "
+                "snapshotted; 'nova-snapext recover' does so while "
+                "nova-compute is stopped.")
 
     def __init__(self, blocks_start: bool, **kwargs: str):
         super().__init__(**kwargs)
@@ -100,7 +110,7 @@ class JournalFailed(SnapextError):
 class JournalLocked(SnapextError):
     msg_fmt = _("Another process on this host uses the snapshot journal "
                 "(%(path)s): nova-compute, which cleans up when it starts, "
-                "or nova-snapext recover. Stop it first.")
+                "or nova-snapext (recover or drain). Stop it first.")
 
 
 class JournalRecordError(SnapextError):
@@ -113,6 +123,17 @@ class UnexpectedState(SnapextError):
     """The guest, its disk or a file is not in the state that a step needs."""
 
     msg_fmt = _("%(reason)s")
+
+
+class UnexpectedHeader(SnapextError):
+    """Nothing was opened: a guest may have written the header of its disk."""
+
+    msg_fmt = _("The disk image %(path)s was not opened, because its header "
+                "%(reason)s. A guest that has taken over its QEMU can write "
+                "this, to reach other files of the host. Do not start the "
+                "instance, and do not use qemu-img on the image, before you "
+                "know where the header comes from: 'head --bytes=4096 "
+                "%(path)s | strings' shows the names in it.")
 
 
 class WorkDirectoryError(SnapextError):

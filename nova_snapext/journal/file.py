@@ -18,6 +18,7 @@ from oslo_utils import timeutils
 from oslo_utils import uuidutils
 
 from nova_snapext import conf
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.journal import resource as journal_resource
 from nova_snapext import plan as planning
@@ -155,7 +156,7 @@ class JournalEntry:
                 os.unlink(new)
         else:
             os.rename(new, self.path)
-        _sync_directory()
+        durable.sync(CONF.snapext.journal_directory)
 
     def close(self) -> None:
         """Remove the file, if no record is left in it.
@@ -169,7 +170,7 @@ class JournalEntry:
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-        _sync_directory()
+        durable.sync(CONF.snapext.journal_directory)
         LOG.debug('Journal of instance %s: entry removed', self.instance_uuid)
 
 
@@ -237,7 +238,7 @@ def finish_writes() -> None:
         else:
             os.rename(new, path)
             LOG.debug('Finished writing %s after a crash', path)
-    _sync_directory()
+    durable.sync(CONF.snapext.journal_directory)
 
 
 @contextlib.contextmanager
@@ -336,11 +337,3 @@ def _parse(content: ty.Any, name: str) -> JournalEntry:
         raise exception.JournalRecordError(
             reason=f'it names the instance {entry.instance_uuid!r}')
     return entry
-
-
-def _sync_directory() -> None:
-    directory = os.open(CONF.snapext.journal_directory, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -5,23 +5,32 @@ from __future__ import annotations
 
 import typing as ty
 
+import libvirt
 from nova import exception as nova_exception
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
 from nova_snapext import conf
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
 from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import jobs
+from nova_snapext.hypervisor import libvirt_files
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import overlay as overlay_resource
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
+
+# Why libvirt has a guest shut off that was not resumed from its saved memory:
+# it was saved, its start failed, or libvirtd has restarted since then.
+NOT_RUN_REASONS = (libvirt.VIR_DOMAIN_SHUTOFF_SAVED,
+                   libvirt.VIR_DOMAIN_SHUTOFF_FAILED,
+                   libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN)
 
 RESUME_ERRORS: tuple[type[Exception], ...] = (
     *errors.HYPERVISOR_ERRORS,
@@ -33,8 +42,13 @@ RESUME_ERRORS: tuple[type[Exception], ...] = (
 class ManagedSave(journal.Resource):
     """A guest whose memory is saved while it is switched to an overlay.
 
-    Recorded: the overlay, and whether the guest was running. Restored: as
-    recorded. Released: the guest is resumed, on its disk.
+    Recorded: the overlay, whether the guest was running, the boot of the host,
+    and whether a resume was requested. Restored: as recorded. Released: the
+    guest is resumed, on its disk.
+
+    Saved memory belongs to the disk of the same moment. If a loss of power
+    brings back memory that the guest was resumed from, or leaves a part of
+    it, the guest is started without it, as after any loss of power.
     """
 
     kind = 'managed save'
@@ -54,17 +68,24 @@ class ManagedSave(journal.Resource):
         self._instance = target.instance
         self._overlay = overlay
         self._was_running = was_running
+        self._boot = durable.boot_id()
+        self._resume_requested = False
 
     def record(self) -> dict[str, ty.Any]:
         return {'overlay': self._overlay.record(),
-                'was_running': self._was_running}
+                'was_running': self._was_running,
+                'boot': self._boot,
+                'resume_requested': self._resume_requested}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target, record: dict[str, ty.Any]) -> ty.Self:
         overlay = overlay_resource.Overlay.restore(
             driver, target, record['overlay'])
-        return cls(driver, target, overlay, record['was_running'])
+        memory = cls(driver, target, overlay, record['was_running'])
+        memory._boot = record['boot']
+        memory._resume_requested = record['resume_requested']
+        return memory
 
     def release(self) -> None:
         """Resume the guest, if it is still suspended.
@@ -82,7 +103,11 @@ class ManagedSave(journal.Resource):
         if guest.is_active():
             self._resume_if_halted(guest)
         elif guest.has_managed_save():
-            self.set_clock(self._resume_on_disk())
+            if self._may_have_run(guest):
+                self._discard(guest, 'the guest may have run since then')
+            else:
+                self._resume_or_discard(guest)
+        libvirt_files.sync_saved_memory()
 
     def save_memory(self, guest: domain.Domain) -> None:
         """Save the guest's memory, and end its QEMU.
@@ -97,12 +122,16 @@ class ManagedSave(journal.Resource):
 
         Its CPUs are powered up, and it gets the secret of its TPM.
         """
+        self._resume_requested = True
+        self.save()
         if isinstance(self._instance, planning.UnknownInstance):
             guest.launch()
         else:
             self._driver._create_guest(
                 self._target.context, guest.get_xml_desc(dump_inactive=True),
                 self._instance)
+        # Only now can the journal forget it: see the class.
+        libvirt_files.sync_saved_memory()
         LOG.debug('Resumed the guest from its saved memory',
                   instance=self._instance)
 
@@ -139,6 +168,33 @@ class ManagedSave(journal.Resource):
                        f'through Nova would start it without this '
                        f'memory') from error
         return guest
+
+    def _may_have_run(self, guest: domain.Domain) -> bool:
+        """Return whether the guest may have run since its memory was saved."""
+        if not self._resume_requested:
+            return False
+        _state, reason = guest.state()
+        return (self._has_rebooted() or reason not in NOT_RUN_REASONS)
+
+    def _has_rebooted(self) -> bool:
+        return durable.boot_id() != self._boot
+
+    def _resume_or_discard(self, guest: domain.Domain) -> None:
+        try:
+            self.set_clock(self._resume_on_disk())
+        except exception.ReleaseFailed as error:
+            guest = domain.get(self._driver._host, self._instance)
+            if (not self._has_rebooted() or guest.is_active() or
+                    self._overlay.is_outstanding()):
+                raise
+            self._discard(guest, f'the memory can\'t be restored ({error})')
+
+    def _discard(self, guest: domain.Domain, why: str) -> None:
+        LOG.warning('The host went down during a snapshot, after the memory '
+                    'of the guest was saved, and %s. The saved memory is '
+                    'removed: the guest starts from its disk, as after a loss '
+                    'of power', why, instance=self._instance)
+        guest.remove_managed_save()
 
     def _resume_if_halted(self, guest: domain.Domain) -> None:
         # libvirtd has died while it saved the memory.

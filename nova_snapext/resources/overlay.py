@@ -35,11 +35,14 @@ from oslo_log import log as logging
 from nova_snapext import exception
 from nova_snapext.hypervisor import chain
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import image_header
 from nova_snapext.hypervisor import jobs
+from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
+from nova_snapext.resources import overlay_files
 from nova_snapext.resources import overlay_merge
 
 LOG = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ SNAPSHOT_FLAGS = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
                   libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT)
 
 # In Nova's directory of the instance.
-NAME = 'disk.snapext'
+NAME = planning.OVERLAY_NAME
 
 
 class Overlay(journal.Resource):
@@ -72,14 +75,12 @@ class Overlay(journal.Resource):
         self.path = os.path.join(
             libvirt_utils.get_instance_path(target.instance), NAME)
         self._overlay = overlay_merge.overlay_of(target.disk, self.path)
-        self._base_chain: list[str | None] = []
         # The journal binds save() later.
         self._merge = overlay_merge.OverlayMerge(
             host, target, self.path, lambda: self.save())
 
     def record(self) -> dict[str, ty.Any]:
-        return {'path': self.path, 'base_chain': self._base_chain,
-                **self._merge.record()}
+        return {'path': self.path, **self._merge.record()}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
@@ -90,7 +91,6 @@ class Overlay(journal.Resource):
             raise exception.JournalRecordError(
                 reason=f'the overlay in the journal is {record["path"]}, and '
                        f'that of the instance would be {overlay.path}')
-        overlay._base_chain = record['base_chain']
         overlay._merge.restore(record)
         return overlay
 
@@ -102,13 +102,21 @@ class Overlay(journal.Resource):
              instance: objects.Instance) -> ty.Self | None:
         """Return the overlay of an instance that no journal knows.
 
+        Of an overlay that was merged, what is left is removed.
+
         :returns: None if the instance has no overlay
         :raises UnexpectedState: it is not over a disk of the instance
-        :raises ProcessExecutionError: it can't be read
+        :raises OSError: it can't be read
+        :raises UnexpectedHeader: its header is not that of our overlay
         """
         directory = libvirt_utils.get_instance_path(instance)
         path = os.path.join(directory, NAME)
-        if not os.path.exists(path):
+        files = overlay_files.OverlayFiles(path)
+        if not files.exist():
+            return None
+        if files.state is overlay_files.MergeState.MERGED:
+            files.remove_overlay()
+            files.remove_fence()
             return None
         base, base_format = qemu_img.backing_file(path)
         if (os.path.dirname(base) != directory and
@@ -120,7 +128,7 @@ class Overlay(journal.Resource):
         guest = domain.find(driver._host, instance)
         disk = planning.RootDisk(
             target='' if guest is None
-            else planning.find_root_disk(guest).target,
+            else planning.find_root_disk(guest, instance).target,
             storage='block' if pathlib.Path(base).is_block_device()
             else 'file',
             path=base, format=base_format)
@@ -133,13 +141,14 @@ class Overlay(journal.Resource):
 
         :raises GuestBusy: the guest, or its root disk, has a job
         :raises UnexpectedState: it does not use its disk
+        :raises UnexpectedHeader: a header in its chain is not as expected
         """
         jobs.check_no_job(guest, self._instance)
         jobs.check_no_disk_job(self._disk.target, guest, self._instance)
-        self._base_chain = disk_definition.live_chain(
-            guest, self._disk.target)
         disk_definition.check_guest_uses(self._disk, guest)
         self._merge.capture_state(guest)
+        # A QEMU that is started again, as after a suspend, follows them.
+        image_header.checked_chain(self._disk, self._merge.base_chain[1:])
 
     def create(self, guest: domain.Domain) -> None:
         """Create the file.
@@ -151,10 +160,10 @@ class Overlay(journal.Resource):
         :raises ProcessExecutionError: it can't be created
         """
         try:
-            qemu_img.create_overlay(
-                self.path, self._disk, guest.disk_size(self._disk.target))
+            self._merge.files.create(
+                self._disk, guest.disk_size(self._disk.target))
         except FileExistsError as error:
-            self._merge.state = overlay_merge.MergeState.FOREIGN
+            self._merge.foreign = True
             raise exception.UnexpectedState(
                 reason=f'{self.path} exists already. It was left by an '
                        f'earlier snapshot. The guest does not use it, but it '
@@ -173,10 +182,10 @@ class Overlay(journal.Resource):
         guest.create_snapshot(self._snapshot_xml(guest), SNAPSHOT_FLAGS)
         disk_definition.check_guest_uses(self._overlay, guest)
         paths = disk_definition.live_chain(guest, self._disk.target)
-        if paths != [self.path, *self._base_chain]:
+        if not self._merge.is_expected(paths):
             raise exception.UnexpectedState(
                 reason=f'the guest uses {chain.text(paths)}, and used '
-                       f'{chain.text(self._base_chain)} before')
+                       f'{chain.text(self._merge.base_chain)} before')
         self._log_switched()
 
     def switch_suspended(self, guest: domain.Domain) -> None:
@@ -197,6 +206,23 @@ class Overlay(journal.Resource):
                        f'{", ".join(sorted(map(str, paths)))}, and should '
                        f'use {self.path} alone')
         self._log_switched()
+
+    def sync_definition(self) -> None:
+        """Make the definition on the overlay survive a loss of power.
+
+        Call it after the switch, when the guest is no longer frozen.
+
+        :raises OSError: it may be undone
+        """
+        libvirt_files.sync_definition(self._instance.name)
+
+    def is_outstanding(self) -> bool:
+        """Return whether its data may still have to be merged.
+
+        :raises UnexpectedState: its directory is out of reach
+        """
+        return (self._merge.files.state is not
+                overlay_files.MergeState.MERGED)
 
     def release(self) -> None:
         self.merge()

@@ -2,17 +2,18 @@
 """The merge of an overlay into its disk, and the table that drives it.
 
 Each step of a merge finds the guest's condition, reads the overlay's state and
-takes the action of that cell of :data:`ACTIONS`.
+takes the action of that cell of :data:`ACTIONS`. Two rules hold in all cells:
+
+* An overlay that may be older than its disk is never merged.
+* A merged overlay can't look unmerged, whatever a loss of power undoes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
 import enum
 import os
-import pathlib
 import typing as ty
 
 import libvirt
@@ -23,6 +24,7 @@ from oslo_log import log as logging
 import psutil
 
 from nova_snapext import checks
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
 from nova_snapext.hypervisor import chain
@@ -30,10 +32,14 @@ from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
 from nova_snapext.hypervisor import io_error_pause
+from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
+from nova_snapext.hypervisor import write_limit
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import offline_commit
+from nova_snapext.resources import overlay_files
+from nova_snapext.resources.overlay_files import MergeState
 
 LOG = logging.getLogger(__name__)
 
@@ -44,19 +50,6 @@ MERGE_ERRORS: tuple[type[Exception], ...] = (
     *connection.UNREACHABLE,
     nova_exception.InstanceNotFound,
 )
-
-
-class MergeState(enum.Enum):
-    """What is known of an overlay. Its name is written into the journal.
-
-    It is written down because a guest that has left the overlay looks like a
-    guest that somebody started from the disk alone.
-    """
-
-    FOREIGN = enum.auto()       # an earlier snapshot left it: never merged
-    OUTSTANDING = enum.auto()   # it may contain data that the disk does not
-    PIVOTING = enum.auto()      # QEMU may have been told to leave it
-    MERGED = enum.auto()        # QEMU has left it: the disk has all guest data
 
 
 class GuestState(enum.Enum):
@@ -83,11 +76,10 @@ class GuestState(enum.Enum):
 class Action(enum.Enum):
     """What a step of the merge does."""
 
-    NOTHING = enum.auto()
     # QEMU commits the overlay and leaves it. Then the cell of RUNNING_LEFT or
     # RUNNING_ON_DISK applies, or the guest has ended and the next step begins.
     BLOCK_COMMIT = enum.auto()
-    # Write MERGED into the journal, put the definition back, remove the file.
+    # Remove the file, put the definition back.
     FINISH = enum.auto()
     # FINISH if this QEMU was on the overlay, otherwise REMOVE_IF_EMPTY.
     FINISH_IF_LEFT = enum.auto()
@@ -103,12 +95,17 @@ class Action(enum.Enum):
     REMOVE = enum.auto()
     # Fail if the overlay contains data, otherwise REMOVE.
     REMOVE_IF_EMPTY = enum.auto()
-    # Touch nothing, and leave it to the operator.
-    REFUSE = enum.auto()
+    # Fail, and touch nothing, unless all that the overlay contains is the
+    # same in the disk. The disk is then right in any case. For guests that
+    # are off: nobody writes while the two are compared.
+    MOVE_BACK_IF_SAME = enum.auto()
+    REMOVE_FROM_CHAIN_IF_SAME = enum.auto()
+    REMOVE_IF_SAME = enum.auto()
 
 
-# A FOREIGN overlay has no cell: it is not touched, whatever the guest does.
 ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
+    # A QEMU on the overlay reads all data through it, and the commit is
+    # right whatever is known of the overlay.
     GuestState.RUNNING: {
         MergeState.OUTSTANDING: Action.BLOCK_COMMIT,
         MergeState.PIVOTING: Action.BLOCK_COMMIT,
@@ -127,19 +124,22 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
     },
     GuestState.OFF_ON_OVERLAY: {
         MergeState.OUTSTANDING: Action.OFFLINE_COMMIT,
-        MergeState.PIVOTING: Action.OFFLINE_COMMIT,
+        # QEMU may have left the overlay without anybody seeing it, and may
+        # have written to the disk since then.
+        MergeState.PIVOTING: Action.MOVE_BACK_IF_SAME,
         MergeState.MERGED: Action.MOVE_BACK,
     },
     GuestState.OFF_ON_DISK: {
-        MergeState.OUTSTANDING: Action.REMOVE_IF_EMPTY,
-        # Only libvirt puts the definition back, when QEMU has left the
-        # overlay. Nova defines no guest while it has an overlay.
-        MergeState.PIVOTING: Action.REMOVE,
+        # A loss of power can put back an earlier definition.
+        MergeState.OUTSTANDING: Action.REMOVE_IF_SAME,
+        # The guest has left the overlay. Or it has not, and somebody has
+        # started it from the disk.
+        MergeState.PIVOTING: Action.REMOVE_IF_SAME,
         MergeState.MERGED: Action.REMOVE,
     },
     GuestState.OFF_ON_OTHER: {
         MergeState.OUTSTANDING: Action.REMOVE_FROM_CHAIN,
-        MergeState.PIVOTING: Action.REMOVE_FROM_CHAIN,
+        MergeState.PIVOTING: Action.REMOVE_FROM_CHAIN_IF_SAME,
         MergeState.MERGED: Action.REMOVE_FROM_CHAIN,
     },
     # When Nova deletes an instance, it deletes the files before it undefines
@@ -147,14 +147,14 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
     # reboot.
     GuestState.UNDEFINED: {
         MergeState.OUTSTANDING: Action.COMMIT_UNDEFINED,
-        # The guest may have written to the disk alone since then.
-        MergeState.PIVOTING: Action.REFUSE,
+        MergeState.PIVOTING: Action.REMOVE_IF_SAME,
         MergeState.MERGED: Action.REMOVE,
     },
+    # Companions of the overlay's file may be left.
     GuestState.DELETED: {
-        MergeState.OUTSTANDING: Action.NOTHING,
-        MergeState.PIVOTING: Action.NOTHING,
-        MergeState.MERGED: Action.NOTHING,
+        MergeState.OUTSTANDING: Action.REMOVE,
+        MergeState.PIVOTING: Action.REMOVE,
+        MergeState.MERGED: Action.REMOVE,
     },
 }
 
@@ -162,7 +162,8 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
 class OverlayMerge:
     """The merge of one overlay, which may be repeated in another process.
 
-    :ivar state: what is known of the overlay
+    :ivar files: the overlay and its companions
+    :ivar foreign: an earlier snapshot left the overlay: it is never touched
     """
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target,
@@ -170,9 +171,10 @@ class OverlayMerge:
         """Create a merge that has not begun.
 
         :param path: the overlay's file
-        :param save: writes the state into the journal
+        :param save: writes the record into the journal
         """
-        self.state = MergeState.OUTSTANDING
+        self.files = overlay_files.OverlayFiles(path)
+        self.foreign = False
         self._host = host
         self._target = target
         self._instance = target.instance
@@ -180,34 +182,48 @@ class OverlayMerge:
         self._path = path
         self._overlay = overlay_of(target.disk, path)
         self._save = save
+        self._limit = write_limit.WriteLimit(target, save)
         self._commit = block_commit.ActiveCommit(
-            target, path, self._before_pivot)
+            target, path, before_pivot=self._before_pivot,
+            pivot_failed=self._pivot_failed, write_limit=self._limit)
         self._pause = io_error_pause.IoErrorPause(target.instance)
+        self._base_chain: list[str | None] = []
         self._qemu = ''
 
     def record(self) -> dict[str, ty.Any]:
         """Return the journal's part of the record of the overlay."""
-        return {'state': self.state.name, 'qemu': self._qemu,
-                'was_running': self._pause.was_running}
+        return {'base_chain': self._base_chain, 'qemu': self._qemu,
+                'was_running': self._pause.was_running,
+                'write_limit': self._limit.record()}
 
     def restore(self, record: dict[str, ty.Any]) -> None:
-        """Take over the values of an overlay's record.
-
-        :raises JournalRecordError: the state is unknown
-        """
-        try:
-            self.state = MergeState[record['state']]
-        except KeyError as error:
-            raise exception.JournalRecordError(
-                reason=f'the overlay {self._path} has no state that this '
-                       f'version knows: {error}') from error
+        """Take over the values of an overlay's record."""
+        self._base_chain = record['base_chain']
         self._qemu = record['qemu']
         self._pause.was_running = record['was_running']
+        self._limit.restore(record['write_limit'])
 
     def capture_state(self, guest: domain.Domain) -> None:
         """Remember the guest as it is before the overlay is created."""
         self._pause.capture_state(guest)
+        self._base_chain = disk_definition.live_chain(
+            guest, self._disk.target)
         self._qemu = qemu_identity(guest)
+
+    def is_expected(self, paths: list[str | None]) -> bool:
+        """Return whether a backing chain is the overlay over the disk.
+
+        :param paths: the active path first
+        """
+        return paths == [self._path, *self._base_chain]
+
+    @property
+    def base_chain(self) -> list[str | None]:
+        """The backing chain of the disk before the overlay, the disk first.
+
+        It is empty if no journal knows the overlay.
+        """
+        return self._base_chain
 
     def run(self) -> None:
         """Merge the overlay into the disk, and remove it.
@@ -216,7 +232,7 @@ class OverlayMerge:
 
         :raises ReleaseFailed: the overlay could not be merged
         """
-        if self.state is MergeState.FOREIGN:
+        if self.foreign:
             return
         try:
             while not connection.retry_on_disconnect(
@@ -230,11 +246,14 @@ class OverlayMerge:
                          'instance with all its files',
                          instance=self._instance)
                 return
+            # An unexpected header has a remedy of its own.
+            advice = '' if isinstance(
+                error, exception.UnexpectedHeader) else remedy(
+                    self._host, self._target, self._path)
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
                 reason=f'the overlay {self._path} could not be merged into '
-                       f'the root disk {self._disk.path}: {error}. '
-                       f'{remedy(self._host, self._target, self._path)}',
+                       f'the root disk {self._disk.path}: {error}. {advice}',
             ) from error
 
     def _step(self) -> bool:
@@ -273,24 +292,29 @@ class OverlayMerge:
         :param guest: None if it is undefined
         :returns: whether the merge is done
         """
-        action = ACTIONS[guest_state][self.state]
+        # Nova deletes the directory together with the instance.
+        state = (MergeState.MERGED if guest_state is GuestState.DELETED
+                 else self.files.state)
+        action = ACTIONS[guest_state][state]
         LOG.debug('Merging the overlay %(path)s: it is %(state)s, the guest '
                   'is %(guest)s, the action is %(action)s',
-                  {'path': self._path, 'state': self.state.name,
+                  {'path': self._path, 'state': state.name,
                    'guest': guest_state.name, 'action': action.name},
                   instance=self._instance)
         handlers: dict[Action, Callable[[ty.Any], bool]] = {
-            Action.NOTHING: lambda _guest: True,
             Action.BLOCK_COMMIT: self._block_commit,
             Action.FINISH: self._finish,
             Action.FINISH_IF_LEFT: self._finish_if_left,
             Action.OFFLINE_COMMIT: self._offline_commit,
             Action.MOVE_BACK: self._move_back,
             Action.REMOVE_FROM_CHAIN: self._remove_from_chain,
-            Action.COMMIT_UNDEFINED: lambda _guest: self._commit_undefined(),
-            Action.REMOVE: lambda _guest: self._remove(),
-            Action.REMOVE_IF_EMPTY: lambda _guest: self._remove_if_empty(),
-            Action.REFUSE: lambda _guest: self._refuse(),
+            Action.COMMIT_UNDEFINED: self._commit_undefined,
+            Action.REMOVE: self._remove,
+            Action.REMOVE_IF_EMPTY: self._remove_if_empty,
+            Action.MOVE_BACK_IF_SAME: self._if_same(self._move_back),
+            Action.REMOVE_FROM_CHAIN_IF_SAME: self._if_same(
+                self._remove_from_chain),
+            Action.REMOVE_IF_SAME: self._if_same(self._remove),
         }
         return handlers[action](guest)
 
@@ -298,6 +322,7 @@ class OverlayMerge:
         # libvirt may still execute a call of a connection that was lost. It
         # answers this call when it has finished.
         guest.block_job_info(self._disk.target)
+        self._note_qemu_on_overlay(guest)
         outcome = self._commit.run(guest)
         if outcome is block_commit.CommitState.ENDED:
             return False
@@ -306,33 +331,63 @@ class OverlayMerge:
             if outcome is block_commit.CommitState.MERGED
             else GuestState.RUNNING_ON_DISK, guest)
 
+    def _note_qemu_on_overlay(self, guest: domain.Domain) -> None:
+        """Write down which QEMU will leave the overlay."""
+        identity = qemu_identity(guest)
+        paths = disk_definition.live_chain(guest, self._disk.target)
+        if paths[0] != self._path or identity == self._qemu:
+            return
+        self._qemu = identity
+        try:
+            self._save()
+        except (OSError, exception.JournalFailed) as error:
+            # To leave the guest on the overlay, on a host without space, is
+            # worse: the merge needs no journal unless it is interrupted in
+            # the moment of the pivot.
+            LOG.warning('The journal of the overlay %(path)s could not be '
+                        'written: %(error)s. If nova-compute ends while the '
+                        'guest leaves the overlay, the overlay may have to be '
+                        'removed by hand',
+                        {'path': self._path, 'error': error},
+                        instance=self._instance)
+
+    def _pivot_failed(self) -> None:
+        try:
+            self.files.mark_unmerged()
+        except OSError as error:
+            # Without the marker the overlay is only treated more carefully.
+            LOG.warning('The overlay %(path)s could not be marked as newer '
+                        'than its disk: %(error)s. If the host loses power '
+                        'now, the overlay has to be merged by hand',
+                        {'path': self._path, 'error': error},
+                        instance=self._instance)
+
     def _finish(self, guest: domain.Domain) -> bool:
-        self._advance_to(MergeState.MERGED)
-        disk_definition.move_persistent(guest, self._overlay, self._disk)
         target = self._disk.target
-        if disk_definition.live_chain(guest, target)[0] == self._disk.path:
+        is_top = disk_definition.live_chain(
+            guest, target)[0] == self._disk.path
+        # From here on nothing can take the overlay for newer than the disk,
+        # even if a loss of power puts an earlier definition back.
+        self.files.remove_overlay()
+        disk_definition.move_persistent(guest, self._overlay, self._disk)
+        if is_top:
             disk_definition.check_guest_uses(self._disk, guest)
         else:
             disk_definition.remove_chain(guest, target, self._path)
-        self._remove()
+        self._limit.remove(guest)
+        self._remove_fence()
         self._pause.resume(guest, os.path.dirname(self._path))
         return True
 
     def _finish_if_left(self, guest: domain.Domain) -> bool:
-        return (self._finish(guest) if self._has_left(guest)
-                else self._remove_if_empty())
-
-    def _has_left(self, guest: domain.Domain) -> bool:
-        """Return whether a guest that uses the disk was on the overlay."""
         # The QEMU that was on the overlay can have come to the disk only by
-        # the pivot; and libvirt puts the definition back after the pivot.
-        return (qemu_identity(guest) == self._qemu or self._disk.path == (
-            chain.path_of(chain.find_disk(
-                guest.get_xml_desc(dump_inactive=True),
-                self._disk.target))))
+        # the pivot. The definition tells nothing: an operator may have
+        # changed it, to start the guest from the disk.
+        return (self._finish(guest) if qemu_identity(guest) == self._qemu
+                else self._remove_if_empty(guest))
 
     def _offline_commit(self, guest: domain.Domain) -> bool:
-        offline_commit.run(self._path, self._target)
+        offline_commit.run(self._path, self._target, self._base_chain)
         return self._move_back(guest)
 
     def _move_back(self, guest: domain.Domain) -> bool:
@@ -343,7 +398,7 @@ class OverlayMerge:
         if guest.is_active():
             return False
         disk_definition.check_guest_uses(self._disk, guest)
-        return self._remove()
+        return self._remove(guest)
 
     def _remove_from_chain(self, guest: domain.Domain) -> bool:
         target = self._disk.target
@@ -354,26 +409,41 @@ class OverlayMerge:
                     reason=f'the guest is defined on {top} and on others')
             offline_commit.remove_from_chain(
                 str(top), disk.find('driver').get('type'), self._path,
-                self._target)
+                self._target, self._base_chain)
         disk_definition.remove_chain(guest, target, self._path)
-        return self._remove()
+        return self._remove(guest)
 
-    def _commit_undefined(self) -> bool:
+    def _commit_undefined(self, _guest: None) -> bool:
         try:
-            offline_commit.run(self._path, self._target)
+            offline_commit.run(self._path, self._target, self._base_chain)
         except (processutils.ProcessExecutionError, FileNotFoundError):
             # Nova may have deleted the instance in this moment.
             if os.path.exists(self._path):
                 raise
-        return self._remove()
+        return self._remove(None)
 
-    def _refuse(self) -> ty.NoReturn:
-        raise exception.UnexpectedState(
-            reason='the guest vanished while it was leaving the overlay, and '
-                   'it is unknown whether it has written to the disk alone '
-                   'since then')
+    def _if_same(self, action: Callable[[ty.Any], bool],
+                 ) -> Callable[[ty.Any], bool]:
+        """Return a function that takes an action if the merge is not needed.
 
-    def _remove_if_empty(self) -> bool:
+        It raises UnexpectedState if the disk lacks data of the overlay.
+        """
+        def act(guest: domain.Domain | None) -> bool:
+            if not qemu_img.holds_data(self._path):
+                return action(guest)
+            LOG.info('It is unknown whether the overlay %(path)s or its disk '
+                     '%(disk)s has newer data. They are compared',
+                     {'path': self._path, 'disk': self._disk.path},
+                     instance=self._instance)
+            if not qemu_img.holds_same_data(self._path, self._disk):
+                raise exception.UnexpectedState(
+                    reason='the overlay and the disk contain different data, '
+                           'and it is unknown which of them is newer')
+            return action(guest)
+
+        return act
+
+    def _remove_if_empty(self, guest: domain.Domain) -> bool:
         """Remove the overlay if nothing was ever written to it.
 
         :raises UnexpectedState: it contains data
@@ -383,32 +453,19 @@ class OverlayMerge:
             raise exception.UnexpectedState(
                 reason='the guest does not use the overlay any more, and has '
                        'written to it')
-        return self._remove()
+        return self._remove(guest)
 
-    def _remove(self) -> bool:
-        # Nova deletes it together with the instance.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-            LOG.debug('The overlay %s is removed', self._path,
-                      instance=self._instance)
+    def _remove(self, _guest: domain.Domain | None) -> bool:
+        self.files.remove_overlay()
+        self._remove_fence()
         return True
 
-    def _before_pivot(self) -> None:
-        if self.state is MergeState.OUTSTANDING:
-            self._advance_to(MergeState.PIVOTING)
+    def _remove_fence(self) -> None:
+        libvirt_files.sync_definition(self._instance.name)
+        self.files.remove_fence()
 
-    def _advance_to(self, state: MergeState) -> None:
-        """Change the state, and write it into the journal."""
-        self.state = state
-        try:
-            self._save()
-        except (OSError, exception.JournalFailed) as error:
-            # To leave the guest on the overlay, on a host without space, is
-            # worse than a crash in exactly this moment.
-            LOG.warning('The state of the overlay %(path)s, %(state)s, could '
-                        'not be written into the journal: %(error)s',
-                        {'path': self._path, 'state': state.name,
-                         'error': error}, instance=self._instance)
+    def _before_pivot(self) -> None:
+        self.files.unmark()
 
 
 def overlay_of(disk: planning.RootDisk, path: str) -> planning.RootDisk:
@@ -441,13 +498,12 @@ def _is_being_deleted(target: planning.Target, path: str) -> bool:
 
 def qemu_identity(guest: domain.Domain) -> str:
     """Return a text that no other QEMU of this guest ever has."""
-    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     # libvirt's own number starts again when libvirtd has no guests. It must
     # do where processes of other users are hidden.
     started = [process.info['create_time'] for process
                in psutil.process_iter(['cmdline', 'create_time'])
                if guest.uuid in (process.info['cmdline'] or ())]
-    return f'{boot} {guest.id} {started}'
+    return f'{durable.boot_id()} {guest.id} {started}'
 
 
 def remedy(host: libvirt_host.Host, target: planning.Target,
@@ -464,21 +520,41 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
     except MERGE_ERRORS as error:
         return (f'The state of the guest is unknown ({error}). Do not start '
                 f'it from {disk.path} before its state is known')
-    if paths[0] != path:
-        return (f'The guest, which is {"running" if running else "off"}, '
-                f'uses {chain.text(paths)}, and nothing was touched. If it '
-                f'was not started from {disk.path} since the snapshot, stop '
-                f'it and run "qemu-img commit -f qcow2 {path}"; otherwise '
-                f'disk and overlay contain two histories, and only one of '
-                f'them can be kept. Then remove {path}')
+    copies = (f'First make copies of {disk.path} and of {path} ("cp '
+              f'--sparse=always"; for a block device "qemu-img convert")')
+    discard = (f'If {disk.path} is right, move {path} to another directory, '
+               f'and start the instance through Nova')
+    if running and path not in paths:
+        return (f'The guest runs on {chain.text(paths)}, without the overlay, '
+                f'and nothing was touched. The overlay contains data that '
+                f'this guest does not see. Do not commit it: that would '
+                f'overwrite newer data. If the guest is right as it is, move '
+                f'{path} to another directory; otherwise stop the guest, and '
+                f'read the log again after the next start')
     if running:
         return (f'The guest continues to run, on {chain.text(paths)}, and '
-                f'nothing is lost. End any job that is in the way ("virsh '
-                f'blockjob {name} {disk.target}"), then run "virsh '
-                f'blockcommit {name} {disk.target} --base {disk.path} --top '
-                f'{path} --active --pivot", and remove {path}')
-    return (f'The guest is off and defined on {path}, and nothing is lost: it '
-            f'can be started like this. Or run "qemu-img commit -f qcow2 '
-            f'{path}", replace the source of {disk.target} by {disk.path} '
-            f'("virsh edit {name}"; its format is {disk.format}), and remove '
-            f'{path}')
+                f'nothing is lost. If it is paused, unpause it: the overlay '
+                f'is merged then. Otherwise end any job that is in the way '
+                f'("virsh blockjob {name} {disk.target}"), and restart '
+                f'nova-compute, which merges it')
+    if _is_known_newer(path):
+        return (f'The guest is off, uses {chain.text(paths)} at its next '
+                f'start, and nothing was touched. The overlay has data that '
+                f'the disk lacks. {copies}. If nobody has started the guest '
+                f'from {disk.path} since the snapshot, run "qemu-img commit '
+                f'-f qcow2 {path}" and start the instance through Nova. '
+                f'{discard}')
+    return (f'The guest is off, and nothing was touched. Both contain data '
+            f'of the guest, and only one of them has the newest. {copies}. '
+            f'Then find out which is newer: look into both, for example with '
+            f'"guestfish --ro -i -a FILE", and compare the newest entries of '
+            f'the guest\'s logs. {discard}. If {path} is right, run "qemu-img '
+            f'commit -f qcow2 {path}", and start the instance through Nova')
+
+
+def _is_known_newer(path: str) -> bool:
+    try:
+        return (overlay_files.OverlayFiles(path).state is
+                MergeState.OUTSTANDING)
+    except (OSError, exception.UnexpectedState):
+        return False

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from oslo_log import log as logging
 from oslo_utils import fileutils
 
 from nova_snapext import conf
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
@@ -109,6 +111,9 @@ class WorkDirectory(journal.Resource):
         :raises OSError: something can't be removed
         """
         remove_tree(self.path)
+        # Nothing would remove it if it came back after a loss of power.
+        with contextlib.suppress(FileNotFoundError):
+            durable.sync_parent(self.path)
         LOG.debug('Work directory %s is removed', self.path)
 
 

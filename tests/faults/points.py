@@ -75,7 +75,8 @@ NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 JOURNAL = 'nova_snapext.journal.file:JournalEntry.'
 DIRECTORY = f'{RESOURCES}work_directory:WorkDirectory.'
 FILESYSTEMS = f'{RESOURCES}guest_filesystems:GuestFilesystems.'
-REMOVE_OVERLAY = f'{RESOURCES}overlay_merge:OverlayMerge._remove'
+OVERLAY_FILES = f'{RESOURCES}overlay_files:OverlayFiles.'
+REMOVE_OVERLAY = f'{OVERLAY_FILES}remove_overlay'
 MOVE_PERSISTENT = f'{RESOURCES}disk_definition:move_persistent'
 MOVE_SAVED_MEMORY = f'{RESOURCES}disk_definition:move_saved_memory'
 RESUME = f'{RESOURCES}managed_save:ManagedSave.resume'
@@ -108,15 +109,20 @@ DONE = (
 
 OVERLAY_CREATED = Point("the overlay's file is created",
                         f'{HYPERVISOR}qemu_img:create_overlay')
+OVERLAY_READY = Point('the overlay is marked and fenced',
+                      f'{OVERLAY_FILES}create')
 MERGED = (
     Point('before the commit', 'libvirt:virDomain.blockCommit', BEFORE),
     Point('the commit has started', 'libvirt:virDomain.blockCommit'),
+    Point('the overlay is no longer marked as newer',
+          f'{OVERLAY_FILES}unmark'),
     Point('the commit is ready', 'libvirt:virDomain.blockJobAbort', BEFORE),
     Point('the pivot is requested', 'libvirt:virDomain.blockJobAbort'),
     Point('the guest uses its disk again',
           f'{HYPERVISOR}block_commit:ActiveCommit.run'),
     Point('before the overlay is removed', REMOVE_OVERLAY, BEFORE),
     Point('the overlay is removed', REMOVE_OVERLAY),
+    Point('the fence is removed', f'{OVERLAY_FILES}remove_fence'),
 )
 
 #: The steps that all strategies share are in this case in full, and in the
@@ -151,6 +157,7 @@ EXTERNAL = Case('external', True, (
     DIRECTORY_CREATED,
     Point('the overlay is in the journal', ADD, nth=3),
     OVERLAY_CREATED,
+    OVERLAY_READY,
     QUIESCED,
     Point('the guest uses the overlay', 'libvirt:virDomain.snapshotCreateXML',
           guest=FROZEN),
@@ -199,6 +206,7 @@ COLD = Case('cold', True, (
     DIRECTORY_CREATED,
     Point('the overlay is in the journal', ADD, nth=2),
     OVERLAY_CREATED,
+    OVERLAY_READY,
     Point('the managed save is in the journal', ADD, nth=4),
     Point('before the memory is saved', 'libvirt:virDomain.managedSave',
           BEFORE),

@@ -77,6 +77,8 @@ class FakeInstance:
         self.name = name
         self.image_meta = objects.ImageMeta.from_dict({'properties': {}})
         self.numa_topology = None
+        self.root_device_name = '/dev/vda'
+        self.vm_state = None
 
 
 class GuestTestCase(base.BaseTestCase):
@@ -109,6 +111,11 @@ class GuestTestCase(base.BaseTestCase):
         self.journal = self.useFixture(fixtures.TempDir(
             rootdir=str(self.directory))).path
         config.config(journal_directory=self.journal, group='snapext')
+        config.config(
+            libvirt_config_directory=str(self.directory / 'etc' / 'qemu'),
+            libvirt_save_directory=str(
+                self.directory / 'lib' / 'qemu' / 'save'),
+            group='snapext')
         config.config(
             connection_uri=self.libvirtd.uri,
             virt_type='kvm' if self.libvirtd.has_kvm else 'qemu',

@@ -9,6 +9,7 @@ from oslotest import base
 
 import nova_snapext
 from nova_snapext import exception
+from tests import known_defects
 
 PAGE = (pathlib.Path(__file__).parents[2] /
         'doc/source/admin/troubleshooting.rst')
@@ -44,3 +45,11 @@ class TroubleshootingTest(base.BaseTestCase):
                    if error.msg_fmt != '%(reason)s' and
                    first_words(error) not in page]
         self.assertEqual([], missing)
+
+
+class KnownDefectsTest(base.BaseTestCase):
+
+    def test_page_lists_the_table(self):
+        self.assertEqual(
+            known_defects.text(), known_defects.PAGE.read_text(),
+            'Run "python -m tests.known_defects"')

@@ -14,8 +14,8 @@ LAYERS = ('cmd', 'driver', 'guards', 'snapshot', 'recovery', 'strategies',
           'resources', 'upload', 'encode', 'read', 'journal', 'hypervisor')
 
 #: Below all layers.
-GROUND = frozenset({'cancel', 'checks', 'compat', 'conf', 'exception', 'plan',
-                    'space'})
+GROUND = frozenset({'cancel', 'checks', 'compat', 'conf', 'durable',
+                    'exception', 'plan', 'space'})
 
 
 def layer(dotted):

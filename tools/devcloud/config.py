@@ -216,6 +216,10 @@ def _nova_compute(state: cloud_state.State,
             # Clearing deleted volumes would fill their sparse files.
             'volume_clear': 'none',
         },
+        'snapext': {
+            'libvirt_config_directory': hypervisor.state_dir / 'etc/qemu',
+            'libvirt_save_directory': hypervisor.state_dir / 'lib/qemu/save',
+        },
     }
 
 

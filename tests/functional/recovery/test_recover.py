@@ -22,6 +22,7 @@ from nova_snapext.recovery import recover
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import managed_save
 from nova_snapext.resources import overlay
+from nova_snapext.resources import overlay_files
 from nova_snapext.resources import overlay_merge
 from nova_snapext.strategies import backup
 from nova_snapext.strategies import cold
@@ -30,7 +31,7 @@ from nova_snapext.strategies import internal
 from tests.functional import base
 from tests.functional.strategies import contract
 
-BEFORE, AFTER, LATER = contract.BEFORE, contract.AFTER, 0x44
+BEFORE, AFTER, LATER, LATEST = contract.BEFORE, contract.AFTER, 0x44, 0x55
 
 
 class Killed(BaseException):
@@ -239,36 +240,89 @@ class CommitTest(RecoveryTestCase):
             self.recover(plan)
         return plan
 
-    POINTS = (
+    BEFORE_PIVOT = (
         lambda: killed_before(block_commit.ActiveCommit, '_begin'),
         lambda: killed_after(block_commit.ActiveCommit, '_begin'),
         lambda: killed_before(overlay_merge.OverlayMerge, '_before_pivot'),
+    )
+    # Here nobody can tell afterwards where a guest that has ended wrote last.
+    PIVOTING = (
         lambda: killed_after(overlay_merge.OverlayMerge, '_before_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, '_follow'),
         lambda: killed_after(block_commit.ActiveCommit, 'run'),
+        lambda: killed_before(overlay_files.OverlayFiles, 'remove_overlay'),
+    )
+    REMOVED = (
+        lambda: killed_after(overlay_files.OverlayFiles, 'remove_overlay'),
         lambda: killed_before(disk_definition, 'move_persistent'),
-        lambda: killed_before(overlay_merge.OverlayMerge, '_remove'),
-        lambda: killed_after(overlay_merge.OverlayMerge, '_remove'),
+        lambda: killed_before(overlay_files.OverlayFiles, 'remove_fence'),
+        lambda: killed_after(overlay_files.OverlayFiles, 'remove_fence'),
     )
 
     def test_running_guest_keeps_its_writes_after_each_point(self):
-        for number, kill in enumerate(self.POINTS):
+        for number, kill in enumerate(
+                (*self.BEFORE_PIVOT, *self.PIVOTING, *self.REMOVED)):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.write_as_guest(plan, LATER)
                 self.assert_recovers_running(plan, self.before, LATER)
 
     def test_guest_without_power_keeps_its_writes_after_each_point(self):
-        for number, kill in enumerate(self.POINTS):
+        for number, kill in enumerate((*self.BEFORE_PIVOT, *self.REMOVED)):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.write_as_guest(plan, LATER)
                 self.cut_power(plan)
-                self.recover(plan)
-                plan = self.plan_of(plan.instance, plan.disk)
-                self.assertEqual(self.before[1], self.definitions(plan)[1])
-                self.assert_nothing_left(plan)
-                self.assert_holds(plan.disk, LATER)
+                self.assert_recovers_shut_off(plan, LATER)
+
+    def assert_recovers_shut_off(self, plan, pattern):
+        self.recover(plan)
+        plan = self.plan_of(plan.instance, plan.disk)
+        self.assertEqual(self.before[1], self.definitions(plan)[1])
+        self.assert_nothing_left(plan)
+        self.assert_holds(plan.disk, pattern)
+
+    def test_guest_without_power_at_pivot_is_recovered_if_all_is_same(self):
+        for number, kill in enumerate(self.PIVOTING):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.cut_power(plan)
+                self.assert_recovers_shut_off(plan, AFTER)
+
+    def test_guest_without_power_at_pivot_keeps_both_if_they_differ(self):
+        for number, kill in enumerate(self.PIVOTING):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.write_as_guest(plan, LATER)
+                self.cut_power(plan)
+                self.assert_keeps_both(plan)
+
+    def assert_keeps_both(self, plan, older=AFTER, newer=LATER):
+        """Check that nothing is touched, and that the remedies work."""
+        error = self.fails(plan, 'only one of them has the newest',
+                           str(self.overlay_of(plan)), plan.disk.path)
+        self.assertTrue(error.blocks_start)
+        held = {pattern for pattern in (older, newer)
+                for image in (plan.disk, self.overlay_disk(plan))
+                if self.holds(image, pattern)}
+        self.assertEqual({older, newer}, held)
+        if self.holds(plan.disk, newer):
+            os.rename(self.overlay_of(plan), self.images / 'kept')
+        else:
+            base.run('qemu-img', 'commit', '-q', '-f', 'qcow2',
+                     str(self.overlay_of(plan)))
+        self.assert_recovers_shut_off(plan, newer)
+
+    def overlay_disk(self, plan):
+        return base.planning.RootDisk(
+            'vda', 'file', str(self.overlay_of(plan)), 'qcow2')
+
+    def holds(self, disk, pattern):
+        try:
+            self.assert_holds(disk, pattern)
+        except (AssertionError, subprocess.CalledProcessError):
+            return False
+        return True
 
     def cut_power(self, plan):
         """Kill QEMU and libvirtd together, and start libvirtd again."""
@@ -285,20 +339,35 @@ class CommitTest(RecoveryTestCase):
             self.host.get_connection()
 
     def test_guest_restarted_on_its_disk_keeps_its_writes(self):
-        for owner, name in ((disk_definition, 'move_persistent'),
-                            (overlay_merge.OverlayMerge, '_remove')):
-            with self.subTest(name):
-                plan = self.die_in_merge(killed_before(owner, name))
-                self.write_as_guest(plan, LATER)
-                plan.guest.poweroff()
-                plan.guest.launch()
-                self.assert_recovers_running(plan, self.before, LATER)
+        for kill in self.REMOVED:
+            plan = self.die_in_merge(kill())
+            self.write_as_guest(plan, LATER)
+            plan.guest.poweroff()
+            plan.guest.launch()
+            self.assert_recovers_running(plan, self.before, LATER)
+
+    def test_pivot_that_did_not_happen_keeps_what_the_guest_wrote(self):
+        plan = self.die_in_merge(killed_after(
+            overlay_merge.OverlayMerge, '_before_pivot'))
+        self.write_as_guest(plan, LATER)
+        plan.guest.poweroff()
+        # As an operator does who does not know of the overlay.
+        self.host.get_connection().defineXML(self.before[1])
+        plan.guest.launch()
+        self.write_as_guest(plan, LATEST)
+        error = self.fails(plan, 'Do not commit it')
+        self.assertTrue(error.blocks_start)
+        plan.guest.poweroff()
+        self.assert_keeps_both(plan, LATER, LATEST)
 
     def test_interrupted_commit_by_qemu_img_is_finished(self):
         for kill in (killed_before(qemu_img, 'commit'),
                      killed_after(qemu_img, 'commit'),
                      killed_before(disk_definition, 'move_persistent'),
-                     killed_before(overlay_merge.OverlayMerge, '_remove')):
+                     killed_before(overlay_files.OverlayFiles,
+                                   'remove_overlay'),
+                     killed_before(overlay_files.OverlayFiles,
+                                   'remove_fence')):
             disk = self.qcow2()
             self.fill(disk, BEFORE)
             plan = self.guest(disk)
@@ -431,7 +500,7 @@ class NotRecoveredTest(RecoveryTestCase):
         end_qemu_nbds(disk.path)
         self.host.get_connection().defineXML(definition).create()
         self.write_as_guest(plan, LATER)
-        self.assertTrue(self.fails(plan, 'two histories').blocks_start)
+        self.assertTrue(self.fails(plan, 'Do not commit it').blocks_start)
         self.assertRaises(
             exception.NotRecovered, self.driver.gate.ensure_recovered, None,
             plan.instance)

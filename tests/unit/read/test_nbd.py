@@ -17,6 +17,15 @@ class UnixUriTest(base.BaseTestCase):
             'nbd+unix:///a%2Fb%3F%C3%A9?socket=/run/a%20b%26c%2Bd%25',
             read.unix_uri('/run/a b&c+d%', 'a/b?é'))
 
+    def test_socket_and_export_are_found_in_a_uri(self):
+        for found in (('/run/a b&c+d%=,', 'a/b?é%41'), ('/run/nbd', '')):
+            self.assertEqual(found, read.unix_export(read.unix_uri(*found)))
+
+    def test_uri_of_another_transport_names_no_socket(self):
+        for uri in ('nbd://host:10809/vda', 'nbds://host/vda?socket=/run/nbd',
+                    'nbd+unix:///vda'):
+            self.assertIsNone(read.unix_export(uri))
+
 
 class IsZeroTest(base.BaseTestCase):
 

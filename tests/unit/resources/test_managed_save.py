@@ -6,8 +6,10 @@ import fixtures
 import libvirt
 from nova import exception as nova_exception
 
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import libvirt_files
 from nova_snapext import plan as planning
 from nova_snapext.resources import managed_save
 from nova_snapext.resources import overlay
@@ -28,14 +30,28 @@ class ManagedSaveTest(base.TestCase):
             domain, 'get')).mock
         self.get_guest.return_value = self.guest
         self.overlay = mock.create_autospec(overlay.Overlay, instance=True)
+        self.overlay.is_outstanding.return_value = False
+        self.sync = self.useFixture(fixtures.MockPatchObject(
+            libvirt_files, 'sync_saved_memory')).mock
 
     def memory(self, was_running=True, target=None):
         return managed_save.ManagedSave(
             self.driver, target or self.target, self.overlay, was_running)
 
-    def suspend(self):
+    def suspend(self, reason=libvirt.VIR_DOMAIN_SHUTOFF_SAVED):
         self.guest.is_active.return_value = False
         self.guest.has_managed_save.return_value = True
+        self.guest.state.return_value = (libvirt.VIR_DOMAIN_SHUTOFF, reason)
+
+    def restored(self, resume_requested=False, rebooted=False):
+        """Return the resource as another process restores it."""
+        with mock.patch.object(overlay.Overlay, 'restore',
+                               return_value=self.overlay):
+            return managed_save.ManagedSave.restore(
+                self.driver, self.target, {
+                    'overlay': {}, 'was_running': True,
+                    'boot': 'earlier' if rebooted else durable.boot_id(),
+                    'resume_requested': resume_requested})
 
     def test_restored_resource_has_the_same_record(self):
         real = overlay.Overlay(self.driver._host, self.target)
@@ -105,6 +121,57 @@ class ManagedSaveTest(base.TestCase):
         error = self.assertRaises(exception.ReleaseFailed,
                                   self.memory().release)
         self.assertIn(f'virsh start {self.target.instance.name}', str(error))
+
+    def test_resume_is_in_the_journal_before_and_synced_after_it(self):
+        memory = self.memory()
+        recorded = []
+        memory.save = lambda: recorded.append(
+            memory.record()['resume_requested'])
+        self.overlay.record.return_value = {}
+        self.driver._create_guest.side_effect = lambda *_args: (
+            self.assertEqual([True], recorded),
+            self.sync.assert_not_called())
+        memory.resume(self.guest)
+        self.driver._create_guest.assert_called_once()
+        self.sync.assert_called_once_with()
+
+    def test_memory_that_came_back_after_the_resume_is_discarded(self):
+        # Seen from the journal alone: the host lost power, or the guest ran
+        # and was shut off while libvirtd was away.
+        for rebooted, reason in (
+                (True, libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN),
+                (True, libvirt.VIR_DOMAIN_SHUTOFF_SAVED),
+                (False, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN),
+                (False, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED)):
+            self.guest.reset_mock()
+            self.suspend(reason)
+            self.restored(resume_requested=True, rebooted=rebooted).release()
+            self.guest.remove_managed_save.assert_called_once_with()
+            self.driver._create_guest.assert_not_called()
+
+    def test_memory_of_a_resume_that_did_not_happen_is_resumed(self):
+        for reason in (libvirt.VIR_DOMAIN_SHUTOFF_SAVED,
+                       libvirt.VIR_DOMAIN_SHUTOFF_FAILED,
+                       libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN):
+            self.driver.reset_mock()
+            self.suspend(reason)
+            self.restored(resume_requested=True).release()
+            self.driver._create_guest.assert_called_once()
+            self.guest.remove_managed_save.assert_not_called()
+
+    def test_memory_that_a_loss_of_power_has_damaged_is_discarded(self):
+        self.suspend()
+        self.driver._create_guest.side_effect = libvirt.libvirtError('torn')
+        self.restored(rebooted=True).release()
+        self.guest.remove_managed_save.assert_called_once_with()
+
+    def test_damaged_memory_is_kept_while_the_overlay_is_not_merged(self):
+        self.suspend()
+        self.overlay.merge.side_effect = libvirt.libvirtError('busy')
+        self.overlay.is_outstanding.return_value = True
+        self.assertRaises(exception.ReleaseFailed,
+                          self.restored(rebooted=True).release)
+        self.guest.remove_managed_save.assert_not_called()
 
     def test_unexpected_error_of_the_merge_propagates(self):
         self.suspend()

@@ -11,10 +11,8 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext import plan as planning
 from nova_snapext.resources import overlay
-from nova_snapext.resources import overlay_merge
+from nova_snapext.resources import overlay_files
 from tests.unit import base
-
-MergeState = overlay_merge.MergeState
 
 
 class OverlayTest(base.TestCase):
@@ -38,15 +36,12 @@ class OverlayTest(base.TestCase):
         return overlay.Overlay.restore(
             self.driver, self.target, self.overlay.record() | changes)
 
-    def test_record_has_the_name_of_the_state(self):
-        for state in MergeState:
-            self.overlay._merge.state = state
-            self.assertEqual(state.name, self.overlay.record()['state'])
-
     def test_restored_overlay_has_the_same_record(self):
         record = self.overlay.record() | {
-            'base_chain': ['/i/disk', '/i/base'], 'state': 'PIVOTING',
-            'qemu': 'boot 7 [1.0]', 'was_running': True}
+            'base_chain': ['/i/disk', '/i/base'],
+            'qemu': 'boot 7 [1.0]', 'was_running': True,
+            'write_limit': {'original': {'write_bytes_sec': 9}, 'limits': [
+                {'write_bytes_sec': 5}], 'paused': True}}
         self.assertEqual(record, self.restore(**record).record())
 
     def test_record_with_other_path_is_refused(self):
@@ -55,17 +50,13 @@ class OverlayTest(base.TestCase):
         self.assertIn('/elsewhere/disk.snapext', str(error))
         self.assertIn(self.overlay.path, str(error))
 
-    def test_record_with_unknown_state_is_refused(self):
-        error = self.assertRaises(exception.JournalRecordError, self.restore,
-                                  state='LATER')
-        self.assertIn('LATER', str(error))
-
     def test_overlay_blocks_start_and_moves_with_its_disk(self):
         self.assertTrue(overlay.Overlay.blocks_start)
         self.assertTrue(overlay.Overlay.moves_with_disk)
 
     def test_existing_file_is_refused_and_never_merged(self):
         pathlib.Path(self.overlay.path).write_text('earlier')
+        self.guest.disk_size.return_value = 1
         error = self.assertRaises(exception.UnexpectedState,
                                   self.overlay.create, self.guest)
         self.assertIn(self.overlay.path, str(error))
@@ -83,8 +74,16 @@ class OverlayTest(base.TestCase):
     def test_instance_without_overlay_has_none_to_be_found(self):
         self.assertIsNone(self.find('/i/disk'))
 
+    def test_what_is_left_of_a_merged_overlay_is_removed(self):
+        files = overlay_files.OverlayFiles(self.overlay.path)
+        self.patch(qemu_img, 'create_overlay').side_effect = (
+            lambda path, _disk, _size: pathlib.Path(path).touch())
+        files.create(self.target.disk, 1)
+        self.assertIsNone(self.find('/i/disk'))
+        self.assertEqual([], os.listdir(os.path.dirname(self.overlay.path)))
+
     def test_overlay_over_disk_of_the_instance_is_found(self):
-        pathlib.Path(self.overlay.path).touch()
+        pathlib.Path(self.overlay.path).write_text('qcow2')
         directory = os.path.dirname(self.overlay.path)
         for base_path in (f'{directory}/disk',
                           f'/dev/vg/{self.target.instance.uuid}_disk'):
@@ -94,7 +93,7 @@ class OverlayTest(base.TestCase):
                 str(found))
 
     def test_found_overlay_has_the_target_of_the_guest_s_root_disk(self):
-        pathlib.Path(self.overlay.path).touch()
+        pathlib.Path(self.overlay.path).write_text('qcow2')
         self.patch(planning, 'find_root_disk').return_value = (
             planning.RootDisk('sda', 'file', self.overlay.path, 'qcow2'))
         disk = f'{os.path.dirname(self.overlay.path)}/disk'
@@ -102,7 +101,7 @@ class OverlayTest(base.TestCase):
                          self.find(disk, self.guest)._disk)
 
     def test_overlay_over_foreign_disk_is_an_error(self):
-        pathlib.Path(self.overlay.path).touch()
+        pathlib.Path(self.overlay.path).write_text('qcow2')
         error = self.assertRaises(exception.UnexpectedState, self.find,
                                   '/elsewhere/disk')
         for part in (self.overlay.path, '/elsewhere/disk', 'move it away'):

@@ -18,19 +18,18 @@ from nova_snapext import checks
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.resources import overlay_files
 from nova_snapext.resources import overlay_merge
 from tests.unit import base
 
 Action = overlay_merge.Action
 CommitState = block_commit.CommitState
 GuestState = overlay_merge.GuestState
-MergeState = overlay_merge.MergeState
-
-#: The states that a merge can begin with.
-STATES = (MergeState.OUTSTANDING, MergeState.PIVOTING, MergeState.MERGED)
+MergeState = overlay_files.MergeState
 
 AWAY = nova_exception.HypervisorUnavailable()
 GONE = nova_exception.InstanceNotFound(instance_id='gone')
@@ -57,7 +56,8 @@ class MergeTestCase(base.TestCase):
         pathlib.Path(self.disk).touch()
         (directory / 'instance').mkdir()
         self.path = str(directory / 'instance' / 'disk.snapext')
-        pathlib.Path(self.path).touch()
+        self.files = overlay_files.OverlayFiles(self.path)
+        self.in_state(MergeState.OUTSTANDING)
         self.target = self.plan(disk=planning.RootDisk(
             target='vda', storage='file', path=self.disk, format='raw'))
         self.guest = self.target.guest
@@ -69,12 +69,24 @@ class MergeTestCase(base.TestCase):
             self.host, self.target, self.path, self.save)
         self.block_commit = self.patch(block_commit.ActiveCommit, 'run')
         self.commit = self.patch(qemu_img, 'commit')
+        self.patch(qemu_img, 'check_overlay')
         self.holds_data = self.patch(qemu_img, 'holds_data')
+        self.holds_same_data = self.patch(qemu_img, 'holds_same_data')
         self.identity = self.patch(overlay_merge, 'qemu_identity')
+        self.sync_definition = self.patch(libvirt_files, 'sync_definition')
         self.sleep = self.patch(tenacity.nap.time, 'sleep')
 
     def patch(self, target, name):
         return self.useFixture(fixtures.MockPatchObject(target, name)).mock
+
+    def in_state(self, state):
+        """Create the overlay in a state."""
+        pathlib.Path(self.path).write_text(
+            '' if state is MergeState.MERGED else 'qcow2')
+        if state is MergeState.OUTSTANDING:
+            self.files.mark_unmerged()
+        else:
+            self.files.unmark()
 
     def define(self, path, live=None, running=False):
         """Define the guest on an image, and let it be found.
@@ -124,17 +136,16 @@ class TableTest(MergeTestCase):
 
     def run_in_states(self, act):
         """Run a function for each state, each time with an overlay."""
-        for state in STATES:
+        for state in MergeState:
             with self.subTest(state.name):
-                pathlib.Path(self.path).touch()
+                self.in_state(state)
                 self.commit.reset_mock()
-                self.merge.state = state
                 act(state)
 
     def test_table_has_action_for_each_guest_and_each_state(self):
         self.assertEqual(set(GuestState), set(overlay_merge.ACTIONS))
         for actions in overlay_merge.ACTIONS.values():
-            self.assertEqual(set(STATES), set(actions))
+            self.assertEqual(set(MergeState), set(actions))
 
     def test_each_action_of_the_table_is_used(self):
         used = {action for actions in overlay_merge.ACTIONS.values()
@@ -142,7 +153,7 @@ class TableTest(MergeTestCase):
         self.assertEqual(set(Action), used)
 
     def test_foreign_overlay_is_not_touched_and_libvirt_not_called(self):
-        self.merge.state = MergeState.FOREIGN
+        self.merge.foreign = True
         self.merge.run()
         self.assertTrue(os.path.exists(self.path))
         self.host.get_connection.assert_not_called()
@@ -151,15 +162,32 @@ class TableTest(MergeTestCase):
     def test_guest_that_left_the_overlay_is_defined_on_its_disk(self):
         def left(_state):
             self.run_commit(CommitState.MERGED)
-            self.save.side_effect = lambda: self.assertEqual(
-                (MergeState.MERGED, self.path),
-                (self.merge.state, self.defined_on()))
             self.merge.run()
             self.assertEqual(self.disk, self.defined_on())
             self.assert_removed()
 
         self.run_in_states(left)
-        self.assertEqual(3, self.save.call_count)
+
+    def test_overlay_is_removed_before_the_definition_is_put_back(self):
+        # A loss of power can undo the definition, and must not make the
+        # overlay the guest's again.
+        self.run_commit(CommitState.MERGED)
+        update = self.guest.update_persistent_device.side_effect
+        self.guest.update_persistent_device.side_effect = lambda xml: (
+            self.assert_removed(), update(xml))
+        self.merge.run()
+        self.assertEqual(self.disk, self.defined_on())
+
+    def test_fence_stays_until_the_definition_is_synced(self):
+        self.merge.files._fence.create()
+        self.run_commit(CommitState.MERGED)
+        self.sync_definition.side_effect = OSError('EIO')
+        self.assertRaises(exception.ReleaseFailed, self.merge.run)
+        self.assertTrue(self.files.exist())
+        self.sync_definition.side_effect = None
+        self.run_commit(CommitState.NOT_THERE)
+        self.merge.run()
+        self.assertFalse(self.files.exist())
 
     def test_running_guest_on_disk_keeps_overlay_with_data_unless_merged(self):
         self.holds_data.return_value = True
@@ -167,11 +195,14 @@ class TableTest(MergeTestCase):
 
         def on_disk(state):
             self.run_commit(CommitState.NOT_THERE)
+            self.define(self.disk, running=True)
             if state is MergeState.MERGED:
                 self.merge.run()
                 self.assert_removed()
             else:
-                self.assertIn('has written to it', self.merge_fails())
+                error = self.merge_fails()
+                self.assertIn('has written to it', error)
+                self.assertIn('Do not commit it', error)
 
         self.run_in_states(on_disk)
 
@@ -181,6 +212,7 @@ class TableTest(MergeTestCase):
 
         def on_disk(_state):
             self.run_commit(CommitState.NOT_THERE)
+            self.define(self.disk, running=True)
             self.merge.run()
             self.assert_removed()
 
@@ -188,49 +220,70 @@ class TableTest(MergeTestCase):
 
     def test_pivoting_guest_of_the_same_qemu_has_left_the_overlay(self):
         self.identity.return_value = 'this QEMU'
+        self.define(self.disk, running=True)
         self.merge.capture_state(self.guest)
-        self.merge.state = MergeState.PIVOTING
+        self.in_state(MergeState.PIVOTING)
         self.run_commit(CommitState.NOT_THERE)
         self.merge.run()
         self.holds_data.assert_not_called()
-        self.assertIs(MergeState.MERGED, self.merge.state)
         self.assert_removed()
 
-    def test_pivoting_guest_that_libvirt_defined_on_disk_has_left(self):
-        self.identity.return_value = 'another QEMU'
-        self.merge.state = MergeState.PIVOTING
-        self.run_commit(CommitState.NOT_THERE)
-        self.define(self.disk, running=True)
+    def test_qemu_that_will_leave_the_overlay_is_in_the_journal(self):
+        # After a suspend it is another QEMU than when the snapshot began.
+        self.identity.return_value = 'resumed QEMU'
+        self.run_commit(CommitState.MERGED)
+        self.define(self.path, running=True)
+        self.save.side_effect = lambda: self.assertEqual(
+            'resumed QEMU', self.merge.record()['qemu'])
         self.merge.run()
-        self.holds_data.assert_not_called()
-        self.assert_removed()
+        self.save.assert_called_once_with()
 
     def test_shut_off_guest_on_overlay_is_committed_unless_merged(self):
+        self.holds_same_data.return_value = True
+
         def on_overlay(state):
             self.define(self.path)
             self.merge.run()
-            self.assertEqual(state is not MergeState.MERGED,
+            self.assertEqual(state is MergeState.OUTSTANDING,
                              self.commit.called)
             self.assertEqual(self.disk, self.defined_on())
             self.assert_removed()
 
         self.run_in_states(on_overlay)
 
-    def test_shut_off_guest_on_disk_keeps_overlay_with_data_if_unmerged(self):
-        self.holds_data.return_value = True
-
-        def on_disk(state):
-            self.define(self.disk)
-            if state is MergeState.OUTSTANDING:
-                self.assertIn('two histories', self.merge_fails())
+    def test_overlay_that_may_be_older_is_not_committed_if_it_differs(self):
+        self.holds_same_data.return_value = False
+        self.patch(qemu_img, 'backing_chain').return_value = [
+            '/i/other', self.path, self.disk]
+        for path in (self.path, self.disk, '/i/other', None):
+            self.in_state(MergeState.PIVOTING)
+            if path:
+                self.define(path)
             else:
-                self.merge.run()
-                self.assert_removed()
+                self.find_guest.side_effect = GONE
+            error = self.merge_fails()
+            self.assertIn('unknown which of them is newer', error)
             self.commit.assert_not_called()
+            if path:
+                self.assertEqual(path, self.defined_on())
+                self.assertIn('First make copies', error)
+
+    def test_shut_off_guest_on_disk_keeps_overlay_with_other_data(self):
+        def on_disk(state):
+            for same in (False, True):
+                self.holds_same_data.return_value = same
+                self.define(self.disk)
+                if same or state is MergeState.MERGED:
+                    self.merge.run()
+                    self.assert_removed()
+                    return
+                self.assertIn('First make copies', self.merge_fails())
+                self.commit.assert_not_called()
 
         self.run_in_states(on_disk)
 
     def test_overlay_below_another_is_committed_and_leaves_the_chain(self):
+        self.holds_same_data.return_value = True
         self.patch(qemu_img, 'backing_chain').return_value = [
             '/i/other', self.path, self.disk]
         change = self.patch(qemu_img, 'change_backing_file')
@@ -239,30 +292,34 @@ class TableTest(MergeTestCase):
             self.define('/i/other')
             self.merge.run()
             self.commit.assert_called_once()
-            change.assert_called_with('/i/other', 'qcow2', self.target.disk)
+            change.assert_called_with('/i/other', self.target.disk)
             self.assert_removed()
 
         self.run_in_states(on_other)
 
-    def test_undefined_guest_is_committed_refused_or_only_removed(self):
+    def test_undefined_guest_is_committed_compared_or_only_removed(self):
+        self.holds_same_data.return_value = True
+
         def undefined(state):
-            if state is MergeState.PIVOTING:
-                self.assertIn('it is unknown whether', self.merge_fails())
-            else:
-                self.merge.run()
-                self.assert_removed()
+            self.merge.run()
+            self.assert_removed()
             self.assertEqual(state is MergeState.OUTSTANDING,
                              self.commit.called)
 
         self.run_in_states(undefined)
 
-    def test_deleted_overlay_of_undefined_guest_needs_nothing(self):
+    def test_companions_of_a_deleted_overlay_are_removed(self):
         def deleted(_state):
             os.unlink(self.path)
             self.merge.run()
             self.commit.assert_not_called()
+            self.assertFalse(self.files.exist())
 
         self.run_in_states(deleted)
+
+    def test_overlay_of_a_deleted_directory_needs_nothing(self):
+        shutil.rmtree(os.path.dirname(self.path))
+        self.merge.run()
 
 
 class MergeTest(MergeTestCase):
@@ -292,7 +349,7 @@ class MergeTest(MergeTestCase):
         check.run.configure_mock(**result)
         self.define(self.path)
 
-        def commit(path, _disk):
+        def commit(path, _disk, _base_chain):
             shutil.rmtree(os.path.dirname(path))
             raise processutils.ProcessExecutionError('could not open')
 
@@ -375,22 +432,28 @@ class MergeTest(MergeTestCase):
     def test_merge_continues_if_journal_can_not_be_written(self):
         for error in (OSError('no space'), exception.JournalFailed(
                 path='/j', reason='no space')):
-            pathlib.Path(self.path).touch()
+            self.in_state(MergeState.OUTSTANDING)
             self.save.side_effect = error
             self.run_commit(CommitState.MERGED)
+            self.define(self.path, running=True)
             self.merge.run()
             self.assert_removed()
 
-    def test_pivot_is_written_into_the_journal_once(self):
+    def test_marker_is_removed_before_the_pivot_and_back_if_it_failed(self):
         self.merge._before_pivot()
-        self.merge._before_pivot()
-        self.assertIs(MergeState.PIVOTING, self.merge.state)
-        self.save.assert_called_once_with()
+        self.assertIs(MergeState.PIVOTING, self.files.state)
+        self.merge._pivot_failed()
+        self.assertIs(MergeState.OUTSTANDING, self.files.state)
 
-    def test_merged_overlay_does_not_become_pivoting_again(self):
-        self.merge.state = MergeState.MERGED
+    def test_no_pivot_is_requested_if_the_marker_can_not_be_removed(self):
+        with mock.patch.object(os, 'unlink', side_effect=OSError('EROFS')):
+            self.assertRaises(OSError, self.merge._before_pivot)
+
+    def test_marker_that_can_not_be_put_back_is_no_error(self):
         self.merge._before_pivot()
-        self.assertIs(MergeState.MERGED, self.merge.state)
+        with mock.patch.object(os, 'open', side_effect=OSError('ENOSPC')):
+            self.merge._pivot_failed()
+        self.assertIs(MergeState.PIVOTING, self.files.state)
 
 
 class Leftover(journal.Resource):
@@ -432,4 +495,3 @@ class UnexpectedErrorTest(MergeTestCase):
         self.assertRaises(ValueError, snapshot)
         [record] = journal.find(self.target.instance.uuid).records
         self.assertEqual('overlay', record.kind)
-        self.assertEqual('OUTSTANDING', record.data['state'])

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt's files of a guest, and how their changes become durable.
+
+libvirt writes a definition to a new file, syncs that file and renames it, but
+does not sync the directory (virFileRewrite in its src/util/virfile.c). It
+removes saved memory without a sync. A loss of power can undo both.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nova import utils
+from oslo_log import log as logging
+
+from nova_snapext import conf
+from nova_snapext import durable
+from nova_snapext.hypervisor import privsep
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+
+def sync_definition(name: str) -> None:
+    """Make the latest change of a guest's persistent definition durable.
+
+    :param name: name of the guest's domain
+    :raises OSError: a loss of power may undo it
+    """
+    directory = CONF.snapext.libvirt_config_directory
+    _sync(directory, os.path.join(directory, f'{name}.xml'))
+
+
+def sync_saved_memory() -> None:
+    """Make it durable that the memory of a guest was saved, or is removed.
+
+    :raises OSError: a loss of power may undo it
+    """
+    directory = CONF.snapext.libvirt_save_directory
+    _sync(directory, directory)
+
+
+def _sync(directory: str, known: str) -> None:
+    """Sync a directory of libvirt.
+
+    :param known: a path that exists if it is the right directory
+    """
+    try:
+        os.stat(known)
+        durable.sync(directory)
+    except FileNotFoundError:
+        # The files of this libvirtd are elsewhere, perhaps in a container.
+        LOG.debug('There is no %s: syncing all file systems', known)
+        utils.tpool_wrap(os.sync)()
+    except PermissionError:
+        privsep.sync(directory)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of an overlay, and what they say about its data.
+
+The files say it, and not the journal: they move with the disk to other hosts,
+are there if the journal is lost, and change without needing any space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+
+from oslo_log import log as logging
+
+from nova_snapext import durable
+from nova_snapext import exception
+from nova_snapext.hypervisor import qemu_img
+from nova_snapext import plan as planning
+from nova_snapext.resources import fence
+
+LOG = logging.getLogger(__name__)
+
+#: Appended to the name of the overlay.
+MARKER = '.unmerged'
+
+
+class MergeState(enum.Enum):
+    """What is known of an overlay."""
+
+    #: It may contain data that the disk does not.
+    OUTSTANDING = enum.auto()
+    #: QEMU may have been told to leave it. It is unknown whether the overlay
+    #: or the disk has the newer data.
+    PIVOTING = enum.auto()
+    #: The disk has all data.
+    MERGED = enum.auto()
+
+
+class OverlayFiles:
+    """An overlay, its marker, and the fence around them.
+
+    The marker is an empty file that says that the disk was not written to
+    since the overlay exists. It is removed before QEMU may leave the overlay.
+
+    ============================ =======================
+    overlay                      state
+    ============================ =======================
+    with the marker              OUTSTANDING
+    without the marker           PIVOTING
+    missing or without any byte  MERGED
+    ============================ =======================
+
+    Every change is durable when its method returns, so that no loss of power
+    can make a merged overlay look unmerged.
+
+    :ivar path: path of the overlay
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._new = f'{path}{durable.NEW}'
+        self._marker = f'{path}{MARKER}'
+        self._fence = fence.Fence(path)
+
+    def exist(self) -> bool:
+        """Return whether the overlay or any companion of it exists."""
+        return self._fence.exists() or any(map(os.path.lexists, (
+            self.path, self._marker, self._new)))
+
+    @property
+    def state(self) -> MergeState:
+        """Return what is known of the overlay.
+
+        :raises UnexpectedState: its directory is out of reach
+        """
+        try:
+            size = os.stat(self.path).st_size
+        except FileNotFoundError:
+            if not os.path.isdir(os.path.dirname(self.path)):
+                raise exception.UnexpectedState(
+                    reason=f'the directory of {self.path} does not exist. If '
+                           f'it is on shared storage, mount it') from None
+            size = 0
+        if size == 0:
+            return MergeState.MERGED
+        return (MergeState.OUTSTANDING if os.path.exists(self._marker)
+                else MergeState.PIVOTING)
+
+    def create(self, disk: planning.RootDisk, size: int) -> None:
+        """Create an overlay over a disk.
+
+        :param size: virtual size of both, in bytes
+        :raises FileExistsError: the overlay exists; nothing was changed
+        :raises ProcessExecutionError: it can't be created
+        :raises OSError: it can't be created
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._new)
+        qemu_img.create_overlay(self._new, disk, size)
+        try:
+            # A loss of power must not leave half an overlay.
+            durable.sync(self._new)
+            os.link(self._new, self.path)
+        finally:
+            os.unlink(self._new)
+        self.mark_unmerged()
+        self._fence.create()
+
+    def mark_unmerged(self) -> None:
+        """Create the marker.
+
+        Call it only while no guest can write to the disk.
+
+        :raises OSError: it can't be created
+        """
+        if not os.path.exists(self._marker):
+            os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, 0o644))
+        durable.sync_parent(self._marker)
+        LOG.debug('Marked the overlay %s as newer than its disk', self.path)
+
+    def unmark(self) -> None:
+        """Remove the marker.
+
+        :raises OSError: it can't be removed, or a loss of power can undo it
+        """
+        durable.unlink(self._marker)
+        LOG.debug('The overlay %s is no longer marked as newer than its disk',
+                  self.path)
+
+    def remove_overlay(self) -> None:
+        """Remove the overlay and the marker; the fence stays.
+
+        Nova may have removed them, together with the instance.
+
+        :raises OSError: they can't be removed, or a loss of power can undo it
+        """
+        if not os.path.isdir(os.path.dirname(self.path)):
+            return
+        # The overlay first: a marker alone says nothing.
+        for path in (self.path, self._marker, self._new):
+            durable.unlink(path)
+        LOG.debug('The overlay %s is removed', self.path)
+
+    def remove_fence(self) -> None:
+        """Remove the fence: the definitions of the guest use the disk.
+
+        :raises OSError: it can't be removed
+        """
+        self._fence.remove()

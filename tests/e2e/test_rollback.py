@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A return to Nova's own driver while an overlay is outstanding."""
+
+import signal
+
+from devcloud import compute
+from devcloud import services
+from devcloud import servers
+from devcloud import wait
+
+from tests.e2e import base
+from tests.e2e import proxy
+
+NOVAS_DRIVER = 'DEFAULT.compute_driver=libvirt.LibvirtDriver'
+
+
+class RollbackTest(base.CloudTestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.proxy = cls.use_glance_proxy()
+        super().setUpClass()
+        cls.server = cls.boot()
+
+    def kill(self):
+        """Kill nova-compute during an upload, and end the connection."""
+        process = services.nova_compute(self.state).daemon(
+            self.state).identity()
+        process.signal(signal.SIGKILL)
+        wait.until('end of nova-compute', lambda: not process.is_alive(), 30)
+        raise ConnectionAbortedError()
+
+    def leave_overlay(self):
+        self.proxy.faults = proxy.Faults(before_end=self.kill)
+        servers.action(self.client, self.server, 'createImage', {
+            'name': 'e2e', 'metadata': {'snapext_strategy': 'external'}})
+        daemon = services.nova_compute(self.state).daemon(self.state)
+        wait.until('end of nova-compute', lambda: not daemon.is_running(),
+                   base.SNAPSHOT_TIMEOUT)
+        self.proxy.faults = proxy.Faults()
+        self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))
+
+    def test_novas_own_driver_does_not_boot_the_disk_without_its_overlay(self):
+        self.addCleanup(compute.start, self.state)
+        self.leave_overlay()
+        self.await_records(self.server, 3)
+        acknowledged = self.last_record(self.server)
+
+        self.configure(NOVAS_DRIVER)
+        servers.action(self.client, self.server, 'reboot', {'type': 'HARD'})
+        servers.await_status(self.client, self.server, 'ERROR')
+        log = self.state.log('nova-compute').read_text(errors='replace')
+        self.assertRegex(log, r'InvalidDiskInfo.*nova-snapext: .*'
+                              r'disk\.snapext contains data')
+
+        self.configure()
+        self.action(self.server, 'reboot', 'ACTIVE', {'type': 'HARD'})
+        found = wait.until(
+            'the guest to verify its records',
+            lambda: self.console(self.server).find(
+                r'^FOUND (\d+) LAST (\d+) GAPS (\d+) BAD (\d+)'),
+            base.BOOT_TIMEOUT)
+        records, last, gaps, bad = map(int, found.groups())
+        self.assertGreaterEqual(last, acknowledged)
+        self.assertEqual([last, 0, 0], [records, gaps, bad])
+        self.assert_keeps_writing(self.server)
+        self.assert_nothing_left(self.server)
+        self.assertEqual([], [
+            path.name for path in (self.state.instances / self.server)
+            .glob('*snapext*')])
+        self.assert_snapshot_complete(self.snapshot(self.server))
