@@ -27,10 +27,11 @@ NAME = 'disk.info'
 #: Appended to the name of Nova's own file while the fence takes its place.
 KEPT = '.snapext'
 START = 'nova-snapext:'
-TEXT = (f'{START} {{overlay}} contains data of this instance that its disk '
-        f'lacks. Do not start it without nova-snapext: run "nova-snapext '
-        f'recover" on this host, or set compute_driver back to '
-        f'snapext.SnapextDriver.\n')
+# Users see it in the fault of the instance: no path of the host is in it.
+TEXT = (f'{START} the overlay beside this file contains data of the instance '
+        f'that its disk lacks. Do not start it without nova-snapext: set '
+        f'compute_driver back to snapext.SnapextDriver, or stop nova-compute '
+        f'on this host and run "nova-snapext drain".\n')
 
 
 class Fence:
@@ -40,7 +41,6 @@ class Fence:
     """
 
     def __init__(self, overlay: str):
-        self._overlay = overlay
         self.path = os.path.join(os.path.dirname(overlay), NAME)
         self._kept = f'{self.path}{KEPT}'
 
@@ -55,7 +55,7 @@ class Fence:
             os.unlink(self._kept)
         with contextlib.suppress(FileNotFoundError):
             os.link(self.path, self._kept)
-        durable.write(self.path, TEXT.format(overlay=self._overlay))
+        durable.write(self.path, TEXT)
 
     def remove(self) -> None:
         """Put Nova's own file back, if there was one.

@@ -50,11 +50,11 @@ class RollbackTest(base.CloudTestCase):
         servers.action(self.client, self.server, 'reboot', {'type': 'HARD'})
         servers.await_status(self.client, self.server, 'ERROR')
         log = self.state.log('nova-compute').read_text(errors='replace')
-        self.assertRegex(log, r'InvalidDiskInfo.*nova-snapext: .*'
-                              r'disk\.snapext contains data')
+        self.assertRegex(log, r'InvalidDiskInfo.*nova-snapext: the overlay')
 
         self.configure()
-        self.action(self.server, 'reboot', 'ACTIVE', {'type': 'HARD'})
+        self.run_action(self.server, 'reboot', {'type': 'HARD'})
+        servers.await_status(self.client, self.server, 'ACTIVE')
         found = wait.until(
             'the guest to verify its records',
             lambda: self.console(self.server).find(

@@ -166,8 +166,7 @@ class FenceTest(FilesTestCase):
             self.fence.create()
             error = self.assertRaises(nova_exception.InvalidDiskInfo,
                                       self.novas_image)
-            self.assertIn(str(self.path), str(error))
-            self.assertIn('nova-snapext recover', str(error))
+            self.assertIn('nova-snapext drain', str(error))
             self.fence.remove()
             self.assertEqual('qcow2', self.novas_image())
 
