@@ -35,6 +35,14 @@ def targets_of(definition: str) -> list[str]:
             .findall('./devices/disk/target')]
 
 
+def all_paths(definition: str) -> set[str]:
+    """Return the paths of all disks, backing chains included."""
+    sources = etree.fromstring(definition).findall('./devices/disk//source')
+    return {path for source in sources
+            for attribute in PATH_ATTRIBUTES.values()
+            if (path := source.get(attribute)) is not None}
+
+
 def path_of(disk: etree._Element) -> str | None:
     """Return the path of a disk, a backing store or a mirror."""
     source = disk.find('source')

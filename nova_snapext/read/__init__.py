@@ -6,6 +6,8 @@ from nova_snapext.read.extent import coalesced
 from nova_snapext.read.extent import Extent
 from nova_snapext.read.nbd import Disk
 from nova_snapext.read.nbd import is_zero
+from nova_snapext.read.nbd import unix_export
 from nova_snapext.read.nbd import unix_uri
 
-__all__ = ['BufferPool', 'Disk', 'Extent', 'coalesced', 'is_zero', 'unix_uri']
+__all__ = ['BufferPool', 'Disk', 'Extent', 'coalesced', 'is_zero',
+           'unix_export', 'unix_uri']

@@ -66,6 +66,18 @@ def unix_uri(socket: str, export: str) -> str:
             f"?socket={urllib.parse.quote(socket)}")
 
 
+def unix_export(uri: str) -> tuple[str, str] | None:
+    """Return socket path and export name of an NBD URI, see unix_uri().
+
+    :returns: None if the URI names no Unix socket
+    """
+    parts = urllib.parse.urlsplit(uri)
+    sockets = urllib.parse.parse_qs(parts.query).get('socket')
+    if parts.scheme != 'nbd+unix' or not sockets:
+        return None
+    return sockets[0], urllib.parse.unquote(parts.path.removeprefix('/'))
+
+
 def is_zero(view: memoryview) -> bool:
     """Check, at the speed of C, whether a buffer contains only zeros."""
     return bool(nbd.Buffer.from_buffer(view).is_zero())

@@ -22,11 +22,13 @@ import psutil
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.hypervisor import chain
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import image_header
 from nova_snapext import journal
 from nova_snapext.journal import file as journal_file
 from nova_snapext.resources import backup_job
+from nova_snapext.resources import disk_definition
 from nova_snapext.resources import fence
 from nova_snapext.resources import overlay
 from nova_snapext.resources import work_directory
@@ -116,12 +118,11 @@ def _is_ours(path: pathlib.Path) -> bool:
 
 
 def _of_guest(guest: domain.Domain) -> Iterator[Leftover]:
-    definitions = [guest.get_xml_desc(),
-                   guest.get_xml_desc(dump_inactive=True)]
-    if guest.has_managed_save():
-        definitions.append(guest.managed_save_xml())
-    sources = {source for definition in definitions
-               for source in _files_of(definition)}
+    definitions = (guest.get_xml_desc(),
+                   guest.get_xml_desc(dump_inactive=True),
+                   disk_definition.saved_definition(guest))
+    sources = {path for definition in definitions if definition is not None
+               for path in chain.all_paths(definition)}
     for path in sorted(sources):
         if os.path.basename(path) == overlay.NAME:
             yield Leftover(
@@ -134,12 +135,6 @@ def _of_guest(guest: domain.Domain) -> Iterator[Leftover]:
             f'End it with "virsh domjobabort {guest.name}".')
     for path in sorted(sources):
         yield from _internal_snapshots(guest, path)
-
-
-def _files_of(definition: str) -> set[str]:
-    """Return the files of all disks, backing chains included."""
-    sources = etree.fromstring(definition).findall('./devices/disk//source')
-    return {source.get('file') for source in sources} - {None}
 
 
 def _has_backup_job(guest: domain.Domain) -> bool:

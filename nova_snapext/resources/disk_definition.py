@@ -8,12 +8,16 @@ memory.
 
 from __future__ import annotations
 
+import libvirt
 from lxml import etree
+from oslo_log import log as logging
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import chain
 from nova_snapext.hypervisor import domain
 from nova_snapext import plan as planning
+
+LOG = logging.getLogger(__name__)
 
 
 def live_chain(guest: domain.Domain, target: str) -> list[str | None]:
@@ -30,10 +34,32 @@ def next_start_disks(guest: domain.Domain,
 
     :param target: the guest's name of the disk, such as ``vda``
     """
-    definitions = [guest.get_xml_desc(dump_inactive=True)]
-    if guest.has_managed_save():
-        definitions.append(guest.managed_save_xml())
-    return [chain.find_disk(definition, target) for definition in definitions]
+    definitions = [guest.get_xml_desc(dump_inactive=True),
+                   saved_definition(guest)]
+    return [chain.find_disk(definition, target)
+            for definition in definitions if definition is not None]
+
+
+def saved_definition(guest: domain.Domain,
+                     with_secrets: bool = False) -> str | None:
+    """Return the definition in a guest's saved memory.
+
+    :returns: None if there is no saved memory, or only a part of it, as after
+        a loss of power. libvirt starts the guest without that part.
+    """
+    if not guest.has_managed_save():
+        return None
+    try:
+        return guest.managed_save_xml(with_secrets)
+    except libvirt.libvirtError as error:
+        # "save image is incomplete", "failed to read qemu header", "image
+        # magic is incorrect": qemuSaveImageOpen() of libvirt.
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
+            raise
+        LOG.warning('The saved memory of guest %(guest)s can\'t be used, and '
+                    'is ignored: %(error)s',
+                    {'guest': guest.name, 'error': error})
+        return None
 
 
 def check_guest_uses(disk: planning.RootDisk, guest: domain.Domain) -> None:
@@ -67,10 +93,10 @@ def move_persistent(guest: domain.Domain, old: planning.RootDisk,
 def move_saved_memory(guest: domain.Domain, old: planning.RootDisk,
                       new: planning.RootDisk) -> None:
     """Replace the disk in the saved memory, if it is the old one."""
-    if not guest.has_managed_save():
+    definition = saved_definition(guest, with_secrets=True)
+    if definition is None:
         return
-    disk = chain.find_disk(
-        guest.managed_save_xml(with_secrets=True), old.target)
+    disk = chain.find_disk(definition, old.target)
     if chain.path_of(disk) != old.path:
         return
     chain.set_source(disk, new)

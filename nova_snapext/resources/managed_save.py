@@ -21,6 +21,7 @@ from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.resources import disk_definition
 from nova_snapext.resources import overlay as overlay_resource
 
 CONF = conf.CONF
@@ -105,6 +106,9 @@ class ManagedSave(journal.Resource):
         elif guest.has_managed_save():
             if self._may_have_run(guest):
                 self._discard(guest, 'the guest may have run since then')
+            elif (self._has_rebooted() and
+                    disk_definition.saved_definition(guest) is None):
+                self._discard(guest, 'only a part of it is left')
             else:
                 self._resume_or_discard(guest)
         libvirt_files.sync_saved_memory()

@@ -102,9 +102,8 @@ class Overlay(journal.Resource):
              instance: objects.Instance) -> ty.Self | None:
         """Return the overlay of an instance that no journal knows.
 
-        Of an overlay that was merged, what is left is removed.
-
-        :returns: None if the instance has no overlay
+        :returns: None if the instance has no overlay. It may be merged
+            already, and only be defined or fenced.
         :raises UnexpectedState: it is not over a disk of the instance
         :raises OSError: it can't be read
         :raises UnexpectedHeader: its header is not that of our overlay
@@ -114,24 +113,13 @@ class Overlay(journal.Resource):
         files = overlay_files.OverlayFiles(path)
         if not files.exist():
             return None
-        if files.state is overlay_files.MergeState.MERGED:
+        disk = files.base()
+        if disk is None and files.state is overlay_files.MergeState.MERGED:
             files.remove_overlay()
             files.remove_fence()
             return None
-        base, base_format = qemu_img.backing_file(path)
-        if (os.path.dirname(base) != directory and
-                instance.uuid not in os.path.basename(base)):
-            raise exception.UnexpectedState(
-                reason=f'{path} is an overlay over {base}, which does not '
-                       f'belong to this instance. It may contain guest data: '
-                       f'find out whose it is, and move it away')
-        guest = domain.find(driver._host, instance)
-        disk = planning.RootDisk(
-            target='' if guest is None
-            else planning.find_root_disk(guest, instance).target,
-            storage='block' if pathlib.Path(base).is_block_device()
-            else 'file',
-            path=base, format=base_format)
+        if disk is None:
+            disk = _disk_in_header(driver, instance, path)
         return cls(driver._host, planning.Target(
             context=nova_context.get_admin_context(), instance=instance,
             disk=disk, image_id=''))
@@ -259,3 +247,25 @@ class Overlay(journal.Resource):
                 disk.source_path = self.path
             snapshot.add_disk(disk)
         return str(snapshot.to_xml())
+
+
+def _disk_in_header(driver: libvirt_driver.LibvirtDriver,
+                    instance: objects.Instance,
+                    path: str) -> planning.RootDisk:
+    """Return the disk that the header of an overlay names.
+
+    :raises UnexpectedState: it is not a disk of the instance
+    """
+    base, base_format = qemu_img.backing_file(path)
+    if (os.path.dirname(base) != os.path.dirname(path) and
+            instance.uuid not in os.path.basename(base)):
+        raise exception.UnexpectedState(
+            reason=f'{path} is an overlay over {base}, which does not '
+                   f'belong to this instance. It may contain guest data: '
+                   f'find out whose it is, and move it away')
+    guest = domain.find(driver._host, instance)
+    return planning.RootDisk(
+        target='' if guest is None
+        else planning.find_root_disk(guest, instance).target,
+        storage='block' if pathlib.Path(base).is_block_device() else 'file',
+        path=base, format=base_format)

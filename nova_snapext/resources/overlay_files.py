@@ -8,8 +8,11 @@ are there if the journal is lost, and change without needing any space.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
+import json
 import os
+import pathlib
 
 from oslo_log import log as logging
 
@@ -23,6 +26,7 @@ LOG = logging.getLogger(__name__)
 
 #: Appended to the name of the overlay.
 MARKER = '.unmerged'
+BASE = '.base'
 
 
 class MergeState(enum.Enum):
@@ -38,7 +42,7 @@ class MergeState(enum.Enum):
 
 
 class OverlayFiles:
-    """An overlay, its marker, and the fence around them.
+    """An overlay, its marker, its description, and the fence around them.
 
     The marker is an empty file that says that the disk was not written to
     since the overlay exists. It is removed before QEMU may leave the overlay.
@@ -51,6 +55,9 @@ class OverlayFiles:
     missing or without any byte  MERGED
     ============================ =======================
 
+    The description says what disk is below the overlay. QEMU can write the
+    header of the overlay, but no file in this directory.
+
     Every change is durable when its method returns, so that no loss of power
     can make a merged overlay look unmerged.
 
@@ -61,12 +68,27 @@ class OverlayFiles:
         self.path = path
         self._new = f'{path}{durable.NEW}'
         self._marker = f'{path}{MARKER}'
+        self._base = f'{path}{BASE}'
         self._fence = fence.Fence(path)
 
     def exist(self) -> bool:
         """Return whether the overlay or any companion of it exists."""
         return self._fence.exists() or any(map(os.path.lexists, (
-            self.path, self._marker, self._new)))
+            self.path, self._marker, self._base, self._new)))
+
+    def base(self) -> planning.RootDisk | None:
+        """Return the disk below the overlay; None if there is no description.
+
+        :raises UnexpectedState: the description can't be read
+        """
+        try:
+            return planning.RootDisk(**json.loads(
+                pathlib.Path(self._base).read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise exception.UnexpectedState(
+                reason=f'{self._base} can\'t be read: {error}') from error
 
     @property
     def state(self) -> MergeState:
@@ -102,6 +124,7 @@ class OverlayFiles:
             # A loss of power must not leave half an overlay.
             durable.sync(self._new)
             os.link(self._new, self.path)
+            durable.write(self._base, json.dumps(dataclasses.asdict(disk)))
         finally:
             os.unlink(self._new)
         self.mark_unmerged()
@@ -143,8 +166,10 @@ class OverlayFiles:
         LOG.debug('The overlay %s is removed', self.path)
 
     def remove_fence(self) -> None:
-        """Remove the fence: the definitions of the guest use the disk.
+        """Remove fence and description: the guest's definitions use the disk.
 
-        :raises OSError: it can't be removed
+        :raises OSError: they can't be removed
         """
         self._fence.remove()
+        if os.path.isdir(os.path.dirname(self.path)):
+            durable.unlink(self._base)

@@ -4,8 +4,8 @@
 import signal
 
 from devcloud import compute
-from devcloud import services
 from devcloud import servers
+from devcloud import services
 from devcloud import wait
 
 from tests.e2e import base

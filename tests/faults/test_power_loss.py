@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host loses power while a guest uses an overlay."""
 
+import http
 import signal
 
 from devcloud import compute
+from devcloud import errors
 from devcloud import servers
 from devcloud import wait
 
@@ -53,9 +55,23 @@ class PowerLossTestCase(base.FaultTestCase):
         type(self).lost_lines |= {self.last_record(self.server) + 1}
 
     def start_guest(self):
-        """Start the guest as its user would. Nova may still show it active."""
+        """Start the guest as its user would. Nova may still show it active.
+
+        In the first minute of nova-compute, after a random delay
+        (periodic_fuzzy_delay), Nova finds out that the guest is off, and
+        stops it by itself: ComputeManager._sync_power_states.
+        """
+        # The recovery may still be in progress.
+        wait.until('the end of the task', lambda: self.task_state() is None,
+                   base.SETTLE_TIMEOUT)
         if servers.show(self.client, self.server)['status'] == 'ACTIVE':
-            self.action(self.server, 'os-stop', 'SHUTOFF')
+            try:
+                servers.action(self.client, self.server, 'os-stop')
+            except errors.ApiError as error:
+                # Nova has just begun to stop it.
+                if error.code != http.HTTPStatus.CONFLICT:
+                    raise
+            servers.await_status(self.client, self.server, 'SHUTOFF')
         self.action(self.server, 'os-start', 'ACTIVE')
 
 

@@ -194,12 +194,12 @@ class SmallFileSystemTestCase(StagedTestCase):
     def qemu_imgs(self):
         """Return the pids of qemu-img processes that read the test's disk."""
         found = []
+        socket, _export = read.unix_export(self.uri)
         for process in pathlib.Path('/proc').glob('[0-9]*'):
             with contextlib.suppress(OSError):  # it has just ended
-                arguments = (process / 'cmdline').read_bytes().split(b'\0')
-                if arguments[0] == b'qemu-img' and any(
-                        self.uri.encode() in argument
-                        for argument in arguments):
+                command = (process / 'cmdline').read_bytes()
+                if (command.startswith(b'qemu-img\0') and
+                        os.path.dirname(socket).encode() in command):
                     found.append(int(process.name))
         return found
 
@@ -366,10 +366,13 @@ class ProcessTest(SmallFileSystemTestCase):
         os.mkfifo(self.fifo)
 
     def start(self, backend='threading', read_timeout=SOON):
-        return self.enterContext(subprocess.Popen(
+        process = self.enterContext(subprocess.Popen(
             [sys.executable, '-c', STAGE.format(backend=backend), self.uri,
              str(self.snapshots), self.fifo, str(read_timeout)],
             stdout=subprocess.PIPE, text=True))
+        # Does nothing if the process has ended.
+        self.addCleanup(process.kill)
+        return process
 
     def await_readable(self, descriptor):
         self.assertEqual([descriptor],

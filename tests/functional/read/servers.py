@@ -23,9 +23,10 @@ class Server(fixtures.Fixture):
         self.command = command
 
     def _setUp(self):
-        # The path has characters that a URI must escape.
+        # The path has characters that a URI, or an option of QEMU, must
+        # escape.
         directory = os.path.join(self.useFixture(fixtures.TempDir()).path,
-                                 'a&b c+d%')
+                                 'a&b c+d%,')
         os.mkdir(directory)
         self.socket = os.path.join(directory, 'nbd')
         with socket.socket(socket.AF_UNIX) as listener:

@@ -248,7 +248,7 @@ class CommitTest(RecoveryTestCase):
     # Here nobody can tell afterwards where a guest that has ended wrote last.
     PIVOTING = (
         lambda: killed_after(overlay_merge.OverlayMerge, '_before_pivot'),
-        lambda: killed_after(block_commit.ActiveCommit, '_follow'),
+        lambda: killed_after(block_commit.ActiveCommit, '_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, 'run'),
         lambda: killed_before(overlay_files.OverlayFiles, 'remove_overlay'),
     )
@@ -290,7 +290,8 @@ class CommitTest(RecoveryTestCase):
                 self.assert_recovers_shut_off(plan, AFTER)
 
     def test_guest_without_power_at_pivot_keeps_both_if_they_differ(self):
-        for number, kill in enumerate(self.PIVOTING):
+        # Before, the commit may still copy what the guest writes.
+        for number, kill in enumerate(self.PIVOTING[2:]):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.write_as_guest(plan, LATER)
@@ -483,7 +484,7 @@ class FoundOverlayTest(RecoveryTestCase):
         error = self.assertRaises(
             exception.NotRecovered, recover.ensure_recovered, self.driver,
             None, plan.instance)
-        self.assertIn('does not belong to this instance', str(error))
+        self.assertIn('names the backing file', str(error))
         self.assertTrue(self.overlay_of(plan).exists())
 
 

@@ -83,6 +83,11 @@ class RunningGuestContract(FreezeAssertions):
     def test_paused_guest_is_frozen_and_stays_paused(self):
         plan = self.guest(self.qcow2())
         plan.guest.pause()
+        reason = self.strategy.unsupported_reason(plan)
+        if reason is not None:
+            # QEMU 10 would not merge the overlay: it is not frozen at all.
+            self.assertIn('inactive-disks', reason)
+            return
         before = self.definitions(plan)
         with self.strategy.freeze(plan) as frozen:
             self.assertEqual({0}, self.content(frozen))

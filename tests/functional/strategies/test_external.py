@@ -115,7 +115,8 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
                 if etree.tostring(disk) != etree.tostring(was)]
             self.assertEqual(['vda'], changed)
             self.assertEqual(
-                {'disk.snapext', 'disk.snapext.unmerged', 'disk.info'},
+                {'disk.snapext', 'disk.snapext.unmerged', 'disk.snapext.base',
+                 'disk.info'},
                 set(os.listdir(self.images / plan.instance.uuid)))
         self.assertEqual(before, self.definitions(plan))
         self.assert_nothing_left(plan)

@@ -165,6 +165,14 @@ class ManagedSaveTest(base.TestCase):
         self.restored(rebooted=True).release()
         self.guest.remove_managed_save.assert_called_once_with()
 
+    def test_part_of_a_memory_is_discarded_after_a_loss_of_power(self):
+        self.suspend()
+        self.guest.managed_save_xml.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_OPERATION_FAILED)
+        self.restored(rebooted=True).release()
+        self.guest.remove_managed_save.assert_called_once_with()
+        self.driver._create_guest.assert_not_called()
+
     def test_damaged_memory_is_kept_while_the_overlay_is_not_merged(self):
         self.suspend()
         self.overlay.merge.side_effect = libvirt.libvirtError('busy')

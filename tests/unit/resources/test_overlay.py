@@ -79,8 +79,17 @@ class OverlayTest(base.TestCase):
         self.patch(qemu_img, 'create_overlay').side_effect = (
             lambda path, _disk, _size: pathlib.Path(path).touch())
         files.create(self.target.disk, 1)
+        directory = os.path.dirname(self.overlay.path)
+        os.unlink(os.path.join(directory, 'disk.snapext.base'))
         self.assertIsNone(self.find('/i/disk'))
-        self.assertEqual([], os.listdir(os.path.dirname(self.overlay.path)))
+        self.assertEqual([], os.listdir(directory))
+
+    def test_description_is_believed_and_not_the_header(self):
+        self.patch(qemu_img, 'create_overlay').side_effect = (
+            lambda path, _disk, _size: pathlib.Path(path).write_text('qcow2'))
+        overlay_files.OverlayFiles(self.overlay.path).create(
+            self.target.disk, 1)
+        self.assertEqual(self.target.disk, self.find('/elsewhere/disk')._disk)
 
     def test_overlay_over_disk_of_the_instance_is_found(self):
         pathlib.Path(self.overlay.path).write_text('qcow2')

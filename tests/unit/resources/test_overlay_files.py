@@ -86,8 +86,17 @@ class CreateTest(FilesTestCase):
         self.files.create(self.disk, 1)
         self.assertEqual('qcow2', self.path.read_text())
         self.assertEqual(
-            {'disk.snapext', 'disk.snapext.unmerged', 'disk.info'},
+            {'disk.snapext', 'disk.snapext.unmerged', 'disk.snapext.base',
+             'disk.info'},
             self.names())
+
+    def test_description_says_what_disk_is_below(self):
+        self.assertIsNone(self.files.base())
+        self.files.create(self.disk, 1)
+        self.assertEqual(self.disk, self.files.base())
+        for text in ('{', '[]', '{"surprise": 1}'):
+            (self.directory / 'disk.snapext.base').write_text(text)
+            self.assertRaises(exception.UnexpectedState, self.files.base)
 
     def test_overlay_that_can_not_be_created_leaves_nothing(self):
         self.create_overlay.side_effect = (
