@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
 
 from devcloud import errors
 from devcloud import layout
@@ -63,7 +64,18 @@ class Export:
     def __init__(self, disk: Disk, place: pathlib.Path) -> None:
         self.disk = disk
         self.socket = place / 'nbd'
-        self.uri = f'nbd+unix:///?socket={self.socket}'
+        socket = urllib.parse.quote(str(self.socket))
+        self.uri = f'nbd+unix:///?socket={socket}'
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Return the disk as arguments of qemu-img."""
+        # Not as a URI: QEMU 9.1 and newer decode its query before they split
+        # it. A doubled comma is a comma of the value.
+        path = str(self.socket).replace(',', ',,')
+        return '--image-opts', (
+            f'driver=raw,file.driver=nbd,file.server.type=unix,'
+            f'file.server.path={path}')
 
     @contextlib.contextmanager
     def serving(self) -> Iterator['Export']:
@@ -141,15 +153,15 @@ def contestants(place: pathlib.Path
 
     def convert(export: Export) -> dict[str, float]:
         try:
-            return _program(['qemu-img', 'convert', '-f', 'raw', '-O',
-                             'qcow2', export.uri, target])
+            return _program(['qemu-img', 'convert', '-O', 'qcow2',
+                             *export.source, target])
         finally:
             target.unlink(missing_ok=True)
 
     def convert_null(export: Export) -> dict[str, float]:
         return _program([
-            'qemu-img', 'convert', '-n', '-f', 'raw', '--target-image-opts',
-            export.uri, f'driver=null-co,size={export.disk.size}'])
+            'qemu-img', 'convert', '-n', '--target-image-opts',
+            *export.source, f'driver=null-co,size={export.disk.size}'])
 
     def nbdcopy(export: Export) -> dict[str, float]:
         return _program(['nbdcopy', export.uri, 'null:'])

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paths, ports and secrets of the cloud."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import secrets
 
+from devcloud import errors
 from devcloud import shell
 
 HOST = '127.0.0.1'
@@ -121,6 +125,19 @@ class State:
     def mark_done(self, step: str, inputs: str = '') -> None:
         """Record that a step was done with these inputs."""
         shell.write(self.root / 'done' / step, _digest(inputs))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Prevent two runs from using the directory at the same time."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / 'lock', 'w') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise errors.CloudError(
+                    f'another run uses {self.root}: wait for its end'
+                ) from None
+            yield
 
 
 def _digest(text: str) -> str:

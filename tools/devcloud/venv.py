@@ -106,6 +106,12 @@ def _pip(state: cloud_state.State, *words: str | pathlib.Path,
 
 def source_files() -> list[str]:
     """Return the names of the files that the wheel is built from."""
+    return [name for name in checkout_files()
+            if not name.startswith(('tools/', 'tests/'))]
+
+
+def checkout_files() -> list[str]:
+    """Return the names of all files of the checkout, without what is made."""
     checkout = cloud_state.CHECKOUT
     try:
         listed = shell.run(
@@ -114,7 +120,7 @@ def source_files() -> list[str]:
     except errors.CloudError:  # There is no git, or no repository.
         listed = [str(path.relative_to(checkout))
                   for path in checkout.rglob('*')]
-    outside = ('tools/', 'tests/', '.git/', '.tox/', '.stestr/')
+    outside = ('.git/', '.tox/', '.stestr/')
     return sorted(name for name in listed
                   if name and not name.startswith(outside)
                   and '__pycache__' not in name

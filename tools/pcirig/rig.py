@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run tests on the rig: make the disk, boot the machine, report."""
 
-from collections.abc import Iterator
-import contextlib
-import fcntl
 import os
 import pathlib
 import re
@@ -98,7 +95,7 @@ class Rig:
         """
         command = TESTS.format(filters=shlex.join(
             word for name in filters for word in ('-k', name)))
-        with self._lock():
+        with self._state.lock():
             code = self._boot(command, timeout, subprocess.DEVNULL)
             output = (self._run / 'output.log').read_text(errors='replace')
         ran = _sum(r'^Ran (\d+) tests?', output)
@@ -110,21 +107,9 @@ class Rig:
 
     def open_shell(self, timeout: float) -> int:
         """Run a shell on the outer machine; see :meth:`test`."""
-        with self._lock():
+        with self._state.lock():
             return self._boot('cd /rig/checkout\nexec setsid -c sh -i\n',
                               timeout, None)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        self._share.mkdir(parents=True, exist_ok=True)
-        with open(self._state.root / 'lock', 'w') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise errors.CloudError(
-                    f'another run uses {self._state.root}: wait for its end'
-                ) from None
-            yield
 
     def _boot(self, command: str, timeout: float, stdin: int | None) -> int:
         self._make_disk()
