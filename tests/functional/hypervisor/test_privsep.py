@@ -26,11 +26,6 @@ SIZE = '1M'
 SECRET = b'of root' * 100
 
 
-def daemons():
-    return {process for process in psutil.process_iter(['cmdline'])
-            if privsep.context.pypath in (process.info['cmdline'] or ())}
-
-
 class PrivsepTestCase(base.BaseTestCase):
 
     def setUp(self):
@@ -61,10 +56,20 @@ class PrivsepTestCase(base.BaseTestCase):
 class PrivsepDaemonTest(PrivsepTestCase):
     """The steps in a real daemon, with nothing but its capabilities."""
 
-    def test_daemon_has_two_capabilities(self):
-        before = daemons()
+    def daemons(self):
+        """Return the daemon of this test. Others may run at the same time."""
+        name, value = 'SNAPEXT_TEST', str(self.directory)
+        self.useFixture(fixtures.EnvironmentVariable(name, value))
         privsep.read_qcow2(self.qemu_disk('disk'), 0, 4)
-        [daemon] = daemons() - before
+        found = []
+        for process in psutil.process_iter(['cmdline', 'environ']):
+            if (privsep.context.pypath in (process.info['cmdline'] or ()) and
+                    (process.info['environ'] or {}).get(name) == value):
+                found.append(process)
+        return found
+
+    def test_daemon_has_two_capabilities(self):
+        [daemon] = self.daemons()
         status = dict(line.split(':\t', 1) for line in pathlib.Path(
             f'/proc/{daemon.pid}/status').read_text().splitlines())
         expected = sum(1 << capability for capability in (

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from unittest import mock
 
+from devcloud import wait
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
@@ -331,7 +332,8 @@ class CommitTest(RecoveryTestCase):
                   in self.libvirtd.guests().items()
                   if name == plan.instance.name]
         self.libvirtd.kill()
-        os.kill(qemu.pid, 9)
+        qemu.signal(signal.SIGKILL)
+        wait.until('end of QEMU', lambda: not qemu.is_alive(), 30)
         self.libvirtd.start()
         self.reconnect()
 
