@@ -1,49 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A return to Nova's own driver while an overlay is outstanding."""
 
-import signal
-
-from devcloud import compute
 from devcloud import servers
-from devcloud import services
 from devcloud import wait
 
 from tests.e2e import base
-from tests.e2e import proxy
+from tests.e2e import killed
 
 NOVAS_DRIVER = 'DEFAULT.compute_driver=libvirt.LibvirtDriver'
 
 
-class RollbackTest(base.CloudTestCase):
-
-    @classmethod
-    def setUpClass(cls):
-        cls.proxy = cls.use_glance_proxy()
-        super().setUpClass()
-        cls.server = cls.boot()
-
-    def kill(self):
-        """Kill nova-compute during an upload, and end the connection."""
-        process = services.nova_compute(self.state).daemon(
-            self.state).identity()
-        process.signal(signal.SIGKILL)
-        wait.until('end of nova-compute', lambda: not process.is_alive(), 30)
-        raise ConnectionAbortedError()
-
-    def leave_overlay(self):
-        self.proxy.faults = proxy.Faults(before_end=self.kill)
-        servers.action(self.client, self.server, 'createImage', {
-            'name': 'e2e', 'metadata': {'snapext_strategy': 'external'}})
-        daemon = services.nova_compute(self.state).daemon(self.state)
-        wait.until('end of nova-compute', lambda: not daemon.is_running(),
-                   base.SNAPSHOT_TIMEOUT)
-        self.proxy.faults = proxy.Faults()
-        self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))
+class RollbackTest(killed.KilledTestCase):
 
     def test_novas_own_driver_does_not_boot_the_disk_without_its_overlay(self):
-        self.addCleanup(compute.start, self.state)
-        self.leave_overlay()
-        self.await_records(self.server, 3)
+        self.kill_during_snapshot()
         acknowledged = self.last_record(self.server)
 
         self.configure(NOVAS_DRIVER)
