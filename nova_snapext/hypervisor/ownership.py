@@ -7,7 +7,7 @@ programs never run as root: a privileged step changes the owner to Nova's user,
 and back when the program has opened the image, or has ended.
 
 A crash in between leaves the image to Nova's user. This does no harm: libvirt
-changes the owner at the next start, whoever it is.
+changes the owner at the next start in any case.
 """
 
 from __future__ import annotations

@@ -121,5 +121,5 @@ def _initialize(driver: libvirt_driver.LibvirtDriver,
     except Exception:
         # Nobody waits for this thread.
         LOG.exception('Nova could not initialize instance %s after its '
-                      'recovery. If the instance has a task for ever, '
+                      'recovery. If its task does not end, '
                       'restart nova-compute', uuid)
