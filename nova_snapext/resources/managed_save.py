@@ -127,7 +127,14 @@ class ManagedSave(journal.Resource):
         Its CPUs are powered up, and it gets the secret of its TPM.
         """
         self._resume_requested = True
-        self.save()
+        try:
+            self.save()
+        except (OSError, exception.JournalFailed) as error:
+            # To leave the guest suspended, on a host without space, is worse
+            # than a loss of power in the moment of the resume.
+            LOG.warning('The journal of the saved memory could not be '
+                        'written: %s. The guest is resumed all the same',
+                        error, instance=self._instance)
         if isinstance(self._instance, planning.UnknownInstance):
             guest.launch()
         else:

@@ -135,6 +135,15 @@ class ManagedSaveTest(base.TestCase):
         self.driver._create_guest.assert_called_once()
         self.sync.assert_called_once_with()
 
+    def test_guest_is_resumed_though_the_journal_can_not_be_written(self):
+        for error in (OSError('no space'), exception.JournalFailed(
+                path='/j', reason='no space')):
+            self.driver.reset_mock()
+            memory = self.memory()
+            memory.save = mock.Mock(side_effect=error)
+            memory.resume(self.guest)
+            self.driver._create_guest.assert_called_once()
+
     def test_memory_that_came_back_after_the_resume_is_discarded(self):
         # Seen from the journal alone: the host lost power, or the guest ran
         # and was shut off while libvirtd was away.
