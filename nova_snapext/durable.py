@@ -62,9 +62,13 @@ def write(path: str, text: str) -> None:
     :raises OSError: it can't be written; the earlier one is unchanged
     """
     new = f'{path}{NEW}'
-    with open(new, 'w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, 'w') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
     sync_parent(path)

@@ -35,9 +35,9 @@ LOCKS = pathlib.Path('/proc/locks')
 # RAW_PERM_BASE in block/file-posix.c, and BLK_PERM_WRITE.
 WRITE_LOCK = 101
 
-# Seconds by which the start of a process must be later than a change of its
-# file. The start is counted from the host's boot, and the kernel reports the
-# time of the boot in whole seconds.
+# Minimum time between a change of the file and the start of the process, in
+# seconds: a shorter one proves nothing. The start is counted from the host's
+# boot, and the kernel reports the time of the boot in whole seconds.
 START_PRECISION = 2
 
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from unittest import mock
 
+from devcloud import wait
 import libvirt
 from lxml import etree
 
@@ -146,9 +147,10 @@ class VersionTest(DefectTestCase):
         for name in ('lib', 'share'):
             (self.images / 'usr' / name).symlink_to(f'/usr/{name}')
         shutil.copy(os.path.realpath(installed), emulator)
-        copied = os.stat(emulator).st_ctime
-        while time.time() < copied + qemu_process.START_PRECISION + 1:
-            time.sleep(0.1)     # there is no event to wait for
+        old_enough = (os.stat(emulator).st_ctime +
+                      qemu_process.START_PRECISION + 1)
+        wait.until('a start that is later than the copy',
+                   lambda: time.time() > old_enough, 30)
 
         def change(definition):
             definition.find('./devices/emulator').text = str(emulator)

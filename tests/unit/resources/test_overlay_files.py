@@ -190,6 +190,14 @@ class FenceTest(FilesTestCase):
         self.assertEqual(NOVAS, self.info.read_text())
         self.assertEqual({'disk.info'}, self.names())
 
+    def test_fence_that_can_not_be_written_leaves_novas_file(self):
+        self.info.write_text(NOVAS)
+        with mock.patch.object(os, 'fsync', side_effect=OSError('ENOSPC')):
+            self.assertRaises(OSError, self.fence.create)
+        self.fence.remove()
+        self.assertEqual({'disk.info'}, self.names())
+        self.assertEqual(NOVAS, self.info.read_text())
+
     def test_fence_without_file_of_nova_leaves_none(self):
         self.fence.create()
         self.fence.remove()
