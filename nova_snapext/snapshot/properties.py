@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image properties that describe how a snapshot was taken.
 
+They only inform: Glance may refuse each of them, and the snapshot goes on.
+
 A guest that boots from an image inherits its properties, and so do the guest's
 snapshots. Each snapshot therefore sets or removes all of these properties.
+
+Glance counts the properties of an image (``image_property_quota``), and lets
+operators protect names. It can refuse them only before the guest is touched:
+all of them are set then, and afterwards only values change.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Collection
 
 from nova_snapext.snapshot import selection
 from nova_snapext import strategies
@@ -18,39 +24,48 @@ FROZEN_AT = 'snapext_frozen_at'
 # Nova's own property. Nova's API sets it too.
 INSTANCE = 'instance_uuid'
 
+#: Value of a property until the disk is frozen. It stays in an image if
+#: Glance accepts the property, but later no other value of it.
+UNKNOWN = 'unknown'
 
-@dataclasses.dataclass(frozen=True)
-class SnapshotProperties:
-    """What one snapshot changes in the properties of its image.
-
-    :ivar values: values by name
-    :ivar removed: names of properties that the image must not have
-    """
-
-    values: dict[str, str]
-    removed: tuple[str, ...]
+#: Values by name; None: the image must not have the property.
+Properties = dict[str, str | None]
 
 
-def of_frozen(strategy: str, instance_uuid: str,
-              frozen: strategies.FrozenDisk) -> SnapshotProperties:
-    """Return the properties of a snapshot that a frozen disk was read for."""
-    return SnapshotProperties(
-        values={
-            STRATEGY: strategy,
-            CONSISTENCY: str(frozen.consistency),
-            FROZEN_AT:
-                f'{frozen.frozen_at.isoformat(timespec="milliseconds")}Z',
-            INSTANCE: instance_uuid,
-        },
+def before_freeze(strategy: str, instance_uuid: str) -> Properties:
+    """Return the properties of a snapshot whose disk is not frozen yet."""
+    return {
         # It asked for this snapshot, and is of no use to the image.
-        removed=(selection.PROPERTY,))
+        selection.PROPERTY: None,
+        STRATEGY: strategy,
+        CONSISTENCY: UNKNOWN,
+        FROZEN_AT: UNKNOWN,
+        INSTANCE: instance_uuid,
+    }
 
 
-def of_native(strategy: str) -> SnapshotProperties:
+def of_frozen(frozen: strategies.FrozenDisk) -> Properties:
+    """Return the properties that were not known before the freeze."""
+    return {
+        CONSISTENCY: str(frozen.consistency),
+        FROZEN_AT: f'{frozen.frozen_at.isoformat(timespec="milliseconds")}Z',
+    }
+
+
+def of_native(strategy: str) -> Properties:
     """Return the properties of Nova's own snapshot.
 
     Nova sets none of them, so that those of an earlier snapshot would stay.
     """
-    return SnapshotProperties(
-        values={STRATEGY: strategy},
-        removed=(selection.PROPERTY, CONSISTENCY, FROZEN_AT))
+    return {
+        selection.PROPERTY: None,
+        CONSISTENCY: None,
+        FROZEN_AT: None,
+        STRATEGY: strategy,
+    }
+
+
+def without(described: Properties, names: Collection[str]) -> Properties:
+    """Return the properties with other names than these."""
+    return {name: value for name, value in described.items()
+            if name not in names}

@@ -6,9 +6,10 @@ This package knows Glance, and nothing of disks.
 
 from nova_snapext.upload.body import OnProgress
 from nova_snapext.upload.check import ImageDeletedCheck
-from nova_snapext.upload.glance import discard
+from nova_snapext.upload.discard import discard
+from nova_snapext.upload.discard import is_seen_by_nova
 from nova_snapext.upload.glance import GlanceImage
 from nova_snapext.upload.glance import upload
 
 __all__ = ['GlanceImage', 'ImageDeletedCheck', 'OnProgress', 'discard',
-           'upload']
+           'is_seen_by_nova', 'upload']

@@ -45,7 +45,8 @@ class ImageRequests:
         """Change some attributes of the image, and keep the others.
 
         Glance may forbid to set an attribute, even to the value that it has,
-        and fails to remove one that the image does not have.
+        and fails to remove one that the image does not have. If nothing
+        differs, no change is requested.
 
         :param attributes: values by name
         :param removed: names of attributes to remove, unless they are set
@@ -60,8 +61,10 @@ class ImageRequests:
                  for name, value in changed.items()]
         patch += [{'op': 'remove', 'path': _pointer(name)}
                   for name in removed]
-        self._http_client.patch(
-            self._url, data=json.dumps(patch), headers=PATCH_HEADERS)
+        if patch:
+            # A copy: python-glanceclient adds the id of the request to it.
+            self._http_client.patch(self._url, data=json.dumps(patch),
+                                    headers=dict(PATCH_HEADERS))
         return [*changed, *removed]
 
 

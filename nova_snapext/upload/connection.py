@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import socket
+import ssl
 import typing as ty
 
 from keystoneauth1 import loading
@@ -54,6 +57,11 @@ class CancellableClient(glance.GlanceClientWrapper):
         if not utils.concurrency_mode_threading():
             client.http_client.auth = self._own_auth(context)
         return client
+
+    def call(self, *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
+        # requests reads a response when its adapter has returned it.
+        with self._token.prefer_cause():
+            return super().call(*args, **kwargs)
 
     def _own_session(self) -> ks_session.Session:
         if self._session is None:
@@ -116,9 +124,18 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
             self._make_cancellable(manager)
         return manager
 
+    def close(self) -> None:
+        """Close its connections, except those still in use."""
+        # requests drops the pools. urllib3 closes their connections when
+        # nothing refers to a pool any more, but errors do.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in tuple(manager.pools.keys()):
+                manager.pools[key].close()
+        super().close()
+
     def _make_cancellable(self, manager: ty.Any) -> None:
         manager.pool_classes_by_scheme = {
-            scheme: _cancellable_pool(pool, self._token)
+            scheme: functools.partial(_cancellable_pool(pool), self._token)
             for scheme, pool in manager.pool_classes_by_scheme.items()}
 
     def send(self, *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
@@ -127,15 +144,24 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
             return super().send(*args, **kwargs)
 
 
-def _cancellable_pool(pool: ty.Any, token: cancel.CancelToken) -> ty.Any:
+# A class refers to itself, and only the garbage collector frees it: with one
+# for each token, it would keep the token and all that this refers to.
+@functools.cache
+def _cancellable_pool(pool: ty.Any) -> ty.Any:
     """Derive a class of connection pools with connections a token closes.
 
     :param pool: urllib3's class
+    :returns: a class with the token as an additional first argument
     """
 
     class Connection(pool.ConnectionCls):
         timeout: float | None
         _on_close: contextlib.ExitStack | None = None
+
+        def __init__(self, token: cancel.CancelToken, *args: ty.Any,
+                     **kwargs: ty.Any) -> None:
+            self._token = token
+            super().__init__(*args, **kwargs)
 
         def _new_conn(self) -> socket.socket:
             # urllib3 uses one timeout to connect and to send.
@@ -147,15 +173,31 @@ def _cancellable_pool(pool: ty.Any, token: cancel.CancelToken) -> ty.Any:
             connected.settimeout(timeout)
             connected.setsockopt(
                 socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
-            self._on_close = _shut_down_on_cancel(connected, token)
+            self._on_close = _shut_down_on_cancel(connected, self._token)
             return connected
+
+        def send(self, data: ty.Any) -> None:
+            try:
+                super().send(data)
+            except ssl.SSLEOFError as error:
+                # Of a server that has closed the connection, as Glance does
+                # when it refuses an image before its end. After a
+                # BrokenPipeError urllib3 reads the response, as it does
+                # without TLS.
+                raise BrokenPipeError(errno.EPIPE, str(error)) from error
 
         def close(self) -> None:
             super().close()
             if self._on_close is not None:
                 self._on_close.close()
 
-    return type(pool.__name__, (pool,), {'ConnectionCls': Connection})
+    class Pool(pool):
+        def __init__(self, token: cancel.CancelToken, *args: ty.Any,
+                     **kwargs: ty.Any) -> None:
+            self.ConnectionCls = functools.partial(Connection, token)
+            super().__init__(*args, **kwargs)
+
+    return Pool
 
 
 def _shorter(timeout: float | None) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import hashlib
+import html
 import inspect
 import typing as ty
 
@@ -89,26 +91,67 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         """Close its connections to Glance."""
         self._client.close()
 
-    def set_properties(self, attributes: dict[str, ty.Any],
-                       removed: Iterable[str] = ()) -> None:
-        """Set and remove attributes of the image, and keep all others.
+    def set_metadata(self, attributes: dict[str, ty.Any],
+                     informing: Mapping[str, str | None]) -> frozenset[str]:
+        """Set attributes of the image, and keep all others.
+
+        Glance refuses a request as a whole: because of its quota of
+        properties (413), its property protections or policies (403), or its
+        schema (400). What is left out then is only what informs.
 
         :param attributes: values by name, in the form of Nova's image API:
             its ``properties`` may be a dictionary of their own, read-only
             attributes are left out
-        :param removed: names of properties to remove, if the image has them
-            and they are not set
+        :param informing: values of properties that only inform, by name;
+            None: the image must not have the property
+        :returns: names of those that Glance refused; a warning has the reason
+        :raises GlanceRefused: Glance refuses the attributes, and would refuse
+            them of Nova's own snapshot
         :raises ImageNotFound: the image was deleted
-        :raises ImageNotAuthorized: the user may not change the image
         :raises GlanceConnectionFailed: all of Nova's attempts failed
         """
-        translated = glance._translate_to_glance(attributes)
+        required = glance._translate_to_glance(attributes)
         # Nova's image service ignores it too.
-        translated.pop('id', None)
-        with self._errors_translated():
-            changed = self._client.update(self._context, translated, removed)
-        LOG.debug('Attributes of image %(image)s set or removed: %(names)s',
-                  {'image': self._image_id, 'names': ', '.join(changed)})
+        required.pop('id', None)
+        try:
+            self._change(required, informing)
+            return frozenset()
+        except glanceclient.exc.HTTPException as error:
+            self._log_refusal(informing, error)
+        # A property that is removed makes room for one that must be set.
+        removals = {name: None for name, value in informing.items()
+                    if value is None}
+        try:
+            self._change(required, removals)
+        except glanceclient.exc.HTTPException as error:
+            self._log_refusal(removals, error)
+            try:
+                self._change(required, {})
+            except glanceclient.exc.HTTPException as refusal:
+                raise self._refused(refusal) from refusal
+        return self._inform(informing)
+
+    def update_metadata(self, attributes: dict[str, ty.Any],
+                        informing: Mapping[str, str | None]) -> None:
+        """Set attributes again that :meth:`set_metadata` has set before.
+
+        :param attributes: those that the image's data depends on
+        :param informing: new values; nothing that happens to them is an error
+        :raises GlanceRefused: somebody else has changed the attributes, and
+            Glance refuses to change them back
+        :raises ImageNotFound: the image was deleted
+        """
+        try:
+            self.set_metadata(attributes, informing)
+        except (nova_exception.ImageNotFound, exception.GlanceRefused):
+            raise
+        except CLIENT_ERRORS as error:
+            self._token.raise_if_cancelled()
+            LOG.warning('The properties %(names)s of image %(image)s could '
+                        'not be set: %(error)s. They only inform, and the '
+                        'snapshot goes on',
+                        {'names': ', '.join(informing),
+                         'image': self._image_id, 'error': error})
 
     def send(self, encoder: encode.Encoder) -> None:
         """Upload the image's data.
@@ -140,9 +183,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 server=self._client.api_server, reason=str(error)) from error
         except glanceclient.exc.HTTPException as error:
             self._raise_if_deleted()
-            raise exception.GlanceRefused(
-                server=self._client.api_server, image=self._image_id,
-                reason=f'{error.details} (HTTP {error.code})') from error
+            raise self._refused(error) from error
 
     def verify(self, encoder: encode.Encoder) -> None:
         """Compare the image in Glance with the data that was sent.
@@ -174,6 +215,81 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             if translated is error:
                 raise
             raise translated from error
+
+    def _inform(self, informing: Mapping[str, str | None]) -> frozenset[str]:
+        """Change properties one by one, and warn of those that can't be.
+
+        :returns: names of the properties that Glance refused to change
+        """
+        reasons, refused, kept = [], [], []
+        for name, value in informing.items():
+            reason = self._refusal(name, value)
+            if reason is None:
+                continue
+            reasons.append(reason)
+            refused.append(name)
+            # The guest may have been booted from an image with that property,
+            # which is then of the snapshot in that image.
+            if value is None or self._refusal(name, None) is not None:
+                kept.append(name)
+        if refused:
+            LOG.warning(
+                'Glance refused properties of image %(image)s: %(reasons)s. '
+                'They only inform, and the snapshot goes on. Left out: '
+                '%(left_out)s. Kept, with values that are not of this '
+                'snapshot: %(kept)s. To have them set, raise '
+                'image_property_quota of Glance, or allow them in its '
+                'property protections',
+                {'image': self._image_id,
+                 'reasons': '; '.join(dict.fromkeys(reasons)),
+                 'left_out': _listed(
+                     name for name in refused if name not in kept),
+                 'kept': _listed(kept)})
+        return frozenset(refused)
+
+    def _refusal(self, name: str, value: str | None) -> str | None:
+        """Set or remove one property.
+
+        :returns: why Glance refuses it; None if it does not
+        """
+        try:
+            self._change({}, {name: value})
+        except glanceclient.exc.HTTPException as error:
+            return _reason(error)
+        return None
+
+    def _change(self, required: dict[str, ty.Any],
+                informing: Mapping[str, str | None]) -> None:
+        """Make one request that sets and removes attributes.
+
+        :raises HTTPException: glanceclient's, if Glance refuses one of them;
+            nothing is changed
+        :raises ImageNotFound: the image was deleted
+        """
+        values = {name: value for name, value in informing.items()
+                  if value is not None}
+        try:
+            changed = self._client.update(
+                self._context, required | values,
+                [name for name in informing if name not in values])
+        except glanceclient.exc.HTTPNotFound as error:
+            raise nova_exception.ImageNotFound(
+                image_id=self._image_id) from error
+        LOG.debug('Attributes of image %(image)s set or removed: %(names)s',
+                  {'image': self._image_id, 'names': ', '.join(changed)})
+
+    def _refused(self, error: glanceclient.exc.HTTPException,
+                 ) -> exception.GlanceRefused:
+        return exception.GlanceRefused(
+            server=self._client.api_server, image=self._image_id,
+            reason=_reason(error))
+
+    def _log_refusal(self, informing: Mapping[str, str | None],
+                     error: glanceclient.exc.HTTPException) -> None:
+        LOG.debug('Glance refused the attributes of image %(image)s together '
+                  'with %(names)s: %(reason)s',
+                  {'image': self._image_id, 'names': _listed(informing),
+                   'reason': _reason(error)})
 
     def _attempt(self, encoder: encode.Encoder, number: int) -> None:
         self._token.raise_if_cancelled()
@@ -258,25 +374,27 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 image=self._image_id, reason=str(error)) from error
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
         LOG.warning('The upload of image %(image)s to Glance at %(server)s '
                     'was interrupted, and is retried from its first byte: '
                     '%(error)s',
                     {'image': self._image_id,
-                     'server': self._client.api_server,
-                     'error': state.outcome and state.outcome.exception()})
+                     'server': self._client.api_server, 'error': error})
+        # It keeps the buffers of this attempt.
+        exception.free_frames(error)
 
 
 def upload(context: nova_context.RequestContext, image_id: str,
-           metadata: dict[str, ty.Any], removed: Iterable[str],
-           encoder: encode.Encoder, token: cancel.CancelToken,
-           on_progress: body.OnProgress) -> None:
+           attributes: dict[str, ty.Any],
+           informing: Mapping[str, str | None], encoder: encode.Encoder,
+           token: cancel.CancelToken, on_progress: body.OnProgress) -> None:
     """Upload an image to Glance, and verify what Glance stored.
 
-    After an error, :func:`discard` the image: it may look complete.
+    After an error, discard() the image: it may look complete.
 
-    :param metadata: attributes to set, see
-        :meth:`GlanceImage.set_properties`; the image keeps all others
-    :param removed: names of properties to remove, if the image has them
+    :param attributes: those that the data depends on, and
+    :param informing: properties that describe the data, see
+        :meth:`GlanceImage.update_metadata`; the image keeps all others
     :param encoder: the image; it is read from byte 0 at each attempt
     :param token: its cancellation ends the upload at once, with the cause
     :param on_progress: called with the number of bytes sent so far, and the
@@ -288,57 +406,22 @@ def upload(context: nova_context.RequestContext, image_id: str,
     :raises GlanceConnectionFailed: all attempts were interrupted
     """
     with GlanceImage(context, image_id, token, on_progress) as image:
-        image.set_properties(metadata, removed)
+        image.update_metadata(attributes, informing)
         image.send(encoder)
         image.verify(encoder)
 
 
-def discard(context: nova_context.RequestContext, image_api: glance.API,
-            image_id: str) -> str | None:
-    """Delete the image of a failed snapshot, as Nova's user if necessary.
+def _reason(error: glanceclient.exc.HTTPException) -> str:
+    """Return the text of a refusal, on one line.
 
-    Nova's manager does not always delete it: shelve keeps the image, and the
-    user's token may have expired.
-
-    :param context: of the user who requested the snapshot; None, or one
-        without a token, if that is not known
-    :returns: why the image could not be deleted; None if it is gone
+    Glance responds in HTML; python-glanceclient removes only the tags.
     """
-    if context is None or context.auth_token is None:
-        return _discard_as_nova(image_api, image_id, gone=True)
-    try:
-        image_api.delete(context, image_id)
-        LOG.debug('Image %s discarded', image_id)
-        return None
-    except nova_exception.ImageNotFound:
-        LOG.debug('Image %s is already deleted', image_id)
-        return None
-    except (nova_exception.ImageNotAuthorized,
-            glanceclient.exc.HTTPUnauthorized):
-        LOG.info('The user who requested the snapshot may no longer delete '
-                 'its image %s. It is deleted as [service_user]', image_id)
-    except CLIENT_ERRORS as error:
-        return str(error)
-    # A 404 does not prove a deletion: Nova's user may only not be allowed to
-    # see the image.
-    return _discard_as_nova(image_api, image_id, gone=False)
+    text = html.unescape(str(error.details))
+    return f'{" ".join(text.split())} (HTTP {error.code})'
 
 
-def _discard_as_nova(image_api: glance.API, image_id: str,
-                     gone: bool) -> str | None:
-    """Delete an image as [service_user].
-
-    :param gone: whether an image that is not found counts as deleted
-    """
-    try:
-        image_api.delete(
-            nova_context.get_nova_service_user_context(), image_id)
-        LOG.debug('Image %s discarded as [service_user]', image_id)
-        return None
-    except nova_exception.ImageNotFound as error:
-        return None if gone else str(error)
-    except CLIENT_ERRORS as error:
-        return str(error)
+def _listed(names: Iterable[str]) -> str:
+    return ', '.join(names) or 'none'
 
 
 def _size_argument(client: ty.Any, size: int | None) -> dict[str, int]:

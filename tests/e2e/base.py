@@ -185,20 +185,21 @@ class CloudTestCase(base.BaseTestCase):
             return tasks.names(), response, lines.read()
 
     @classmethod
-    def snapshot(cls, server, add_cleanup=None, strategy=None):
+    def snapshot(cls, server, add_cleanup=None, strategy=None, **properties):
         """Take a snapshot of a server, and wait until its task ends.
 
         :param add_cleanup: function that registers the deletion of the
             image; None: at the end of the class
         :param strategy: name of the strategy to request; None: request none
+        :param properties: further properties of the image
         """
         acknowledged = cls.last_record(server)
         with watch.DiskUsage(cls.state.snapshots) as usage:
             task_states, response, log = cls.run_action(
                 server, 'createImage', {
                     'name': 'e2e',
-                    'metadata': ({'snapext_strategy': strategy}
-                                 if strategy else {})})
+                    'metadata': properties | (
+                        {'snapext_strategy': strategy} if strategy else {})})
         usage.check()
         image = response['image_id']
         (add_cleanup or cls.addClassCleanup)(

@@ -9,6 +9,10 @@ from unittest import mock
 import glanceclient.exc
 from nova.image import glance as nova_glance
 
+#: Attributes of Glance's schema, which its quota of properties leaves out.
+BASE_ATTRIBUTES = frozenset((
+    'name', 'disk_format', 'container_format', 'min_disk', 'status'))
+
 
 class FakeGlance:
     """A client of python-glanceclient, and the server behind it.
@@ -17,6 +21,9 @@ class FakeGlance:
         connection is interrupted, or the error that Glance responds with;
         None: the upload succeeds
     :param statuses: the image's status at each request for it
+    :param quota: Glance's image_property_quota
+    :param protected: by name of a property, what its property protections
+        forbid: create, update, delete
     :param stored: attributes of the image
     :ivar requests: methods of the requests, in order
     :ivar received: data of each upload
@@ -25,7 +32,8 @@ class FakeGlance:
     :ivar context: context of the last client
     """
 
-    def __init__(self, *failures, statuses=(), **stored):
+    def __init__(self, *failures, statuses=(), quota=128, protected=None,
+                 **stored):
         self.failures = iter(failures)
         self.statuses = iter(statuses)
         self.requests = []
@@ -33,6 +41,8 @@ class FakeGlance:
         self.sizes = []
         self.patches = []
         self.stored = stored
+        self.quota = quota
+        self.protected = protected or {}
         self.images = self
         self.http_client = mock.Mock()
         self.http_client.get.side_effect = self.on_get
@@ -83,3 +93,30 @@ class FakeGlance:
     def on_patch(self, url, headers, data):
         self.requests.append('PATCH')
         self.patches.append(json.loads(data))
+        self.stored = self.changed(self.patches[-1])
+
+    def changed(self, patch):
+        """Return the attributes after a change, as Glance makes it or not.
+
+        See glance/api/property_protections.py and glance/quota/__init__.py.
+        """
+        changed = dict(self.stored)
+        for change in patch:
+            name = change['path'][1:].replace('~1', '/').replace('~0', '~')
+            operation = ('delete' if change['op'] == 'remove' else
+                         'update' if changed.get(name) is not None else
+                         'create')
+            if operation in self.protected.get(name, ()):
+                raise glanceclient.exc.HTTPForbidden(
+                    f'403 Forbidden: Attribute \'{name}\' is reserved.')
+            if operation == 'delete':
+                del changed[name]
+            else:
+                changed[name] = change['value']
+        properties = changed.keys() - BASE_ATTRIBUTES
+        if properties - self.stored.keys() and len(properties) > self.quota:
+            raise glanceclient.exc.HTTPOverLimit(
+                '413 Request Entity Too Large\n\nThe limit has been exceeded '
+                'on the number of allowed image properties. Attempted: '
+                f'{len(properties)}, Maximum: {self.quota}')
+        return changed

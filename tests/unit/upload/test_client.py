@@ -3,6 +3,7 @@
 from unittest import mock
 
 import glanceclient.exc
+from keystoneauth1 import exceptions as ks_exceptions
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
@@ -44,6 +45,10 @@ class ImageRequestsTest(base.TestCase):
              {'op': 'remove', 'path': '/requested'}], patch)
         self.assertEqual(['os_type', 'a/b~c', 'requested'], changed)
 
+    def test_update_that_changes_nothing_is_not_requested(self):
+        self.assertEqual([], self.requests(a='b').update({'a': 'b'}, ['c']))
+        self.assertEqual(['GET'], self.server.requests)
+
     def test_attribute_to_set_is_not_removed(self):
         self.requests(a='old').update({'a': 'new'}, ['a'])
         self.assertEqual([[{'op': 'add', 'path': '/a', 'value': 'new'}]],
@@ -58,14 +63,22 @@ class ImageClientTest(base.TestCase):
         self.server = fake_glance.FakeGlance()
         self.enterContext(self.server.installed())
         self.enterContext(mock.patch.object(nova_glance.time, 'sleep'))
-        self.client = client.ImageClient(
-            cancel.CancelToken(), base.IMAGE_ID)
+        self.token = cancel.CancelToken()
+        self.client = client.ImageClient(self.token, base.IMAGE_ID)
         self.context = nova_context.RequestContext('user', 'project')
 
     def test_unreachable_glance_is_asked_again(self):
         self.server.http_client.get.side_effect = [
             glanceclient.exc.CommunicationError(), (None, {'id': 'i'})]
         self.assertEqual({'id': 'i'}, self.client.get(self.context))
+
+    def test_response_that_the_token_interrupts_raises_the_cause(self):
+        def interrupt(_url):
+            self.token.cancel(ZeroDivisionError())
+            raise ks_exceptions.UnknownConnectionError('reset', None)
+
+        self.server.http_client.get.side_effect = interrupt
+        self.assertRaises(ZeroDivisionError, self.client.get, self.context)
 
     def test_interrupted_patch_begins_again_with_get(self):
         # Glance may have applied the first one: what it removed can't be
@@ -76,7 +89,7 @@ class ImageClientTest(base.TestCase):
             glanceclient.exc.CommunicationError(), None]
         self.assertEqual([], self.client.update(self.context, {}, ['a']))
         self.assertEqual(
-            ['[{"op": "remove", "path": "/a"}]', '[]'],
+            ['[{"op": "remove", "path": "/a"}]'],
             [call.kwargs['data']
              for call in self.server.http_client.patch.mock_calls])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import ipaddress
 import os
 import pathlib
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import weakref
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives import hashes
@@ -23,6 +25,7 @@ from nova import context as nova_context
 from nova_snapext import cancel
 from nova_snapext.upload import connection
 from tests.unit import base
+from tests.unit.upload import http_glance
 
 CHUNK = bytes(128 * 1024)
 
@@ -127,6 +130,19 @@ class StalledServer(Server):
             self.ended.wait()
 
 
+class RefusingServer(Server):
+    """Responds to the head of a request, and closes the connection."""
+
+    def receive(self, accepted):
+        with (self.context.wrap_socket(accepted, server_side=True)
+              if self.context else accepted) as served:
+            head = b''
+            while b'\r\n\r\n' not in head:
+                head += served.recv(self.limit)
+            served.sendall(b'HTTP/1.1 413 Too Large\r\n'
+                           b'Content-Length: 0\r\nConnection: close\r\n\r\n')
+
+
 class ConnectionTest(base.TestCase):
 
     def setUp(self):
@@ -162,6 +178,32 @@ class ConnectionTest(base.TestCase):
         server = self.enterContext(StalledServer(len(CHUNK), context))
         self.addCleanup(server.ended.set)
         return server
+
+    def test_closed_session_leaves_no_connection_though_an_error_stays(self):
+        server = self.enterContext(http_glance.HttpGlance())
+        session = self.session()
+        session.get(f'{server.url}/v2/images/i', authenticated=False)
+        # An error refers to the pool in the same way.
+        pools = session.session.get_adapter(server.url).poolmanager.pools
+        [pool] = map(pools.get, pools.keys())
+        self.assertEqual(1, len(self.token._callbacks))
+        session.session.close()
+        self.assertEqual([], self.token._callbacks)
+        self.assertEqual(1, pool.num_connections)
+
+    def test_closed_session_keeps_no_token(self):
+        # The collector would free it too, some time later, and with it all
+        # that its cause refers to.
+        gc.disable()
+        self.addCleanup(gc.enable)
+        server = self.enterContext(http_glance.HttpGlance())
+        token = cancel.CancelToken()
+        session = connection._session(token)
+        session.get(f'{server.url}/v2/images/i', authenticated=False)
+        session.session.close()
+        found = weakref.ref(token)
+        del token, session
+        self.assertIsNone(found())
 
     def test_cancelled_upload_that_glance_does_not_receive_raises_cause(self):
         server = self.stalled()
@@ -208,6 +250,23 @@ class ConnectionTest(base.TestCase):
             server.silent.wait()
             self.assertEqual('ZeroDivisionError\n',
                              process.communicate('\n', timeout=60)[0])
+
+    def test_refusal_of_an_upload_is_read_before_its_end(self):
+        for context, certificate in ((None, True), self.tls_context()):
+            server = self.enterContext(RefusingServer(len(CHUNK), context))
+            session = self.session()
+            session.verify = certificate
+            # A kernel that closes the connection may drop the response that
+            # it has not sent yet. An upload is tried several times, too.
+            for _attempt in range(20):
+                try:
+                    self.put(server, session)
+                except ks_exceptions.RequestEntityTooLarge:
+                    break
+                except ks_exceptions.ConnectFailure:
+                    continue
+            else:
+                self.fail('no response was read')
 
     def test_stalled_upload_times_out(self):
         self.flags(upload_stall_timeout=1, group='snapext')

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
 import copy
 import hashlib
 import itertools
 import logging
+from typing import ClassVar
 from unittest import mock
 
 import fixtures
@@ -15,6 +17,7 @@ from nova.image import glance as nova_glance
 from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext import upload
+from nova_snapext.upload import client as image_client
 from nova_snapext.upload import glance
 from tests.unit import base
 from tests.unit.upload import fake_glance
@@ -80,12 +83,26 @@ class GlanceTestCase(base.TestCase):
         self.enterContext(mock.patch.object(target, name, value))
 
 
-class SetPropertiesTest(GlanceTestCase):
+class MetadataTestCase(GlanceTestCase):
 
-    def set_properties(self, server, attributes, removed=()):
+    def setUp(self):
+        super().setUp()
+        self.patch(nova_glance.time, 'sleep', lambda _seconds: None)
+        self.log = self.useFixture(fixtures.FakeLogger(
+            glance.LOG.logger.name, level=logging.DEBUG))
+
+    @contextlib.contextmanager
+    def image(self, server):
         with server.installed(), upload.GlanceImage(
                 self.context, base.IMAGE_ID, self.token) as image:
-            image.set_properties(attributes, removed)
+            yield image
+
+    def set_metadata(self, server, attributes, informing=()):
+        with self.image(server) as image:
+            return image.set_metadata(attributes, dict(informing))
+
+
+class SetMetadataTest(MetadataTestCase):
 
     def attributes_of_nova(self, metadata):
         """Return the attributes that Nova's image service would set."""
@@ -101,7 +118,7 @@ class SetPropertiesTest(GlanceTestCase):
     def test_patch_sets_attributes_that_nova_would_set(self):
         server = fake_glance.FakeGlance()
         server.get = lambda image_id: {'id': image_id}
-        self.set_properties(server, METADATA)
+        self.set_metadata(server, METADATA)
         [patch] = server.patches
         self.assertEqual({'add'}, {change['op'] for change in patch})
         self.assertEqual(
@@ -110,7 +127,7 @@ class SetPropertiesTest(GlanceTestCase):
 
     def test_patch_leaves_out_read_only_and_empty_attributes(self):
         server = fake_glance.FakeGlance()
-        self.set_properties(server, METADATA)
+        self.set_metadata(server, METADATA)
         [patch] = server.patches
         names = {change['path'][1:] for change in patch}
         self.assertEqual(set(), names & {
@@ -119,51 +136,316 @@ class SetPropertiesTest(GlanceTestCase):
 
     def test_properties_of_image_are_kept(self):
         server = fake_glance.FakeGlance(kept='a', requested='b')
-        self.set_properties(server, {'properties': {'c': 'd'}}, ['requested'])
+        self.set_metadata(server, {'properties': {'c': 'd'}},
+                          {'requested': None})
         self.assertEqual(
             [[{'op': 'add', 'path': '/c', 'value': 'd'},
               {'op': 'remove', 'path': '/requested'}]], server.patches)
 
     def test_two_requests_set_properties(self):
         server = fake_glance.FakeGlance()
-        self.set_properties(server, {'a': 'b'})
+        self.set_metadata(server, {'a': 'b'}, {'c': 'd'})
         self.assertEqual(['GET', 'PATCH'], server.requests)
 
     def test_names_of_properties_are_logged_without_values(self):
-        log = self.useFixture(fixtures.FakeLogger(
-            glance.LOG.logger.name, level=logging.DEBUG))
         server = fake_glance.FakeGlance(c='d')
-        self.set_properties(server, {'properties': {'a': 'value'}}, ['c'])
-        self.assertIn('set or removed: a, c', log.output)
-        self.assertNotIn('value', log.output)
+        self.set_metadata(server, {'properties': {'a': 'value'}},
+                          {'c': None, 'e': 'value'})
+        self.assertIn('set or removed: a, e, c', self.log.output)
+        self.assertNotIn('value', self.log.output)
 
-    def test_refusal_raises_error_of_nova_image_service(self):
-        for refusal, expected in (
-                (glanceclient.exc.HTTPNotFound,
-                 nova_exception.ImageNotFound),
-                (glanceclient.exc.HTTPForbidden,
-                 nova_exception.ImageNotAuthorized),
-                (glanceclient.exc.HTTPUnauthorized,
-                 nova_exception.ImageNotAuthorized),
-                (glanceclient.exc.HTTPBadRequest,
-                 nova_exception.ImageBadRequest),
-                (glanceclient.exc.HTTPOverLimit,
-                 nova_exception.ImageQuotaExceeded),
-                (glanceclient.exc.HTTPConflict,
-                 glanceclient.exc.HTTPConflict)):
+    def test_refusal_has_text_of_glance(self):
+        for refusal in (glanceclient.exc.HTTPForbidden,
+                        glanceclient.exc.HTTPUnauthorized,
+                        glanceclient.exc.HTTPBadRequest,
+                        glanceclient.exc.HTTPOverLimit,
+                        glanceclient.exc.HTTPConflict,
+                        glanceclient.exc.HTTPInternalServerError):
             server = fake_glance.FakeGlance()
-            server.http_client.patch.side_effect = refusal()
-            self.assertRaises(expected, self.set_properties, server,
-                              {'a': 'b'})
+            server.http_client.patch.side_effect = refusal(
+                'the &#x27;text&#x27;\n of Glance')
+            error = self.assertRaises(
+                exception.GlanceRefused, self.set_metadata, server,
+                {'a': 'b'}, {'c': 'd', 'e': None})
+            self.assertIn(f"the 'text' of Glance (HTTP {refusal.code})",
+                          str(error))
+
+    def test_deleted_image_raises_image_not_found(self):
+        for method in ('get', 'patch'):
+            server = fake_glance.FakeGlance()
+            getattr(server.http_client, method).side_effect = (
+                glanceclient.exc.HTTPNotFound())
+            self.assertRaises(nova_exception.ImageNotFound,
+                              self.set_metadata, server, {'a': 'b'})
+
+    def test_unreachable_glance_raises_error_of_nova(self):
+        server = fake_glance.FakeGlance()
+        server.http_client.patch.side_effect = (
+            glanceclient.exc.CommunicationError())
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.set_metadata, server, {'a': 'b'})
+
+
+#: As a snapshot informs before the freeze.
+INFORMING = {'snapext_strategy': None, 'snapext_strategy_used': 'backup',
+             'snapext_consistency': 'unknown', 'snapext_frozen_at': 'unknown'}
+
+
+class InformingTest(MetadataTestCase):
+    """A Glance that refuses properties that only inform."""
+
+    ATTRIBUTES: ClassVar = {
+        'name': 'snap', 'properties': {'image_location': 'snapshot'}}
+
+    def server(self, count=0, **options):
+        """Return a Glance whose image has this many properties."""
+        return fake_glance.FakeGlance(**options, **{
+            f'user_{number}': 'x' for number in range(count)})
+
+    def inform(self, server):
+        self.refused = self.set_metadata(server, self.ATTRIBUTES, INFORMING)
+        self.assertEqual('snapshot', server.stored['image_location'])
+        self.warnings = [line for line in self.log.output.splitlines()
+                         if 'Glance refused properties' in line]
+        return {name: value for name, value in server.stored.items()
+                if name.startswith('snapext')}
+
+    def test_accepted_properties_take_one_request_and_no_warning(self):
+        server = self.server(124)
+        self.assertEqual(
+            {name: value for name, value in INFORMING.items() if value},
+            self.inform(server))
+        self.assertEqual(['GET', 'PATCH'], server.requests)
+        self.assertEqual(frozenset(), self.refused)
+        self.assertEqual([], self.warnings)
+
+    def test_quota_that_nova_fits_in_leaves_out_what_informs(self):
+        server = self.server(127)
+        self.assertEqual({}, self.inform(server))
+        self.assertEqual(frozenset({
+            'snapext_strategy_used', 'snapext_consistency',
+            'snapext_frozen_at'}), self.refused)
+        [warning] = self.warnings
+        for part in (base.IMAGE_ID, 'Attempted: 129, Maximum: 128 (HTTP 413)',
+                     'Left out: snapext_strategy_used, snapext_consistency, '
+                     'snapext_frozen_at. Kept, with values that are not of '
+                     'this snapshot: none'):
+            self.assertIn(part, warning)
+
+    def test_quota_leaves_out_no_more_than_it_must(self):
+        self.assertEqual({'snapext_strategy_used': 'backup'},
+                         self.inform(self.server(126)))
+
+    def test_image_at_quota_to_which_nova_adds_nothing_keeps_its_snapshot(
+            self):
+        self.assertEqual({}, self.inform(self.server(
+            127, image_location='snapshot')))
+
+    def test_removed_request_makes_room_for_a_property_of_nova(self):
+        # The user's request must not cost the snapshot that Nova would take.
+        self.assertEqual({}, self.inform(self.server(
+            127, snapext_strategy='backup')))
+
+    def test_quota_that_nova_exceeds_raises_reason_and_changes_nothing(self):
+        server = self.server(128)
+        before = dict(server.stored)
+        error = self.assertRaises(exception.GlanceRefused, self.inform, server)
+        self.assertIn('Attempted: 129, Maximum: 128 (HTTP 413)', str(error))
+        self.assertEqual(before, server.stored)
+
+    def test_values_of_earlier_snapshot_are_replaced_at_quota(self):
+        self.assertEqual(
+            {'snapext_frozen_at': 'unknown'}, self.inform(self.server(
+                126, image_location='snapshot', snapext_frozen_at='2020')))
+
+    def test_protected_properties_are_left_out(self):
+        self.assertEqual(
+            {'snapext_strategy_used': 'backup',
+             'snapext_frozen_at': 'unknown'},
+            self.inform(self.server(
+                protected={'snapext_consistency': ['create']})))
+        [warning] = self.warnings
+        self.assertIn("Attribute 'snapext_consistency' is reserved. "
+                      '(HTTP 403)', warning)
+
+    def test_stale_value_that_can_not_be_replaced_is_removed(self):
+        self.assertNotIn('snapext_frozen_at', self.inform(self.server(
+            snapext_frozen_at='2020',
+            protected={'snapext_frozen_at': ['update']})))
+        self.assertIn('Left out: snapext_frozen_at. Kept', self.warnings[0])
+
+    def test_stale_value_that_can_not_be_removed_either_is_named(self):
+        self.assertEqual('2020', self.inform(self.server(
+            snapext_frozen_at='2020',
+            protected={'snapext_frozen_at': ['update', 'delete']},
+        ))['snapext_frozen_at'])
+        [warning] = self.warnings
+        self.assertIn('of this snapshot: snapext_frozen_at.', warning)
+        self.assertEqual({'snapext_frozen_at'}, self.refused)
+
+    def test_request_that_can_not_be_removed_is_named(self):
+        shown = self.inform(self.server(
+            snapext_strategy='backup',
+            protected={'snapext_strategy': ['delete']}))
+        self.assertEqual('unknown', shown['snapext_consistency'])
+        self.assertIn('of this snapshot: snapext_strategy.', self.warnings[0])
+
+    def test_protected_property_of_nova_raises_reason(self):
+        error = self.assertRaises(
+            exception.GlanceRefused, self.inform, self.server(
+                protected={'image_location': ['create']}))
+        self.assertIn("Attribute 'image_location' is reserved", str(error))
+
+    def test_schema_without_additional_properties_leaves_them_out(self):
+        server = self.server()
+
+        def on_patch(url, headers, data):
+            if 'snapext' in data:
+                raise glanceclient.exc.HTTPBadRequest(
+                    'Additional properties are not allowed')
+            server.on_patch(url, headers, data)
+
+        server.http_client.patch.side_effect = on_patch
+        self.assertEqual({}, self.inform(server))
+        [warning] = self.warnings
+        self.assertEqual(1, warning.count('Additional properties'))
+
+    def test_refusal_that_does_not_repeat_is_no_warning(self):
+        # Somebody removed the request at the same time.
+        server = self.server(snapext_strategy='backup')
+        errors = [glanceclient.exc.HTTPConflict()]
+
+        def on_patch(url, headers, data):
+            if errors:
+                raise errors.pop()
+            server.on_patch(url, headers, data)
+
+        server.http_client.patch.side_effect = on_patch
+        self.assertEqual({'snapext_strategy_used', 'snapext_consistency',
+                          'snapext_frozen_at'}, self.inform(server).keys())
+        self.assertEqual([], self.warnings)
+
+    def test_second_strategy_changes_only_what_differs(self):
+        server = self.server()
+        self.inform(server)
+        self.set_metadata(server, self.ATTRIBUTES,
+                          INFORMING | {'snapext_strategy_used': 'cold'})
+        self.assertEqual([{'op': 'add', 'path': '/snapext_strategy_used',
+                           'value': 'cold'}], server.patches[-1])
+
+    def test_cancellation_is_not_taken_for_a_refusal(self):
+        cause = exception.ServiceStopping(instance='i')
+        server = self.server()
+
+        def on_patch(url, headers, data):
+            self.token.cancel(cause)
+            self.token.raise_if_cancelled()
+
+        server.http_client.patch.side_effect = on_patch
+        self.assertIs(cause, self.assertRaises(
+            exception.ServiceStopping, self.inform, server))
+
+
+class UpdateMetadataTest(MetadataTestCase):
+    """Values that are known after the freeze."""
+
+    FORMATS: ClassVar = {'disk_format': 'qcow2', 'container_format': 'bare'}
+    VALUES: ClassVar = {'snapext_consistency': 'crash',
+                        'snapext_frozen_at': '2026-11-01T12:00:00.250Z'}
+
+    def server(self, **options):
+        return fake_glance.FakeGlance(
+            **self.FORMATS | dict.fromkeys(self.VALUES, 'unknown') | options)
+
+    def update(self, server):
+        with self.image(server) as image:
+            image.update_metadata(self.FORMATS, self.VALUES)
+        return {name: server.stored.get(name) for name in self.VALUES}
+
+    def test_only_values_are_sent(self):
+        server = self.server()
+        self.assertEqual(self.VALUES, self.update(server))
+        self.assertEqual(
+            [[{'op': 'add', 'path': f'/{name}', 'value': value}
+              for name, value in self.VALUES.items()]], server.patches)
+
+    def test_lowered_quota_accepts_values_of_present_properties(self):
+        self.assertEqual(self.VALUES, self.update(self.server(quota=1)))
+
+    def test_refused_values_are_removed_with_a_warning(self):
+        self.assertEqual(
+            dict.fromkeys(self.VALUES), self.update(self.server(
+                protected={name: ['update'] for name in self.VALUES})))
+        self.assertIn('is reserved', self.log.output)
+
+    def test_values_that_can_not_be_removed_either_stay_unknown(self):
+        self.assertEqual(
+            dict.fromkeys(self.VALUES, 'unknown'), self.update(self.server(
+                protected={name: ['update', 'delete']
+                           for name in self.VALUES})))
+        self.assertIn('of this snapshot: snapext_consistency, '
+                      'snapext_frozen_at', self.log.output)
+
+    def test_no_refusal_fails(self):
+        for refusal in (glanceclient.exc.HTTPForbidden,
+                        glanceclient.exc.HTTPOverLimit,
+                        glanceclient.exc.HTTPBadRequest,
+                        glanceclient.exc.HTTPConflict,
+                        glanceclient.exc.HTTPInternalServerError,
+                        glanceclient.exc.HTTPServiceUnavailable,
+                        glanceclient.exc.CommunicationError):
+            server = self.server()
+            server.http_client.patch.side_effect = refusal('text of Glance')
+            self.update(server)
+            self.assertIn('text of Glance', self.log.output)
+
+    def test_unreachable_glance_does_not_fail(self):
+        # The upload has attempts of its own.
+        server = self.server()
+        server.http_client.get.side_effect = (
+            glanceclient.exc.CommunicationError())
+        self.update(server)
+        self.assertIn('could not be set', self.log.output)
+
+    def test_format_that_somebody_changed_is_set_again(self):
+        server = self.server(disk_format='raw', protected={
+            name: ['update'] for name in self.VALUES})
+        self.update(server)
+        self.assertEqual('qcow2', server.stored['disk_format'])
+
+    def test_format_that_can_not_be_set_again_is_an_error(self):
+        # The image would be read as another format than was sent.
+        error = self.assertRaises(
+            exception.GlanceRefused, self.update, self.server(
+                disk_format='raw', protected={'disk_format': ['update']}))
+        self.assertIn('disk_format', str(error))
+
+    def test_deleted_image_raises_image_not_found(self):
+        server = self.server()
+        server.http_client.patch.side_effect = glanceclient.exc.HTTPNotFound()
+        self.assertRaises(nova_exception.ImageNotFound, self.update, server)
+
+    def test_cancellation_raises_cause(self):
+        cause = exception.ServiceStopping(instance='i')
+        server = self.server()
+
+        def on_get(_url):
+            self.token.cancel(cause)
+            self.token.raise_if_cancelled()
+
+        server.http_client.get.side_effect = on_get
+        self.assertIs(cause, self.assertRaises(
+            exception.ServiceStopping, self.update, server))
 
 
 class UploadTest(GlanceTestCase):
 
-    def upload(self, server, metadata=None, removed=()):
+    def upload(self, server, attributes=None, informing=()):
         with server.installed():
             upload.upload(
-                self.context, base.IMAGE_ID, metadata or {'name': 'snap'},
-                removed, self.encoder, self.token, lambda _sent, _size: None)
+                self.context, base.IMAGE_ID, attributes or {'name': 'snap'},
+                dict(informing), self.encoder, self.token,
+                lambda _sent, _size: None)
 
     def test_image_is_sent_once_with_its_size(self):
         server = fake_glance.FakeGlance()
@@ -182,8 +464,9 @@ class UploadTest(GlanceTestCase):
     def test_different_metadata_is_set_and_removed_metadata_removed(self):
         server = fake_glance.FakeGlance(
             name='snap', os_type='linux', requested='backup')
-        self.upload(server, removed=('requested', 'missing'), metadata={
-            'name': 'snap', 'properties': {'os_type': None, 'a/b~c': 'd'}})
+        self.upload(server, {
+            'name': 'snap', 'properties': {'os_type': None, 'a/b~c': 'd'},
+        }, {'requested': None, 'missing': None})
         [patch] = server.patches
         self.assertEqual(
             [{'op': 'add', 'path': '/os_type', 'value': None},
@@ -457,8 +740,9 @@ class HttpTest(GlanceTestCase):
 
     def test_upload_makes_four_requests_on_one_connection(self):
         upload.upload(
-            self.context, base.IMAGE_ID, {'name': 'snap'}, ['requested'],
-            self.encoder, self.token, lambda _sent, _size: None)
+            self.context, base.IMAGE_ID, {'name': 'snap'},
+            {'requested': None}, self.encoder, self.token,
+            lambda _sent, _size: None)
         self.assertEqual(
             [f'GET {self.url}', f'PATCH {self.url}', f'PUT {self.url}/file',
              f'GET {self.url}'], self.server.requests)
@@ -468,10 +752,17 @@ class HttpTest(GlanceTestCase):
              {'op': 'remove', 'path': '/requested'}], self.server.patch)
         self.assertEqual(CONTENT, self.server.content)
 
+    def test_requests_share_no_headers(self):
+        # python-glanceclient adds to them.
+        with upload.GlanceImage(
+                self.context, base.IMAGE_ID, self.token) as image:
+            image.set_metadata({'name': 'snap'}, {})
+        self.assertEqual({'Content-Type'}, image_client.PATCH_HEADERS.keys())
+
     def test_closed_image_leaves_no_callback(self):
         with upload.GlanceImage(
                 self.context, base.IMAGE_ID, self.token) as image:
-            image.set_properties({'name': 'snap'})
+            image.set_metadata({'name': 'snap'}, {})
         self.assertEqual([], self.token._callbacks)
 
     def test_check_of_image_makes_one_request(self):
@@ -479,55 +770,3 @@ class HttpTest(GlanceTestCase):
         self.assertIsNone(check.run())
         check.close()
         self.assertEqual([f'GET {self.url}'], self.server.requests)
-
-
-class DiscardTest(base.TestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
-        self.user = nova_context.RequestContext(
-            'user', 'project', auth_token='token')
-        self.service = nova_context.RequestContext('nova', 'service')
-        self.service_user = self.useFixture(fixtures.MockPatchObject(
-            nova_context, 'get_nova_service_user_context',
-            return_value=self.service)).mock
-
-    def discard(self, *results):
-        self.image_api.delete.side_effect = results
-        return upload.discard(self.user, self.image_api, base.IMAGE_ID)
-
-    def test_image_is_deleted_as_its_owner(self):
-        self.assertIsNone(self.discard(None))
-        self.image_api.delete.assert_called_once_with(
-            self.user, base.IMAGE_ID)
-
-    def test_deleted_image_counts_as_discarded(self):
-        self.assertIsNone(self.discard(
-            nova_exception.ImageNotFound(image_id=base.IMAGE_ID)))
-
-    def test_expired_token_deletes_image_as_service_user(self):
-        for refusal in (
-                glanceclient.exc.HTTPUnauthorized(),
-                nova_exception.ImageNotAuthorized(image_id=base.IMAGE_ID)):
-            self.assertIsNone(self.discard(refusal, None))
-            self.image_api.delete.assert_called_with(
-                self.service, base.IMAGE_ID)
-
-    def test_image_hidden_from_service_user_is_not_discarded(self):
-        self.assertIn(base.IMAGE_ID, self.discard(
-            glanceclient.exc.HTTPUnauthorized(),
-            nova_exception.ImageNotFound(image_id=base.IMAGE_ID)))
-
-    def test_failed_deletion_returns_reason(self):
-        self.assertIn('in use', self.discard(
-            nova_exception.ImageDeleteConflict(reason='in use')))
-        self.assertIn('401', self.discard(
-            glanceclient.exc.HTTPUnauthorized(),
-            glanceclient.exc.HTTPUnauthorized('401')))
-
-    def test_missing_service_user_is_returned_as_reason(self):
-        self.service_user.side_effect = nova_exception.InvalidConfiguration(
-            'no [service_user]')
-        self.assertIn('service_user', self.discard(
-            glanceclient.exc.HTTPUnauthorized()))
