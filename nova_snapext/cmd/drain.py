@@ -91,14 +91,15 @@ def _list(driver: ty.Any, elsewhere: ty.Collection[str] = ()) -> bool:
     """Print all that is left on this host.
 
     :param elsewhere: uuids of the instances that are on other hosts
-    :returns: whether nothing is
+    :returns: whether nothing is on this host. An image in Glance can wait
+        for its deletion anywhere.
     """
     from nova_snapext.recovery import leftovers
     left = [leftover for leftover in leftovers.find(driver)
             if leftover.instance_uuid not in elsewhere]
     for leftover in left:
-        print(leftover)
-    return not left
+        print(standalone.printable(str(leftover)))
+    return not any(leftover.is_on_host for leftover in left)
 
 
 def add_to(commands: ty.Any) -> None:
@@ -107,7 +108,7 @@ def add_to(commands: ty.Any) -> None:
         'drain',
         help='recover all that snapshots left on this host, and check that '
              'it is safe to use Nova\'s own driver again; run it as the user '
-             'of nova-compute, which must be stopped')
+             'of nova-compute, which must be stopped, or as root')
     parser.add_argument(
         '--dry-run', action='store_true',
         help='only list what is left or in use; nova-compute may run')

@@ -10,6 +10,7 @@ import sys
 from nova_snapext.cmd import check
 from nova_snapext.cmd import drain
 from nova_snapext.cmd import recover
+from nova_snapext.cmd import status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     check.add_to(commands)
     recover.add_to(commands)
+    status.add_to(commands)
     drain.add_to(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)

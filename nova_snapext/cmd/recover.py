@@ -18,45 +18,104 @@ def run(options: argparse.Namespace) -> int:
         the process ends with it.
     """
     standalone.configure(options)
-    if options.dry_run:
-        return int(not recover_all(None, options.instance))
+    from nova_snapext import exception
     from nova_snapext import journal
-    return standalone.run(
-        lambda driver: recover_all(driver, options.instance),
-        journal.locked())
+    if not options.dry_run:
+        return standalone.run(
+            lambda driver: recover_all(driver, options.instance),
+            journal.locked())
+    try:
+        return int(not recover_all(None, options.instance))
+    except exception.JournalFailed as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
     """Recover interrupted snapshots, and print what is done.
 
-    :param driver: None: only list the snapshots
+    :param driver: None: only list the snapshots, and change nothing
     :param instances: uuids; empty: all instances
-    :returns: whether nothing is left
+    :returns: whether nothing is left that could not be recovered
     """
-    from nova_snapext import exception
     from nova_snapext import journal
-    from nova_snapext.recovery import recover
     if driver is not None:
         journal.finish_writes()
-    entries = [entry for entry in journal.entries()
-               if not instances or entry.instance_uuid in instances]
-    missing = set(instances) - {entry.instance_uuid for entry in entries}
+    elif journal.is_locked_by_another():
+        print('nova-compute runs. These are snapshots that run now, or that '
+              'nova-compute cleans up itself.')
+
+    def is_wanted(file: ty.Any) -> bool:
+        return not instances or file.instance_uuid in instances
+
+    entries = [*filter(is_wanted, journal.entries())]
+    images = [*filter(is_wanted, journal.images())]
+    unusable = [*filter(is_wanted, journal.unusable())]
+    found: list[ty.Any] = [*entries, *images, *unusable]
+    missing = set(instances) - {file.instance_uuid for file in found}
     for instance in sorted(missing):
         print(f'The journal has no interrupted snapshot of instance '
               f'{instance}.', file=sys.stderr)
-    if not (entries or missing):
+    if not (found or missing):
         print('There is nothing to clean up in the journal.')
-    done = not missing
-    for entry in entries:
-        print(recover.describe(entry))
-        try:
-            if driver is not None:
-                recover.recover_entry(driver, entry)
-                print('    cleaned up')
-        except exception.NotRecovered as error:
-            print(error, file=sys.stderr)
-            done = False
+    for file in unusable:
+        print(standalone.printable(
+            f'{file.path} is left alone: {file.problem}.'), file=sys.stderr)
+    # Each of them is done, whatever the others say.
+    done = [not missing, not unusable,
+            *[_recover(driver, entry) for entry in entries],
+            *[_delete(driver, image) for image in images],
+            driver is None or bool(instances) or _remove_from_ceph(driver)]
+    return all(done)
+
+
+def _remove_from_ceph(driver: ty.Any) -> bool:
+    from nova_snapext import exception
+    from nova_snapext.recovery import rbd_leftovers
+    done = True
+    try:
+        for snapshot in rbd_leftovers.find(driver):
+            print(f'{snapshot} in Ceph, which no journal has')
+            try:
+                rbd_leftovers.remove(snapshot)
+                print('    removed')
+            except exception.CephError as error:
+                print(f'    {error}', file=sys.stderr)
+                done = False
+    except exception.CephError as error:
+        print(error, file=sys.stderr)
+        return False
     return done
+
+
+def _recover(driver: ty.Any, entry: ty.Any) -> bool:
+    from nova_snapext import exception
+    from nova_snapext.recovery import recover
+    print(standalone.printable(recover.describe(entry)))
+    if driver is None:
+        return True
+    try:
+        recover.recover_entry(driver, entry)
+    except exception.NotRecovered as error:
+        print(error, file=sys.stderr)
+        return False
+    print('    cleaned up')
+    return True
+
+
+def _delete(driver: ty.Any, image: ty.Any) -> bool:
+    from nova_snapext.recovery import recover
+    print(standalone.printable(
+        f'image {image.image_id} of instance {image.instance_uuid}, begun '
+        f'{image.began_at}Z, is not complete'))
+    if driver is None:
+        return True
+    if recover.recover_image(driver, image):
+        print('    deleted')
+        return True
+    print(standalone.printable(f'    not deleted: {image.reason}'),
+          file=sys.stderr)
+    return False
 
 
 def add_to(commands: ty.Any) -> None:
@@ -64,10 +123,11 @@ def add_to(commands: ty.Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         'recover',
         help='clean up after interrupted snapshots while nova-compute is '
-             'stopped; run it as the user of nova-compute')
+             'stopped; run it as the user of nova-compute, or as root')
     parser.add_argument(
         '--dry-run', action='store_true',
-        help='only list the interrupted snapshots and what they left')
+        help='only list the interrupted snapshots and what they left; this '
+             'changes nothing, and nova-compute may run')
     standalone.add_options(parser)
     parser.add_argument(
         'instance', nargs='*',

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import os
+import pwd
 import shlex
 import sys
 import traceback
@@ -28,7 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configure(options: argparse.Namespace) -> None:
-    """Prepare this process as nova-compute does, with its configuration."""
+    """Prepare this process as nova-compute does, with its configuration.
+
+    :raises SystemExit: the process has the wrong user
+    """
     # As nova.cmd.compute begins, but always with native threads.
     os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
     from nova import monkey_patch
@@ -40,8 +44,56 @@ def configure(options: argparse.Namespace) -> None:
                  for path in getattr(options, f'config_{name}')
                  for argument in (f'--config-{name}', path)]
     config.parse_args(['nova-compute', *arguments])
+    # Before anything is created: also a log file must be of that user.
+    become_owner_of_state(config.CONF.state_path)
     logging.setup(config.CONF, 'nova')
     objects.register_all()
+
+
+def become_owner_of_state(state_path: str) -> None:
+    """Go on as the user that nova-compute runs as, if this is root.
+
+    What another user creates, nova-compute could not use.
+
+    :param state_path: Nova's directory for its state, which belongs to that
+        user
+    :raises SystemExit: this is another user, or it is not known which user
+        that is
+    """
+    try:
+        owner = os.stat(state_path).st_uid
+    except OSError as error:
+        raise SystemExit(
+            f'Nova\'s [DEFAULT]state_path can\'t be used: {error}. This '
+            f'command runs as the owner of that directory. Run it on a '
+            f'compute host, with the configuration of nova-compute '
+            f'(--config-file), after nova-compute is installed.') from None
+    if owner == os.geteuid():
+        return
+    try:
+        user = pwd.getpwuid(owner)
+    except KeyError:
+        raise SystemExit(
+            f'Nova\'s [DEFAULT]state_path ({state_path}) belongs to user id '
+            f'{owner}, which has no name on this host. Run this command '
+            f'where nova-compute runs: with a nova-compute in a container, '
+            f'in that container.') from None
+    refused = (f'This command must run as {user.pw_name}, the user of '
+               f'nova-compute, who owns {state_path}. Run "sudo -u '
+               f'{user.pw_name} {shlex.join(["nova-snapext", *sys.argv[1:]])}"'
+               f'.')
+    if os.geteuid() != 0:
+        raise SystemExit(refused)
+    try:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    except PermissionError as error:
+        raise SystemExit(f'{refused} ({error})') from None
+    os.environ.update(HOME=user.pw_dir, USER=user.pw_name,
+                      LOGNAME=user.pw_name)
+    # That of root may be closed to this user, and sudo then complains.
+    os.chdir('/')
 
 
 def run(command: Callable[[ty.Any], bool],
@@ -88,6 +140,16 @@ def create_driver() -> ty.Any:
     created = driver.SnapextDriver(virtapi.VirtAPI())
     created._host.initialize()
     return created
+
+
+def printable(text: str) -> str:
+    """Return a text without characters that control a terminal.
+
+    What the journal contains and how its files are named may be nonsense.
+    """
+    return ''.join(
+        character if character.isprintable() or character == '\n'
+        else ascii(character)[1:-1] for character in text)
 
 
 def end(code: int) -> ty.NoReturn:

@@ -9,6 +9,8 @@ import typing as ty
 
 from nova.virt.libvirt import driver as libvirt_driver
 
+from nova_snapext import exception
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 
 
@@ -26,12 +28,19 @@ class Resource(abc.ABC):
         share one
     :cvar blocks_start: whether a guest would lose data if it were started or
         moved before this resource is released
+    :cvar blocks_snapshot: whether it excludes another snapshot of the
+        instance. What is neither in the guest, nor in libvirt, nor on the
+        guest's disk has no reason to.
+    :cvar record_schema: JSON schema of what record() returns, see
+        :mod:`nova_snapext.journal.schema`
     :cvar moves_with_disk: whether the resource is stored with the disks of
         the instance, and so belongs to the host that the instance is on
     """
 
     kind: ty.ClassVar[str]
     blocks_start: ty.ClassVar[bool] = False
+    blocks_snapshot: ty.ClassVar[bool] = True
+    record_schema: ty.ClassVar[schema.Schema] = schema.OBJECT
     moves_with_disk: ty.ClassVar[bool] = False
 
     #: Write :meth:`record` to the journal again. Call it before a change that
@@ -55,8 +64,21 @@ class Resource(abc.ABC):
 
         :param driver: the driver of this nova-compute
         :param target: the target of the interrupted snapshot
-        :param record: what :meth:`record` returned
+        :param record: what :meth:`record` returned, see
+            :meth:`check_record`
         """
+
+    @classmethod
+    def check_record(cls, record: dict[str, ty.Any]) -> None:
+        """Check that a record has the types that :meth:`restore` expects.
+
+        :raises JournalRecordError: it has not
+        """
+        reason = schema.mismatch(record, cls.record_schema)
+        if reason is not None:
+            raise exception.JournalRecordError(
+                reason=f'what the journal records of it makes no sense: '
+                       f'{reason}')
 
     @abc.abstractmethod
     def release(self) -> None:

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import typing as ty
 
+from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance
-from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
 from nova_snapext import exception
@@ -21,59 +20,13 @@ from nova_snapext import upload
 LOG = logging.getLogger(__name__)
 
 
-class IncompleteImage(journal.Resource):
-    """The image of a snapshot, until all of it is uploaded and verified.
-
-    If the snapshot fails, the image is deleted. Nova's manager does the same
-    in most cases.
-    """
-
-    kind = 'image'
-
-    def __init__(self, image_api: glance.API, target: planning.Target):
-        self._image_api = image_api
-        self._target = target
-
-    def record(self) -> dict[str, ty.Any]:
-        return {}
-
-    @classmethod
-    def restore(cls, driver: libvirt_driver.LibvirtDriver,
-                target: planning.Target,
-                record: dict[str, ty.Any]) -> IncompleteImage:
-        return cls(driver._image_api, target)
-
-    def release(self) -> None:
-        """Delete the image, if it exists, after a crash.
-
-        As the user who requested the snapshot, or as Nova's service user if
-        that user is not known any more.
-
-        :raises IncompleteImageLeft: it can't be deleted
-        """
-        self.delete('nova-compute stopped before the snapshot was complete')
-
-    def delete(self, failure: str) -> None:
-        """Delete the image, if it exists.
-
-        :param failure: why its snapshot failed
-        :raises IncompleteImageLeft: it can't be deleted
-        """
-        reason = upload.discard(
-            self._target.context, self._image_api, self._target.image_id)
-        if reason is not None:
-            raise exception.IncompleteImageLeft(
-                failure=failure, image=self._target.image_id, reason=reason)
-
-    def __str__(self) -> str:
-        return f'the image {self._target.image_id}'
-
-
 @contextlib.contextmanager
 def incomplete_image(
     image_api: glance.API, plan: planning.Plan, strategy: str,
 ) -> Iterator[tuple[journal.JournalEntry, Callable[[], None]]]:
     """Delete the image if the context ends with an error before completion.
+
+    Nova's manager does the same in most cases.
 
     :param strategy: name of the snapshot's strategy
     :yields: the snapshot's journal entry, and a function that marks the image
@@ -81,42 +34,67 @@ def incomplete_image(
     :raises SnapshotInProgress: the instance already has an entry
     :raises JournalFailed: the journal can't be written
     :raises IncompleteImageLeft: the snapshot failed, and its image could not
-        be deleted; the journal keeps the image
+        be deleted; the journal keeps the image, and excludes no other
+        snapshot
     """
-    image = IncompleteImage(image_api, plan)
-    # The entry contains the image from its first write on.
-    with journal.new_entry(plan, strategy, image) as entry:
-        [record] = entry.records
+    is_complete = False
 
-        def mark_complete() -> None:
-            LOG.debug('Image %s no longer has to be deleted if the snapshot '
-                      'fails', plan.image_id, instance=plan.instance)
-            entry.remove(record)
+    def mark_complete() -> None:
+        nonlocal is_complete
+        is_complete = True
+        image.remove()
+        LOG.debug('Image %s no longer has to be deleted if the snapshot '
+                  'fails', plan.image_id, instance=plan.instance)
 
+    # While Nova's service user can still see it: see ImageEntry.seen_by_nova.
+    with journal.new_image(
+            plan, strategy, upload.is_seen_by_nova(plan.image_id)) as image:
         try:
-            yield entry, mark_complete
+            with journal.new_entry(plan, strategy) as entry:
+                yield entry, mark_complete
         except Exception as failure:
-            if record in entry.records and _is_deleted(image, failure):
-                entry.remove(record)
+            if not is_complete:
+                _delete_failed(image_api, plan, image, failure)
             raise
 
 
-def _is_deleted(image: IncompleteImage, failure: Exception) -> bool:
+def delete(image_api: glance.API, image: journal.ImageEntry,
+           context: nova_context.RequestContext | None) -> None:
+    """Delete an image, and its journal entry.
+
+    :param context: of the user who requested the snapshot, or of one of the
+        same project; None: Nova's service user deletes it
+    :raises UnexpectedState: it can't be deleted; the journal keeps it
+    """
+    if not image.seen_by_nova and upload.is_seen_by_nova(image.image_id):
+        image.seen_by_nova = True
+        image.save()
+    reason = upload.discard(
+        context, image_api, image.image_id, image.seen_by_nova)
+    if reason is not None:
+        if reason != image.reason:
+            image.reason = reason
+            image.save()
+        raise exception.UnexpectedState(reason=reason)
+    image.remove()
+
+
+def _delete_failed(image_api: glance.API, plan: planning.Plan,
+                   image: journal.ImageEntry, failure: Exception) -> None:
     """Delete the image of a failed snapshot.
 
-    :returns: whether the image is gone
     :raises IncompleteImageLeft: it could not be deleted, and Nova would
         report the failure to the user
     """
     if isinstance(failure, nova_exception.ImageNotFound):
-        return True
+        image.remove()
+        return
     try:
-        image.delete(str(failure))
-    except exception.IncompleteImageLeft as left:
+        delete(image_api, image, plan.context)
+    except exception.UnexpectedState as error:
+        left = exception.IncompleteImageLeft(
+            failure=str(failure), image=plan.image_id, reason=str(error))
         if not isinstance(failure, exception.GONE):
             raise left from failure
-        # Nova's manager expects the failure itself. The journal keeps the
-        # image.
-        LOG.error('%s', left)
-        return False
-    return True
+        # Nova's manager expects the failure itself.
+        LOG.error('%s', left, instance=plan.instance)

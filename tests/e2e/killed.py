@@ -3,8 +3,10 @@
 
 import shutil
 import signal
+import subprocess
 
 from devcloud import compute
+from devcloud import config
 from devcloud import services
 from devcloud import wait
 
@@ -51,9 +53,19 @@ class KilledTestCase(base.CloudTestCase):
         self.await_records(self.server, 3)
         return image
 
+    def command(self, name, *words):
+        """Run nova-snapext as the user of nova-compute."""
+        etc = self.state.etc / 'nova'
+        return subprocess.run(
+            ('runuser', '-u', config.USER, '--',
+             self.state.bin('nova-snapext'), name,
+             '--config-file', etc / 'nova.conf',
+             '--config-dir', etc / 'nova-compute.d', *words),
+            capture_output=True, text=True, cwd=self.state.nova)
+
     def forget_journal(self):
         """Have the journal not know of any snapshot."""
-        for path in (self.state.nova / 'snapext').glob('*.json'):
+        for path in (self.state.nova / 'snapext').glob('*.*'):
             path.unlink()
         for path in self.state.snapshots.glob('*'):
             shutil.rmtree(path)

@@ -67,6 +67,14 @@ class DrainTest(base.TestCase):
             self.assertIn(text, printed)
         self.assertNotIn('can be set', printed)
 
+    def test_image_that_waits_for_its_deletion_is_on_no_host(self):
+        self.find.return_value = [leftovers.Leftover(
+            'An image.', 'Delete it.', is_on_host=False)]
+        code, printed = self.run_()
+        self.assertEqual(0, code)
+        for text in ('An image.', 'can be set'):
+            self.assertIn(text, printed)
+
     def test_overlay_without_a_journal_is_recovered(self):
         self.find.side_effect = [[OVERLAY], []]
         code, _ = self.run_()

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import pathlib
 from unittest import mock
 
 from oslo_utils.fixture import uuidsentinel as uuids
@@ -23,6 +25,7 @@ class RecoverTest(base.TestCase):
         # It ends the process.
         self.patch(standalone, 'end').side_effect = SystemExit
         self.recover = self.patch(recovery, 'recover_entry')
+        self.recover_image = self.patch(recovery, 'recover_image')
         self.plan_ = self.plan()
 
     def patch(self, target, name):
@@ -36,6 +39,15 @@ class RecoverTest(base.TestCase):
             entry.records.append(journal.JournalRecord(
                 'overlay', {'path': '/o'}, blocks_start=True))
             entry.write()
+
+    def leave_image(self):
+        with journal.new_image(self.plan_, 'external', True):
+            pass
+
+    def files(self):
+        """Return the state of all files in the journal."""
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+                for path in pathlib.Path(self.journal).iterdir()}
 
     def run_(self, *arguments):
         """Return the exit code and all that was printed."""
@@ -57,6 +69,85 @@ class RecoverTest(base.TestCase):
             self.assertIn(part, printed)
         self.recover.assert_not_called()
         standalone.create_driver.assert_not_called()
+
+    def test_dry_run_writes_nothing_whatever_it_finds(self):
+        self.leave()
+        self.leave_image()
+        for name, text in (('x.json', '{'), ('y.image', '['),
+                           (f'{uuids.newer}.json', '{"version": 2}'),
+                           (f'{uuids.half}.json.new', '{')):
+            pathlib.Path(self.journal, name).write_text(text)
+        before = self.files()
+        code, printed = self.run_('--dry-run')
+        self.assertEqual(1, code)
+        self.assertEqual(before, self.files())
+        for text in (self.plan_.instance.uuid, base.IMAGE_ID, 'x.json',
+                     'y.image', f'{uuids.newer}.json', 'version 2'):
+            self.assertIn(text, printed)
+        self.assertNotIn('nothing', printed)
+        self.assertNotIn(uuids.half, printed)
+        self.recover_image.assert_not_called()
+
+    def test_dry_run_creates_no_journal(self):
+        self.flags(journal_directory=f'{self.journal}/none', group='snapext')
+        code, printed = self.run_('--dry-run')
+        self.assertEqual(0, code)
+        self.assertIn('nothing to clean up', printed)
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_dry_run_says_that_nova_compute_runs(self):
+        self.leave()
+        with mock.patch.object(journal, 'is_locked_by_another',
+                               return_value=True):
+            code, printed = self.run_('--dry-run')
+        self.assertEqual(0, code)
+        self.assertIn('run now', printed)
+        self.assertNotIn('run now', self.run_('--dry-run')[1])
+
+    def test_unreadable_journal_is_reported(self):
+        self.flags(journal_directory='/dev/null/x', group='snapext')
+        code, printed = self.run_('--dry-run')
+        self.assertEqual(1, code)
+        self.assertIn("can't be used", printed)
+
+    def test_file_that_can_not_be_used_is_left_alone_and_reported(self):
+        self.leave()
+        for name, text in (('x.json', '{'),
+                           (f'{uuids.newer}.json', '{"version": 2}')):
+            pathlib.Path(self.journal, name).write_text(text)
+        before = self.files()
+        code, printed = self.run_()
+        self.assertEqual(1, code)
+        self.assertIn('x.json is left alone', printed)
+        self.assertIn('cleaned up', printed)
+        self.assertEqual(before.keys() | {'lock'}, self.files().keys())
+        # Another instance is not concerned.
+        self.assertEqual(0, self.run_(self.plan_.instance.uuid)[0])
+        self.assertEqual(1, self.run_(uuids.newer)[0])
+
+    def test_nonsense_does_not_control_the_terminal(self):
+        pathlib.Path(self.journal, '\x1b[2J\udcff.json').write_text('{')
+        _code, printed = self.run_('--dry-run')
+        self.assertIn(r'\x1b[2J\udcff.json', printed)
+
+    def test_images_are_deleted(self):
+        self.leave_image()
+        code, printed = self.run_()
+        self.assertEqual(0, code)
+        self.assertIn('deleted', printed)
+        [(_, image), _] = self.recover_image.call_args
+        self.assertEqual(base.IMAGE_ID, image.image_id)
+
+    def test_image_that_can_not_be_deleted_is_reported(self):
+        def refuse(_driver, image):
+            image.reason = 'it is protected'
+            return False
+
+        self.leave_image()
+        self.recover_image.side_effect = refuse
+        code, printed = self.run_(self.plan_.instance.uuid)
+        self.assertEqual(1, code)
+        self.assertIn('it is protected', printed)
 
     def test_all_snapshots_are_cleaned_up(self):
         self.leave()

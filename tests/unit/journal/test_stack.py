@@ -20,7 +20,7 @@ class ReleaseStackTest(base.JournalTestCase):
             self.assertEqual(2, fsync.call_count)
             self.assertEqual(
                 [{'kind': 'thing', 'data': {'state': 'new'},
-                  'blocks_start': False}],
+                  'blocks_start': False, 'blocks_snapshot': True}],
                 self.content()['records'])
             thing.state = 'changed'
             thing.save()
@@ -64,5 +64,5 @@ class ReleaseStackTest(base.JournalTestCase):
         self.assertEqual(1, first.released)
         self.assertEqual(
             [{'kind': 'thing', 'data': {'state': 'stubborn'},
-              'blocks_start': False}],
+              'blocks_start': False, 'blocks_snapshot': True}],
             self.content()['records'])

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Delete the image of a snapshot that failed."""
+
+from __future__ import annotations
+
+import glanceclient.exc
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova.image import glance as nova_glance
+from oslo_log import log as logging
+
+from nova_snapext import cancel
+from nova_snapext.upload import client as image_client
+from nova_snapext.upload import glance
+
+LOG = logging.getLogger(__name__)
+
+
+def discard(context: nova_context.RequestContext | None,
+            image_api: nova_glance.API, image_id: str,
+            seen_by_nova: bool = False) -> str | None:
+    """Delete the image of a failed snapshot, as Nova's user if necessary.
+
+    Nova's manager does not always delete it: shelve keeps the image, and the
+    user's token may have expired.
+
+    :param context: of a user of the project that owns the image; None, or
+        one without a token, if that is not known
+    :param seen_by_nova: Nova's service user may see the image, see
+        is_seen_by_nova()
+    :returns: why the image could not be deleted; None if it is gone
+    """
+    if context is not None and context.auth_token is not None:
+        try:
+            image_api.delete(context, image_id)
+            LOG.debug('Image %s discarded', image_id)
+            return None
+        except nova_exception.ImageNotFound:
+            LOG.debug('Image %s is already deleted', image_id)
+            return None
+        except (nova_exception.ImageNotAuthorized,
+                glanceclient.exc.HTTPUnauthorized) as error:
+            if _is_protected(context, image_id):
+                return _protected(image_id)
+            LOG.info('The user who requested the snapshot may no longer '
+                     'delete its image %(image)s (%(error)s). It is deleted '
+                     'as [service_user]',
+                     {'image': image_id, 'error': error})
+        except glance.CLIENT_ERRORS as error:
+            return str(error)
+    return _discard_as_nova(image_api, image_id, seen_by_nova)
+
+
+def is_seen_by_nova(image_id: str) -> bool:
+    """Return whether Nova's service user may see an image.
+
+    Only then a 404 that this user gets later proves that the image is
+    deleted: Glance answers the same for an image that a user may not see.
+    """
+    try:
+        _get(nova_context.get_nova_service_user_context(), image_id)
+    except Exception as error:
+        # Without an answer, less is known. Nothing depends on it yet.
+        LOG.debug('Nova\'s service user does not see image %(image)s: '
+                  '%(error)s', {'image': image_id, 'error': error})
+        return False
+    return True
+
+
+def _discard_as_nova(image_api: nova_glance.API, image_id: str,
+                     seen_by_nova: bool) -> str | None:
+    """Delete an image as [service_user].
+
+    :returns: why it could not be deleted; None if it is gone
+    """
+    try:
+        context = nova_context.get_nova_service_user_context()
+        image_api.delete(context, image_id)
+        LOG.debug('Image %s discarded as [service_user]', image_id)
+        return None
+    except nova_exception.ImageNotFound:
+        if seen_by_nova:
+            LOG.debug('Image %s is already deleted', image_id)
+            return None
+        return (f'Nova\'s service user does not find image {image_id}, and '
+                f'may only not be allowed to see it')
+    except nova_exception.ImageNotAuthorized as error:
+        return (_protected(image_id) if _is_protected(context, image_id)
+                else str(error))
+    except glance.CLIENT_ERRORS as error:
+        return str(error)
+
+
+def _is_protected(context: nova_context.RequestContext,
+                  image_id: str) -> bool:
+    """Return whether Glance refuses a deletion because of this attribute.
+
+    It answers 403, as to a user without permission, and Nova drops its text.
+    """
+    try:
+        return bool(_get(context, image_id).get('protected'))
+    except Exception as error:
+        LOG.debug('Could not ask why image %(image)s can\'t be deleted: '
+                  '%(error)s', {'image': image_id, 'error': error})
+        return False
+
+
+def _protected(image_id: str) -> str:
+    return (f'it is protected. Run "openstack image set --unprotected '
+            f'{image_id}"')
+
+
+def _get(context: nova_context.RequestContext,
+         image_id: str) -> dict[str, object]:
+    """Return an image. Nova's own function leaves ``protected`` out.
+
+    It also hides private images from a context without a token, as Nova's
+    service user has.
+    """
+    token = cancel.CancelToken()
+    client = image_client.ImageClient(token, image_id)
+    try:
+        image: dict[str, object] = client.connect(context).snapext_image.get()
+        return image
+    finally:
+        client.close()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import os
+import pathlib
+import pwd
+import subprocess
+import sys
+from unittest import mock
+
+import fixtures
+from oslotest import base
+
+from nova_snapext.cmd import standalone
+
+NOBODY = pwd.getpwnam('nobody')
+
+
+class OwnerTest(base.BaseTestCase):
+    """The user of a command, with the calls that change it."""
+
+    def setUp(self):
+        super().setUp()
+        self.state = self.useFixture(fixtures.TempDir()).path
+        self.calls = []
+        for name in ('initgroups', 'setgid', 'setuid', 'chdir'):
+            self.patch(os, name, lambda *args, name=name:
+                       self.calls.append((name, *args)))
+        self.useFixture(fixtures.EnvironmentVariable('HOME', '/root'))
+        for name in ('USER', 'LOGNAME'):
+            self.useFixture(fixtures.EnvironmentVariable(name, 'root'))
+
+    def patch(self, target, name, value):
+        self.enterContext(mock.patch.object(target, name, value))
+
+    def become(self, uid, owner):
+        """Call it as a user, for a directory of an owner.
+
+        :returns: the message with which it ends; None if it goes on
+        """
+        stat = os.stat
+
+        def owned(path, *args, **kwargs):
+            return (mock.Mock(st_uid=owner) if path == self.state
+                    else stat(path, *args, **kwargs))
+
+        with mock.patch.object(os, 'geteuid', return_value=uid), \
+                mock.patch.object(os, 'stat', owned):
+            try:
+                standalone.become_owner_of_state(self.state)
+            except SystemExit as error:
+                return error.code
+        return None
+
+    def test_root_becomes_the_owner_of_the_state(self):
+        self.assertIsNone(self.become(0, NOBODY.pw_uid))
+        self.assertEqual(
+            [('initgroups', 'nobody', NOBODY.pw_gid),
+             ('setgid', NOBODY.pw_gid), ('setuid', NOBODY.pw_uid),
+             ('chdir', '/')], self.calls)
+        self.assertEqual((NOBODY.pw_dir, 'nobody', 'nobody'), tuple(
+            os.environ[name] for name in ('HOME', 'USER', 'LOGNAME')))
+
+    def test_owner_goes_on_unchanged(self):
+        self.assertIsNone(self.become(NOBODY.pw_uid, NOBODY.pw_uid))
+        self.assertIsNone(self.become(0, 0))
+        self.assertEqual([], self.calls)
+
+    def test_any_other_user_is_refused_with_the_command_to_run(self):
+        with mock.patch.object(sys, 'argv', ['/usr/bin/nova-snapext',
+                                             'recover', 'a b']):
+            for uid, owner, name in ((1000, NOBODY.pw_uid, 'nobody'),
+                                     (1000, 0, 'root')):
+                message = self.become(uid, owner)
+                self.assertIn(
+                    f'sudo -u {name} nova-snapext recover \'a b\'', message)
+        self.assertEqual([], self.calls)
+
+    def test_root_without_the_capability_is_refused(self):
+        def refuse(*_args):
+            raise PermissionError('no CAP_SETGID')
+
+        self.patch(os, 'initgroups', refuse)
+        message = self.become(0, NOBODY.pw_uid)
+        for text in ('must run as nobody', 'no CAP_SETGID'):
+            self.assertIn(text, message)
+
+    def test_owner_without_a_name_is_refused(self):
+        self.patch(pwd, 'getpwuid', mock.Mock(side_effect=KeyError))
+        self.assertIn('4242', self.become(0, 4242))
+
+    def test_missing_state_is_refused(self):
+        error = self.assertRaises(
+            SystemExit, standalone.become_owner_of_state,
+            f'{self.state}/none')
+        for text in ('state_path', f'{self.state}/none'):
+            self.assertIn(text, error.code)
+
+    def test_text_for_a_terminal_has_no_control_characters(self):
+        self.assertEqual('ä\n\\x1b[2J\\udcff\\t',
+                         standalone.printable('ä\n\x1b[2J\udcff\t'))
+
+
+class RootTest(base.BaseTestCase):
+    """Commands of root, in a process of their own."""
+
+    def setUp(self):
+        super().setUp()
+        if os.geteuid() != 0:
+            self.skipTest('only root can become another user')
+        self.top = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        for directory in (self.top, *self.top.parents):
+            if not directory.stat().st_mode & 0o001:
+                directory.chmod(0o711)
+        self.state = self.top / 'state'
+        self.state.mkdir()
+        os.chown(self.state, NOBODY.pw_uid, NOBODY.pw_gid)
+        self.config = self.top / 'nova.conf'
+        self.config.write_text(
+            f'[DEFAULT]\nstate_path = {self.state}\n'
+            f'log_dir = {self.state}\nmy_ip = 127.0.0.1\n'
+            f'transport_url = fake:/\n')
+
+    def run_(self, *arguments):
+        return subprocess.run(
+            [sys.executable, '-m', 'nova_snapext.cmd.main', *arguments,
+             '--config-file', self.config], capture_output=True, text=True,
+            check=False, cwd=pathlib.Path(__file__).parents[3])
+
+    def owners(self):
+        """Return the owners of all files below the state."""
+        return {path.stat().st_uid for path in self.top.rglob('*')
+                if path != self.config}
+
+    def test_what_a_command_of_root_creates_is_nova_s(self):
+        run = self.run_('recover', '--dry-run')
+        self.assertEqual(0, run.returncode, run.stderr)
+        self.assertEqual({NOBODY.pw_uid}, self.owners())
+        self.assertTrue(list(self.state.glob('*.log')))
+
+    def test_nothing_is_created_without_a_state(self):
+        self.state.rmdir()
+        run = self.run_('drain')
+        self.assertEqual(1, run.returncode)
+        self.assertIn('state_path', run.stderr)
+        self.assertEqual([self.config], [*self.top.iterdir()])

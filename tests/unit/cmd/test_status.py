@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from unittest import mock
+
+from oslo_utils.fixture import uuidsentinel as uuids
+
+from nova_snapext.cmd import main
+from nova_snapext.cmd import standalone
+from nova_snapext import journal
+from tests.unit import base
+from tests.unit.journal import base as journal_base
+
+
+class StatusTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.patch(standalone, 'configure')
+        self.runs = self.patch(journal, 'is_locked_by_another')
+        self.runs.return_value = False
+        self.plan_ = self.plan()
+        self.uuid = self.plan_.instance.uuid
+
+    def patch(self, target, name):
+        patch = mock.patch.object(target, name)
+        self.addCleanup(patch.stop)
+        return patch.start()
+
+    def start_nova_compute(self):
+        with journal.locked():
+            pass
+        self.runs.return_value = True
+
+    def leave(self):
+        with journal.new_entry(self.plan_, 'external') as entry:
+            entry.add(journal_base.Thing())
+        return entry
+
+    def text(self):
+        """Return the exit code and the text."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), \
+                contextlib.redirect_stderr(printed):
+            code = main.main(['status'])
+        return code, printed.getvalue()
+
+    def status(self, outstanding):
+        """Return the JSON, and check that the text agrees."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = main.main(['status', '--json'])
+        status = json.loads(printed.getvalue())
+        self.assertEqual(code, self.text()[0])
+        self.assertEqual((code, outstanding),
+                         (int(outstanding), status['outstanding']))
+        return status
+
+    def test_clean_host_has_nothing_outstanding(self):
+        self.flags(journal_directory=f'{self.journal}/none', group='snapext')
+        status = self.status(outstanding=False)
+        self.assertEqual(
+            (self.CONF.host, False, [], [], [], []),
+            tuple(status[name] for name in (
+                'host', 'locked', 'snapshots', 'images', 'unusable',
+                'set_aside')))
+        self.assertIn('Nothing is outstanding', self.text()[1])
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_running_snapshot_is_not_outstanding(self):
+        self.start_nova_compute()
+        with journal.new_image(self.plan_, 'external', True) as image, \
+                mock.patch.object(journal, 'images', return_value=[image]), \
+                journal.new_entry(self.plan_, 'external') as entry:
+            entry.add(journal_base.Thing())
+            status = self.status(outstanding=False)
+            text = self.text()[1]
+            entry.remove(entry.records[0])
+        [snapshot] = status['snapshots']
+        self.assertEqual(
+            ('running', self.uuid, base.IMAGE_ID, 'external', ['thing']),
+            tuple(snapshot[name] for name in (
+                'state', 'instance_uuid', 'image_id', 'strategy',
+                'resources')))
+        self.assertEqual([], status['images'])
+        for part in (self.uuid, 'snapshot running', base.IMAGE_ID, 'thing'):
+            self.assertIn(part, text)
+
+    def test_snapshot_of_an_earlier_process_is_recovered(self):
+        with mock.patch.object(journal.JournalEntry, 'close'), \
+                journal.new_entry(self.plan_, 'external'):
+            pass
+        self.start_nova_compute()
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertEqual('recovering', snapshot['state'])
+        self.assertIn('cleaned up now', self.text()[1])
+
+    def test_snapshot_that_could_not_be_cleaned_up_waits_with_the_reason(
+            self):
+        self.start_nova_compute()
+        self.leave().save_problem('libvirtd hangs')
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertEqual(
+            ('waiting', 'libvirtd hangs', False, True),
+            tuple(snapshot[name] for name in (
+                'state', 'problem', 'blocks_start', 'blocks_snapshot')))
+        self.assertIn('libvirtd hangs', self.text()[1])
+        self.assertIn('refused: snapshot', self.text()[1])
+
+    def test_snapshot_waits_while_nova_compute_is_stopped(self):
+        with mock.patch.object(journal.JournalEntry, 'close'), \
+                journal.new_entry(self.plan_, 'external'):
+            pass
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertEqual('waiting', snapshot['state'])
+        self.assertIn('when nova-compute starts', self.text()[1])
+
+    def test_what_is_set_apart_blocks_nothing(self):
+        self.start_nova_compute()
+        self.leave().set_apart()
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertEqual(('waiting', False), (
+            snapshot['state'], snapshot['blocks_snapshot']))
+        self.assertIn('refused: nothing', self.text()[1])
+
+    def test_image_waits_for_its_deletion(self):
+        plan = dataclasses.replace(self.plan_, image_id=uuids.image)
+        with journal.new_image(plan, 'external', True) as image:
+            image.reason = 'it is protected'
+            image.save()
+        [image] = self.status(outstanding=True)['images']
+        self.assertEqual(
+            (uuids.image, self.uuid, 'it is protected'),
+            (image['image_id'], image['instance_uuid'], image['reason']))
+        for part in (uuids.image, 'it is protected'):
+            self.assertIn(part, self.text()[1])
+
+    def test_files_that_can_not_be_used_are_listed(self):
+        for name, text in ((f'{uuids.newer}.json', '{"version": 2}'),
+                           ('x\n\x1b.json', '['),
+                           ('y.json.unreadable', '')):
+            pathlib.Path(self.journal, name).write_text(text)
+        before = {*os.listdir(self.journal)}
+        status = self.status(outstanding=True)
+        self.assertEqual(
+            {uuids.newer, None},
+            {file['instance_uuid'] for file in status['unusable']})
+        self.assertEqual([f'{self.journal}/y.json.unreadable'],
+                         status['set_aside'])
+        text = self.text()[1]
+        for part in ('version 2', f'blocks instance {uuids.newer}',
+                     r'\x1b.json', 'set aside'):
+            self.assertIn(part, text)
+        self.assertNotIn('\x1b', text)
+        self.assertEqual(before, {*os.listdir(self.journal)})
+
+    def test_unreadable_journal_is_reported(self):
+        self.flags(journal_directory='/dev/null/x', group='snapext')
+        code, printed = self.text()
+        self.assertEqual(1, code)
+        self.assertIn("can't be used", printed)

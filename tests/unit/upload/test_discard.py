@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from unittest import mock
+
+import fixtures
+import glanceclient.exc
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova.image import glance as nova_glance
+
+from nova_snapext import upload
+from tests.unit import base
+from tests.unit.upload import fake_glance
+
+NOT_FOUND = nova_exception.ImageNotFound(image_id=base.IMAGE_ID)
+FORBIDDEN = nova_exception.ImageNotAuthorized(image_id=base.IMAGE_ID)
+
+
+class DiscardTestCase(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
+        self.user = nova_context.RequestContext(
+            'user', 'project', auth_token='token')
+        self.service = nova_context.RequestContext('nova', 'service')
+        self.service_user = self.useFixture(fixtures.MockPatchObject(
+            nova_context, 'get_nova_service_user_context',
+            return_value=self.service)).mock
+        self.server = fake_glance.FakeGlance()
+        self.enterContext(self.server.installed())
+
+    def discard(self, *results, context='user', seen_by_nova=False):
+        self.image_api.delete.side_effect = results
+        return upload.discard(
+            self.user if context == 'user' else context, self.image_api,
+            base.IMAGE_ID, seen_by_nova)
+
+
+class DiscardTest(DiscardTestCase):
+
+    def test_image_is_deleted_as_its_owner(self):
+        self.assertIsNone(self.discard(None))
+        self.image_api.delete.assert_called_once_with(
+            self.user, base.IMAGE_ID)
+
+    def test_deleted_image_counts_as_discarded(self):
+        self.assertIsNone(self.discard(NOT_FOUND))
+
+    def test_expired_token_deletes_image_as_service_user(self):
+        for refusal in (glanceclient.exc.HTTPUnauthorized(), FORBIDDEN):
+            self.assertIsNone(self.discard(refusal, None))
+            self.image_api.delete.assert_called_with(
+                self.service, base.IMAGE_ID)
+
+    def test_unknown_user_deletes_image_as_service_user(self):
+        for context in (None, nova_context.get_admin_context()):
+            self.assertIsNone(self.discard(None, context=context))
+            self.image_api.delete.assert_called_with(
+                self.service, base.IMAGE_ID)
+
+    def test_image_hidden_from_service_user_is_not_discarded(self):
+        self.assertIn(base.IMAGE_ID, self.discard(
+            glanceclient.exc.HTTPUnauthorized(), NOT_FOUND))
+        self.assertIn(base.IMAGE_ID, self.discard(NOT_FOUND, context=None))
+
+    def test_image_that_service_user_has_seen_is_gone(self):
+        self.assertIsNone(self.discard(
+            glanceclient.exc.HTTPUnauthorized(), NOT_FOUND,
+            seen_by_nova=True))
+        self.assertIsNone(self.discard(
+            NOT_FOUND, context=None, seen_by_nova=True))
+
+    def test_protected_image_is_told_with_its_remedy(self):
+        self.server.stored['protected'] = True
+        for results, context in (([FORBIDDEN], 'user'), ([FORBIDDEN], None)):
+            reason = self.discard(*results, context=context)
+            self.assertIn('it is protected', reason)
+            self.assertIn(
+                f'openstack image set --unprotected {base.IMAGE_ID}', reason)
+
+    def test_image_that_can_not_be_asked_about_is_only_forbidden(self):
+        self.server.on_get = self.server.http_client.get
+        self.server.on_get.side_effect = glanceclient.exc.HTTPUnauthorized()
+        reason = self.discard(FORBIDDEN, FORBIDDEN)
+        self.assertEqual(str(FORBIDDEN), reason)
+
+    def test_failed_deletion_returns_reason(self):
+        self.assertIn('in use', self.discard(
+            nova_exception.ImageDeleteConflict(reason='in use')))
+        self.assertIn('401', self.discard(
+            glanceclient.exc.HTTPUnauthorized(),
+            glanceclient.exc.HTTPUnauthorized('401')))
+
+    def test_missing_service_user_is_returned_as_reason(self):
+        self.service_user.side_effect = nova_exception.InvalidConfiguration(
+            'no [service_user]')
+        self.assertIn('service_user', self.discard(
+            glanceclient.exc.HTTPUnauthorized()))
+
+
+class SeenByNovaTest(DiscardTestCase):
+
+    def test_image_is_seen_as_service_user_and_not_as_its_owner(self):
+        # Nova's own image API hides a private image from this context.
+        self.assertTrue(upload.is_seen_by_nova(base.IMAGE_ID))
+        self.assertIs(self.service, self.server.context)
+        self.assertEqual(['GET'], self.server.requests)
+
+    def test_image_is_not_seen_after_any_error(self):
+        get = self.server.http_client.get
+        for error in (glanceclient.exc.HTTPNotFound(),
+                      glanceclient.exc.HTTPForbidden(),
+                      glanceclient.exc.CommunicationError()):
+            get.side_effect = error
+            self.assertFalse(upload.is_seen_by_nova(base.IMAGE_ID))
+        self.service_user.side_effect = nova_exception.InvalidConfiguration(
+            'no [service_user]')
+        self.assertFalse(upload.is_seen_by_nova(base.IMAGE_ID))
