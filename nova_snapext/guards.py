@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lifecycle methods of Nova's driver that first recover the instance."""
+"""Methods of Nova's driver that first recover the instance.
+
+A method that can't recover it refuses, before Nova changes anything. Nova's
+manager sets an instance to ERROR after most errors, even if nothing was
+changed. So each method raises what leaves the instance as it was, where the
+manager has such an error (nova/compute/manager.py,
+_error_out_instance_on_exception; nova/conductor/manager.py, _live_migrate).
+"""
 
 from __future__ import annotations
 
@@ -8,18 +15,74 @@ import functools
 import inspect
 import typing as ty
 
+from nova.compute import task_states
+from nova.compute import vm_states
 from nova import context as nova_context
+from nova import exception as nova_exception
 from nova import objects
 from nova.virt.libvirt import driver
+from oslo_log import log as logging
 
+from nova_snapext import exception
 from nova_snapext.recovery import gate as recovery_gate
+from nova_snapext.recovery import state
+
+LOG = logging.getLogger(__name__)
+
+#: Tasks that begin with a power off, after which Nova changes or destroys the
+#: disk, or copies it: rescue, shelve, rebuild, and a resize to another cell.
+#: A plain stop and a deletion are none of them: they always work.
+POWER_OFF_TASKS = (task_states.RESCUING, task_states.SHELVING,
+                   task_states.REBUILDING, task_states.RESIZE_MIGRATING)
+
+Refuse = Callable[[exception.SnapextError, objects.Instance], Exception]
 
 
-def _guarded(method: Callable[..., ty.Any]) -> Callable[..., ty.Any]:
+def _as_it_is(error: exception.SnapextError,
+              _instance: objects.Instance) -> Exception:
+    """Return the error itself: the state does not change, or can't be kept."""
+    return ty.cast(Exception, error)
+
+
+def _roll_back(error: exception.SnapextError,
+               _instance: objects.Instance) -> Exception:
+    """Return the error after which the manager keeps the state."""
+    return ty.cast(Exception, nova_exception.InstanceFaultRollback(
+        inner_exception=error))
+
+
+def _refuse_rebuild(error: exception.SnapextError,
+                    instance: objects.Instance) -> Exception:
+    # Seen in Nova 34: _do_rebuild_instance_with_claim() and its callers.
+    LOG.warning('Nova has already stored the new image for the instance, and '
+                'removes the allocation of an instance whose rebuild fails. '
+                'Repeat the rebuild later, or run "nova-manage placement '
+                'heal_allocations --instance %s"', instance.uuid,
+                instance=instance)
+    return _roll_back(error, instance)
+
+
+def _fail_check(error: exception.SnapextError,
+                _instance: objects.Instance) -> Exception:
+    """Return the error after which the conductor keeps the state."""
+    return ty.cast(Exception, nova_exception.MigrationPreCheckError(
+        reason=str(error)))
+
+
+def _stay_rescued(error: exception.SnapextError,
+                  instance: objects.Instance) -> Exception:
+    """Put the state back after the manager has changed it."""
+    state.put_back(instance.uuid, vm_states.RESCUED)
+    return ty.cast(Exception, error)
+
+
+def _guarded(method: Callable[..., ty.Any],
+             refuse: Refuse = _as_it_is) -> Callable[..., ty.Any]:
     """Return a method that recovers the instance, then calls Nova's.
 
     :param method: a method of Nova's driver whose first arguments are the
         context and the instance
+    :param refuse: returns what to raise if the instance can't be recovered
     """
     name = method.__name__
 
@@ -28,7 +91,7 @@ def _guarded(method: Callable[..., ty.Any]) -> Callable[..., ty.Any]:
                 context: nova_context.RequestContext,
                 instance: objects.Instance,
                 *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
-        self.gate.ensure_recovered(context, instance)
+        self._ensure_recovered(context, instance, name, refuse)
         nova_method = getattr(super(RecoveryGuards, self), name)
         return nova_method(context, instance, *args, **kwargs)
 
@@ -39,7 +102,7 @@ def _guarded(method: Callable[..., ty.Any]) -> Callable[..., ty.Any]:
 
 
 class RecoveryGuards:
-    """All methods that start a guest, or move its disk to another host.
+    """All methods that start a guest, or move or replace its disk.
 
     The definition that Nova writes for a guest has the disk without the
     overlay of an interrupted snapshot. A mixin, to be listed before
@@ -51,21 +114,66 @@ class RecoveryGuards:
     gate: recovery_gate.InstanceGate
 
     check_can_live_migrate_source = _guarded(
-        driver.LibvirtDriver.check_can_live_migrate_source)
+        driver.LibvirtDriver.check_can_live_migrate_source, _fail_check)
     finish_revert_migration = _guarded(
         driver.LibvirtDriver.finish_revert_migration)
     migrate_disk_and_power_off = _guarded(
-        driver.LibvirtDriver.migrate_disk_and_power_off)
+        driver.LibvirtDriver.migrate_disk_and_power_off, _roll_back)
     power_on = _guarded(driver.LibvirtDriver.power_on)
     reboot = _guarded(driver.LibvirtDriver.reboot)
+    # Nova's own only says that the manager has to rebuild.
+    rebuild = _guarded(driver.LibvirtDriver.rebuild, _refuse_rebuild)
     rescue = _guarded(driver.LibvirtDriver.rescue)
-    resume = _guarded(driver.LibvirtDriver.resume)
+    resume = _guarded(driver.LibvirtDriver.resume, _roll_back)
     resume_state_on_host_boot = _guarded(
         driver.LibvirtDriver.resume_state_on_host_boot)
     spawn = _guarded(driver.LibvirtDriver.spawn)
-    unrescue = _guarded(driver.LibvirtDriver.unrescue)
+    unrescue = _guarded(driver.LibvirtDriver.unrescue, _stay_rescued)
+
+    def power_off(self, instance: objects.Instance, timeout: int = 0,
+                  retry_interval: int = 0) -> None:
+        """Power off a guest; recover it first if its disk is needed next.
+
+        For rescue and shelve, no method of the driver is called earlier.
+        """
+        if instance.task_state in POWER_OFF_TASKS:
+            self._ensure_recovered(None, instance, 'power_off', _power_off)
+        super().power_off(  # type: ignore[misc]
+            instance, timeout, retry_interval)
+
+    def _ensure_recovered(self, context: nova_context.RequestContext | None,
+                          instance: objects.Instance, method: str,
+                          refuse: Refuse) -> None:
+        """Recover an instance before Nova's manager goes on.
+
+        :param method: the name of the method that Nova has called
+        """
+        try:
+            self.gate.ensure_recovered(context, instance)
+        except exception.NotRecovered as error:
+            # Users see the error that Nova stores for the instance, and the
+            # reason has paths of this host.
+            LOG.error('%(method)s is refused, and nothing was changed: '
+                      '%(error)s', {'method': method, 'error': error},
+                      instance=instance)
+            refused = exception.OperationRefused(
+                instance=instance.uuid, blocks_start=error.blocks_start)
+            # The manager raises it without the error that contains it.
+            refused.__cause__ = error
+            raise refuse(refused, instance) from error
+        except exception.SnapshotInProgress as error:
+            raise refuse(error, instance) from error
 
 
-#: The names of the methods above.
+def _power_off(error: exception.SnapextError,
+               instance: objects.Instance) -> Exception:
+    """Return the error of a power off before another operation."""
+    if instance.task_state == task_states.RESCUING:
+        state.put_back(instance.uuid, instance.vm_state)
+    return ty.cast(Exception, error)
+
+
+#: The names of the methods above whose first arguments are the context and
+#: the instance.
 GUARDED = tuple(name for name, value in vars(RecoveryGuards).items()
-                if inspect.isfunction(value))
+                if hasattr(value, '__wrapped__'))

@@ -235,7 +235,8 @@ class ActiveCommit:
                   f'disk takes it: {seen}. [snapext]merge_min_write_kbps is '
                   f'{CONF.snapext.merge_min_write_kbps} (0: no guest is '
                   f'slowed down). Change it, or reduce what the guest writes '
-                  f'(a paused guest writes nothing), and merge again')
+                  f'(a paused guest writes nothing). The merge is tried again '
+                  f'by itself')
         if self._may_pivot:
             # An abort that crosses the pivot could make libvirt take the
             # wrong file for the guest's.

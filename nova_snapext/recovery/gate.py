@@ -2,7 +2,9 @@
 """The gate that an instance passes before it starts, moves or is snapshotted.
 
 It allows one snapshot or recovery of an instance at a time, and recovers
-instances in the background.
+instances in the background. What could not be recovered is tried again by
+itself: when an event of the guest says that something has changed, and by a
+periodic look into the journal, which finds what has no event.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from nova import context as nova_context
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
+from oslo_utils import timeutils
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext.recovery import recover
+from nova_snapext.recovery import schedule
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # Recoveries in the background at a time. As many as Nova takes snapshots by
@@ -31,6 +37,10 @@ PARALLEL = 5
 # Seconds that an operation waits for a recovery of its instance. Most take
 # less than one; a merge can take hours, and Nova has few threads for requests.
 BUSY_TIMEOUT = 10
+
+# Every how many periodic looks the images that could not be deleted are tried
+# again. They harm nothing, and each try asks Glance.
+IMAGE_LOOKS = 10
 
 
 class InstanceGate:
@@ -53,6 +63,13 @@ class InstanceGate:
         self._queued: set[str] = set()
         # To be recovered after the snapshot or recovery in progress.
         self._recover_later: set[str] = set()
+        self._schedule = schedule.Schedule()
+        # Notified of each event, and of the end of the retries.
+        self._look = threading.Condition()
+        # Uuids of instances, and what to do about their events, in order.
+        self._events: dict[tuple[str, Callable[[str], object]], None] = {}
+        self._retries = False
+        self._images = threading.Lock()
 
     @contextlib.contextmanager
     def exclusive(self, uuid: str) -> Iterator[None]:
@@ -82,6 +99,7 @@ class InstanceGate:
         """Recover all interrupted snapshots, without waiting for the end."""
         for entry in journal.entries():
             self.recover_in_background(entry.instance_uuid)
+        self.delete_images_in_background()
 
     def recover_in_background(self, uuid: str) -> None:
         """Recover an instance, as soon as no snapshot of it is in progress.
@@ -99,20 +117,70 @@ class InstanceGate:
             self._queued.add(uuid)
         _spawn(self._recover, uuid)
 
-    def recover_resumed(self, uuid: str) -> None:
-        """Recover an instance whose guest runs again, if anything is left.
+    def recover_if_outstanding(self, uuid: str) -> None:
+        """Recover an instance whose guest has changed, if anything is left.
 
-        QEMU may refuse to merge an overlay while the guest is paused.
+        QEMU may refuse to merge an overlay while its guest is paused; a guest
+        that is off is merged offline.
 
-        This does not block, and does nothing while a snapshot or recovery is
-        in progress, which may itself have resumed the guest.
+        This neither blocks nor reads a file: another thread does. It does
+        nothing while a snapshot or recovery of the instance is in progress,
+        which may itself have caused the event.
         """
-        with self._changed:
-            if uuid in self._snapshots | self._recoveries:
-                return
-        if journal.find(uuid) is not None:
-            LOG.debug('Instance %s was resumed, and is recovered now', uuid)
-            self.recover_in_background(uuid)
+        self._handle_event(uuid, self._retry_after_change)
+
+    def recover_after_job(self, uuid: str) -> None:
+        """Recover an instance after a job that may have been ours.
+
+        As :meth:`recover_if_outstanding`, but a job that ends soon after a
+        try is ignored.
+        """
+        self._handle_event(uuid, self._retry_after_job)
+
+    def recover_after_foreign_job(self, uuid: str) -> None:
+        """Recover an instance, if anything is left, after somebody's job.
+
+        This neither blocks nor reads a file. While a snapshot or recovery of
+        the instance is in progress, it waits for the end.
+        """
+        self._handle_event(uuid, self._retry_after_foreign_job)
+
+    def _handle_event(self, uuid: str,
+                      handler: Callable[[str], object]) -> None:
+        with self._look:
+            if self._retries:
+                self._events[uuid, handler] = None
+                self._look.notify_all()
+
+    def start_retries(self) -> None:
+        """Begin to try again what is left, until :meth:`stop_retries`.
+
+        Call it when the journal is locked.
+        """
+        with self._look:
+            self._retries = True
+        _spawn(self._retry)
+
+    def stop_retries(self) -> None:
+        """End the retries. A recovery that has begun goes on."""
+        with self._look:
+            self._retries = False
+            self._events.clear()
+            self._look.notify_all()
+
+    def delete_images_in_background(
+        self, context: nova_context.RequestContext | None = None,
+        uuid: str | None = None,
+    ) -> None:
+        """Try again to delete the images that failed snapshots have left.
+
+        :param context: of a user who may be able to delete them
+        :param uuid: only images of this instance
+        """
+        images = [entry for entry in journal.images()
+                  if uuid in (None, entry.instance_uuid)]
+        if images:
+            _spawn(self._delete_images, images, context)
 
     def wait(self, timeout: float) -> list[str]:
         """Wait for the recoveries in progress.
@@ -156,9 +224,13 @@ class InstanceGate:
                 raise exception.SnapshotInProgress(
                     instance=uuid, path='it runs in nova-compute')
             admitted.add(uuid)
+        watch = timeutils.StopWatch().start()
         try:
             yield
         finally:
+            # Most of a snapshot is no try to recover anything.
+            self._schedule.ended(
+                uuid, 0 if admitted is self._snapshots else watch.elapsed())
             with self._changed:
                 admitted.discard(uuid)
                 recover_now = uuid in self._recover_later
@@ -175,12 +247,88 @@ class InstanceGate:
         except exception.SnapshotInProgress:
             LOG.debug('Instance %s is recovered by the operation that has '
                       'just begun', uuid)
-        except Exception:
+        except Exception as error:
             # Nobody waits for this thread.
-            LOG.exception('Could not clean up after the snapshot of instance '
-                          '%s. This is tried again when the connection to '
-                          'libvirtd is restored, and before the instance is '
-                          'started or moved', uuid)
+            LOG.log(self._driver.failure_log.level(uuid, repr(error)),
+                    'Could not clean up after the snapshot of instance %s. '
+                    'This is tried again, see [snapext]recovery_interval',
+                    uuid, exc_info=True)
+
+    def _retry(self) -> None:
+        """Try again what is left: after events, and now and then."""
+        looks = 0
+        watch = timeutils.StopWatch().start()
+        while True:
+            with self._look:
+                self._look.wait_for(
+                    lambda: self._events or not self._retries,
+                    max(0, min(
+                        self._schedule.seconds_to_deferred(),
+                        CONF.snapext.recovery_interval - watch.elapsed())))
+                if not self._retries:
+                    return
+                events, self._events = self._events, {}
+            try:
+                for uuid, handler in events:
+                    handler(uuid)
+                for uuid in self._schedule.take_deferred():
+                    self._retry_after_change(uuid)
+                if watch.elapsed() >= CONF.snapext.recovery_interval:
+                    watch.restart()
+                    looks += 1
+                    self._retry_all(looks)
+            except Exception:
+                LOG.exception('Could not look for what is left of snapshots. '
+                              'This is tried again')
+
+    def _retry_after_change(self, uuid: str) -> None:
+        if self._is_busy(uuid) or not journal.find_all(uuid):
+            return
+        if not self._schedule.is_settled(uuid):
+            self._schedule.defer(uuid)
+            return
+        LOG.debug('The guest of instance %s has changed, and is recovered '
+                  'now', uuid)
+        self.recover_in_background(uuid)
+
+    def _retry_after_job(self, uuid: str) -> None:
+        if self._schedule.is_settled(uuid):
+            self._retry_after_change(uuid)
+
+    def _retry_after_foreign_job(self, uuid: str) -> None:
+        if journal.find_all(uuid):
+            LOG.debug('A job of instance %s has ended, and what its snapshot '
+                      'left is cleaned up now', uuid)
+            self.recover_in_background(uuid)
+
+    def _retry_all(self, looks: int) -> None:
+        """Take one periodic look.
+
+        :param looks: its number
+        """
+        uuids = {entry.instance_uuid for entry in journal.entries()}
+        self._schedule.forget_all_but(uuids)
+        for uuid in uuids:
+            if not self._is_busy(uuid) and self._schedule.is_due(uuid):
+                self.recover_in_background(uuid)
+        if not looks % IMAGE_LOOKS:
+            self.delete_images_in_background()
+
+    def _is_busy(self, uuid: str) -> bool:
+        with self._changed:
+            return uuid in (
+                self._snapshots | self._recoveries | self._queued)
+
+    def _delete_images(self, images: list[journal.ImageEntry],
+                       context: nova_context.RequestContext | None) -> None:
+        # Another thread tries already, and Glance may take long.
+        if not self._images.acquire(blocking=False):
+            return
+        try:
+            for entry in images:
+                recover.recover_image(self._driver, entry, context)
+        finally:
+            self._images.release()
 
 
 def _spawn(function: Callable[..., object], *args: ty.Any) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import dataclasses
 import os
 import pathlib
-import re
 
 import libvirt
 from lxml import etree
@@ -26,7 +25,7 @@ from nova_snapext.hypervisor import chain
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import image_header
 from nova_snapext import journal
-from nova_snapext.journal import file as journal_file
+from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import backup_job
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import fence
@@ -35,8 +34,6 @@ from nova_snapext.resources import work_directory
 
 CONF = conf.CONF
 
-# See WorkDirectory.allocate().
-WORK_DIRECTORY = re.compile('[0-9a-f]{8}-[0-9a-f]{8}')
 # See InternalSnapshot.name.
 INTERNAL_SNAPSHOT = 'snapext-'
 
@@ -48,11 +45,14 @@ class Leftover:
     :ivar what: what it is, and where
     :ivar remedy: what the operator can do
     :ivar instance_uuid: the instance whose overlay it is; None for others
+    :ivar is_on_host: Nova's own driver could meet it; False for what is in
+        Glance alone
     """
 
     what: str
     remedy: str
     instance_uuid: str | None = None
+    is_on_host: bool = True
 
     def __str__(self) -> str:
         return f'{self.what}\n    {self.remedy}'
@@ -77,17 +77,54 @@ def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[Leftover]:
                 raise
     yield from _work_directories()
     yield from _exports()
+    yield from _rbd_snapshots(driver)
+
+
+def _rbd_snapshots(driver: libvirt_driver.LibvirtDriver,
+                   ) -> Iterator[Leftover]:
+    try:
+        for snapshot in rbd_leftovers.find(driver):
+            yield Leftover(
+                f'{snapshot} in Ceph is of a snapshot that the journal does '
+                f'not have. Nova can\'t delete the disk before it is removed.',
+                'Run "nova-snapext recover" while nova-compute is stopped.')
+    except exception.CephError as error:
+        yield Leftover(
+            f'It is not known what is left in Ceph: {error}',
+            'Repeat this when Ceph responds.', is_on_host=False)
 
 
 def _journal() -> Iterator[Leftover]:
+    is_in_use = journal.is_locked_by_another()
     for entry in journal.entries():
+        kinds = ', '.join(record.kind for record in entry.records)
+        if is_in_use:
+            yield Leftover(
+                f'The journal records a snapshot of instance '
+                f'{entry.instance_uuid}: {kinds}.',
+                'It runs now, or nova-compute cleans up after it: see '
+                '"nova-snapext status".')
+        else:
+            yield Leftover(
+                f'The journal records an interrupted snapshot of instance '
+                f'{entry.instance_uuid}: {kinds}.',
+                f'Do what "nova-snapext recover {entry.instance_uuid}" says.')
+    for image in journal.images():
         yield Leftover(
-            f'The journal records an interrupted snapshot of instance '
-            f'{entry.instance_uuid}: '
-            f'{", ".join(record.kind for record in entry.records)}.',
-            f'Do what "nova-snapext recover {entry.instance_uuid}" says.')
-    directory = pathlib.Path(CONF.snapext.journal_directory)
-    for path in sorted(directory.glob(f'*{journal_file.SET_ASIDE}')):
+            f'The image {image.image_id} of a snapshot of instance '
+            f'{image.instance_uuid} is not complete'
+            f'{f" and not deleted: {image.reason}" if image.reason else ""}.',
+            'nova-compute uploads or deletes it: see "nova-snapext status".'
+            if is_in_use else
+            f'Delete it. Then remove {image.path}, or run "nova-snapext '
+            f'recover {image.instance_uuid}".', is_on_host=False)
+    for file in journal.unusable():
+        yield Leftover(
+            f'The file {file.path} of the journal can\'t be used: '
+            f'{file.problem}.',
+            'Make it usable, and run "nova-snapext recover". If you are sure '
+            'that nothing of its snapshot is left, remove it.')
+    for path in journal.set_aside_files():
         yield Leftover(
             f'The journal {path} could not be read and was set aside.',
             'Check that the guest of this instance has its devices, that its '
@@ -144,7 +181,8 @@ def _has_backup_job(guest: domain.Domain) -> bool:
         if error.get_error_code() in backup_job.JOB_IS_OVER:
             return False
         raise
-    return server is not None and _is_socket(server.get('socket', ''))
+    return server is not None and work_directory.is_socket(
+        server.get('socket', ''))
 
 
 def _internal_snapshots(guest: domain.Domain, path: str) -> Iterator[Leftover]:
@@ -163,25 +201,17 @@ def _internal_snapshots(guest: domain.Domain, path: str) -> Iterator[Leftover]:
 
 
 def _work_directories() -> Iterator[Leftover]:
-    for path in sorted(pathlib.Path(CONF.snapext.work_directory).glob('*')):
-        if WORK_DIRECTORY.fullmatch(path.name):
-            yield Leftover(f'{path} is the work directory of a snapshot.',
-                           'If nothing else is left, remove it.')
+    for path in work_directory.find():
+        yield Leftover(f'{path} is the work directory of a snapshot.',
+                       'If nothing else is left, remove it.')
 
 
 def _exports() -> Iterator[Leftover]:
     for process in psutil.process_iter(['name', 'cmdline']):
         if process.info['name'] == 'qemu-nbd' and any(
-                _is_socket(word) and pathlib.Path(word).is_relative_to(
-                    CONF.snapext.work_directory)
+                work_directory.is_socket(word) and
+                pathlib.Path(word).is_relative_to(CONF.snapext.work_directory)
                 for word in process.info['cmdline'] or ()):
             yield Leftover(
                 f'qemu-nbd, process {process.pid}, exports a disk for a '
                 f'snapshot.', f'End it with "kill {process.pid}".')
-
-
-def _is_socket(path: str) -> bool:
-    """Return whether a path is the socket of one of our work directories."""
-    directory = os.path.dirname(path)
-    return (WORK_DIRECTORY.fullmatch(os.path.basename(directory)) is not None
-            and path == work_directory.WorkDirectory(directory).socket)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release the resources of a snapshot that nova-compute could not finish.
 
-This happens when nova-compute starts, when libvirtd is back, when a guest is
-unpaused, and before an instance is started, moved or snapshotted again. A
-recovery that is interrupted can be repeated, with the same result.
+This happens when nova-compute starts, when libvirtd is back, when an event of
+the guest or the periodic look gives a reason (see
+:mod:`nova_snapext.recovery.gate`), and before an instance is started, moved or
+snapshotted again. A recovery that is interrupted can be repeated, with the
+same result.
 """
 
 from __future__ import annotations
@@ -34,14 +36,12 @@ ResourceTypes = dict[str, type[journal.Resource]]
 def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
     """Return the classes of all resources that can be recovered, by kind.
 
-    These are the resources of the loaded strategies, and the image, which
-    every snapshot has.
+    These are the resources of the loaded strategies.
 
     :raises StrategyConfigError: two classes have the same kind
     """
     types: ResourceTypes = {}
     for resource_type in itertools.chain(
-            (image.IncompleteImage,),
             *(strategy.resource_types
               for strategy in driver.strategies.values())):
         known = types.setdefault(resource_type.kind, resource_type)
@@ -55,20 +55,22 @@ def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
 
 
 def recover_instance(driver: libvirt_driver.LibvirtDriver, uuid: str) -> bool:
-    """Recover the interrupted snapshot of an instance, if there is one.
+    """Recover the interrupted snapshots of an instance, if there are any.
 
     :param uuid: uuid of the instance
     :returns: whether nothing is left. The log says what is left and what to
         do.
     """
-    entry = journal.find(uuid)
-    try:
-        if entry is not None:
+    is_done = True
+    for entry in journal.find_all(uuid):
+        try:
             recover_entry(driver, entry)
-    except exception.NotRecovered as error:
-        LOG.error('%s', error)
-        return False
-    return True
+        except exception.NotRecovered as error:
+            LOG.log(driver.failure_log.level(uuid, str(error)), '%s', error)
+            is_done = False
+    if is_done:
+        driver.failure_log.forget(uuid)
+    return is_done
 
 
 def recover_entry(driver: libvirt_driver.LibvirtDriver,
@@ -84,17 +86,20 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
     """
     instance = instance or get_instance(
         entry.instance_uuid, entry.instance_name)
-    LOG.warning('A snapshot was interrupted and is cleaned up now: strategy '
-                '%(strategy)s, image %(image)s, resources %(kinds)s',
-                {'strategy': entry.strategy, 'image': entry.image_id,
-                 'kinds': ', '.join(record.kind for record in entry.records)},
-                instance=instance)
+    text = (f'What a snapshot has left is cleaned up now: strategy '
+            f'{entry.strategy}, image {entry.image_id}, begun '
+            f'{entry.began_at}Z, resources '
+            f'{", ".join(record.kind for record in entry.records)}')
+    LOG.log(driver.failure_log.level(
+        entry.instance_uuid, text, logging.WARNING), '%s', text,
+        instance=instance)
     target = planning.Target(
         context=context or nova_context.get_admin_context(),
         instance=instance, disk=entry.disk, image_id=entry.image_id)
     failures = list(_release_all(driver, entry, target))
     entry.close()
     if failures:
+        entry.save_problem(' '.join(failures))
         raise exception.NotRecovered(
             instance=entry.instance_uuid, reason=' '.join(failures),
             blocks_start=any(record.blocks_start for record in entry.records))
@@ -113,15 +118,14 @@ def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
     :raises NotRecovered: a resource is left that makes a start or a move
         lose data
     """
-    entry = journal.find(instance.uuid)
-    if entry is not None:
+    journal.require_usable(instance.uuid)
+    for entry in journal.find_all(instance.uuid):
         try:
             recover_entry(driver, entry, context, instance)
         except exception.NotRecovered as error:
             if error.blocks_start:
                 raise
             LOG.error('%s', error, instance=instance)
-            return
     try:
         found = overlay.Overlay.find(driver, instance)
         if found is not None:
@@ -136,6 +140,68 @@ def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
         raise exception.NotRecovered(
             instance=instance.uuid, reason=f'overlay: {error}.',
             blocks_start=True) from error
+
+
+def make_way(instance_uuid: str) -> None:
+    """Let the next snapshot of an instance begin, though something is left.
+
+    What excludes no other snapshot is kept in an entry of its own, and is
+    recovered later. Call this after :func:`ensure_recovered`.
+
+    :raises NotRecovered: what is left excludes another snapshot
+    :raises JournalFailed: the journal can't be written
+    """
+    journal.require_usable(instance_uuid)
+    entry = journal.find(instance_uuid)
+    if entry is None:
+        return
+    excluding = [record.kind for record in entry.records
+                 if record.blocks_snapshot]
+    if excluding:
+        raise exception.NotRecovered(
+            instance=instance_uuid, blocks_start=False,
+            reason=entry.problem or f'{", ".join(excluding)} left.')
+    try:
+        entry.set_apart()
+    except OSError as error:
+        raise exception.JournalFailed(
+            path=entry.path, reason=str(error)) from error
+
+
+def recover_image(driver: libvirt_driver.LibvirtDriver,
+                  entry: journal.ImageEntry,
+                  context: nova_context.RequestContext | None = None) -> bool:
+    """Delete the incomplete image of a snapshot that failed.
+
+    It may be called as often as wanted, but not for an image whose snapshot
+    runs: :func:`journal.images` does not return it.
+
+    :param context: of a request for the image's instance; None if there is
+        none
+    :returns: whether the image is gone, and its entry removed. The log says
+        why it is not, if that is new.
+    """
+    last_reason = entry.reason
+    # A user of another project may only not see the image.
+    owner = (context if context is not None and
+             context.project_id == entry.project_id else None)
+    try:
+        image.delete(driver._image_api, entry, owner)
+    except Exception as error:
+        # Nobody waits for it, and no error ends the service.
+        level = (logging.DEBUG if str(error) == last_reason
+                 else logging.WARNING)
+        LOG.log(level, 'The incomplete image %(image)s of a failed snapshot '
+                'of instance %(instance)s could not be deleted: %(error)s. '
+                'Do not use the image. This is tried again by itself; '
+                '"nova-snapext status" lists the image until it is gone',
+                {'image': entry.image_id, 'instance': entry.instance_uuid,
+                 'error': error})
+        return False
+    LOG.info('The incomplete image %(image)s of a failed snapshot of instance '
+             '%(instance)s is gone', {'image': entry.image_id,
+                                      'instance': entry.instance_uuid})
+    return True
 
 
 def describe(entry: journal.JournalEntry) -> str:
@@ -164,8 +230,10 @@ def _release_all(driver: libvirt_driver.LibvirtDriver,
             _release(driver, types, entry, record, target)
         except Exception as error:
             # Every resource is attempted, and no error ends the service.
-            LOG.exception('Could not clean up after an interrupted snapshot: '
-                          '%s', record.kind, instance=instance)
+            LOG.log(driver.failure_log.level(
+                entry.instance_uuid, f'{record.kind}: {error!r}'),
+                'Could not clean up after a snapshot: %s', record.kind,
+                exc_info=True, instance=instance)
             yield f'{record.kind}: {error}.'
         else:
             entry.remove(record)
@@ -194,6 +262,7 @@ def _release(driver: libvirt_driver.LibvirtDriver, types: ResourceTypes,
                     {'host': host, 'kind': record.kind},
                     instance=target.instance)
         return
+    resource_type.check_record(record.data)
     resource = resource_type.restore(driver, target, record.data)
     entry.bind(record, resource)
     resource.release()

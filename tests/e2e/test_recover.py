@@ -1,24 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recovery after a kill of nova-compute, by commands and at its start."""
 
-import subprocess
-
 from devcloud import compute
-from devcloud import config
 
 from tests.e2e import killed
 
 
 class CommandTest(killed.KilledTestCase):
-
-    def command(self, name, *words):
-        etc = self.state.etc / 'nova'
-        return subprocess.run(
-            ('runuser', '-u', config.USER, '--',
-             self.state.bin('nova-snapext'), name,
-             '--config-file', etc / 'nova.conf',
-             '--config-dir', etc / 'nova-compute.d', *words),
-            capture_output=True, text=True, cwd=self.state.nova)
 
     def test_interrupted_snapshot_is_recovered_while_service_is_stopped(self):
         running = self.command('recover')

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import ast
+import contextlib
 import inspect
 import textwrap
 from unittest import mock
 
+from nova.compute import manager
+from nova.compute import task_states
+from nova.compute import vm_states
+from nova import exception as nova_exception
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.recovery import state
 from nova_snapext.resources import overlay
 from tests.unit.recovery import base
 
@@ -23,26 +29,72 @@ UNGUARDED = {
 }
 
 
-class GuardTest(base.RecoveryTestCase):
+# Tests replace the method.
+NOVA_POWER_OFF = inspect.getfullargspec(nova_driver.LibvirtDriver.power_off)
 
-    def call(self, name):
-        return getattr(self.driver, name)(None, self.instance_)
+#: What each method raises that does not raise the refusal itself: Nova keeps
+#: the state of the instance after it.
+KEEPS_STATE = {
+    'check_can_live_migrate_source': nova_exception.MigrationPreCheckError,
+    'migrate_disk_and_power_off': nova_exception.InstanceFaultRollback,
+    'rebuild': nova_exception.InstanceFaultRollback,
+    'resume': nova_exception.InstanceFaultRollback,
+}
 
-    def test_instance_that_can_not_be_recovered_is_refused_by_each(self):
+
+class GuardTestCase(base.RecoveryTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.put_back = self.patch(state, 'put_back')
+
+    @contextlib.contextmanager
+    def unrecoverable(self):
         _path, record = self.overlay()
         self.leave(record)
         with mock.patch.object(overlay.Overlay, 'merge',
                                side_effect=ValueError('two histories')):
+            yield
+
+
+class GuardTest(GuardTestCase):
+
+    def call(self, name):
+        return getattr(self.driver, name)(None, self.instance_)
+
+    def refusal(self, name, error=exception.OperationRefused):
+        """Return the refusal, however the method tells it to Nova."""
+        raised = self.assertRaises(KEEPS_STATE.get(name, error), self.call,
+                                   name)
+        return getattr(raised, 'inner_exception', raised)
+
+    def test_instance_that_can_not_be_recovered_is_refused_by_each(self):
+        with self.unrecoverable():
             for name in guards.GUARDED:
-                error = self.assertRaises(exception.NotRecovered,
-                                          self.call, name)
-                self.assertIn('two histories', str(error))
+                with self.assertLogs(guards.LOG.logger, 'ERROR') as logs:
+                    error = self.refusal(name)
+                self.assertIn('two histories', logs.output[0])
+                self.assertIn(name, logs.output[0])
+                # Users see it.
+                self.assertIn('Nothing was done to instance', str(error))
+                self.assertNotIn(self.CONF.instances_path, str(error))
+
+    def test_operators_find_the_cause_in_the_stored_error(self):
+        with self.unrecoverable():
+            error = self.refusal('rebuild')
+        self.assertIn('two histories', str(error.__cause__))
 
     def test_instance_with_a_running_snapshot_is_refused_by_each(self):
         with self.driver.gate.exclusive(self.instance_.uuid):
             for name in guards.GUARDED:
-                self.assertRaises(exception.SnapshotInProgress,
-                                  self.call, name)
+                error = self.refusal(name, exception.SnapshotInProgress)
+                self.assertIn('snapshot', str(error))
+
+    def test_refused_unrescue_leaves_the_instance_rescued(self):
+        with self.unrecoverable():
+            self.refusal('unrescue')
+        self.put_back.assert_called_once_with(
+            self.instance_.uuid, vm_states.RESCUED)
 
     def test_recovered_instance_reaches_nova_s_method(self):
         recovered = self.patch(self.driver.gate, 'ensure_recovered')
@@ -58,7 +110,7 @@ class GuardTest(base.RecoveryTestCase):
             recovered.assert_called_with('context', self.instance_)
 
     def test_guarded_methods_have_nova_s_signatures(self):
-        self.assertEqual(10, len(guards.GUARDED))
+        self.assertEqual(11, len(guards.GUARDED))
         for name in guards.GUARDED:
             ours, nova_s = (getattr(cls, name) for cls in (
                 driver.SnapextDriver, nova_driver.LibvirtDriver))
@@ -87,6 +139,103 @@ class GuardTest(base.RecoveryTestCase):
             unguarded |= {caller for caller in callers.get(name, ())
                           if caller not in (*guards.GUARDED, 'snapshot')}
         self.assertEqual(UNGUARDED, seen - starts)
+
+
+class PowerOffTest(GuardTestCase):
+    """Rescue, shelve and others begin with a power off."""
+
+    def setUp(self):
+        super().setUp()
+        self.instance_.vm_state = vm_states.ACTIVE
+        self.nova = self.patch(nova_driver.LibvirtDriver, 'power_off')
+
+    def power_off(self, task_state):
+        self.instance_.task_state = task_state
+        self.driver.power_off(self.instance_, 60, 10)
+
+    def test_operation_that_needs_the_disk_is_refused_first(self):
+        with self.unrecoverable():
+            for task_state in (task_states.RESCUING, task_states.SHELVING,
+                               task_states.REBUILDING,
+                               task_states.RESIZE_MIGRATING):
+                self.assertRaises(exception.OperationRefused, self.power_off,
+                                  task_state)
+        self.nova.assert_not_called()
+
+    def test_stop_and_deletion_are_never_refused(self):
+        with self.unrecoverable():
+            for task_state in (None, task_states.POWERING_OFF,
+                               task_states.SOFT_DELETING,
+                               task_states.DELETING,
+                               task_states.SHELVING_OFFLOADING):
+                self.nova.reset_mock()
+                self.power_off(task_state)
+                self.nova.assert_called_once_with(self.instance_, 60, 10)
+
+    def test_stop_during_a_snapshot_is_not_refused(self):
+        with self.driver.gate.exclusive(self.instance_.uuid):
+            self.power_off(task_states.POWERING_OFF)
+        self.nova.assert_called_once()
+
+    def test_recovered_instance_is_powered_off(self):
+        recovered = self.patch(self.driver.gate, 'ensure_recovered')
+        recovered.side_effect = lambda *_: self.nova.assert_not_called()
+        self.power_off(task_states.RESCUING)
+        self.nova.assert_called_once_with(self.instance_, 60, 10)
+        recovered.assert_called_once_with(None, self.instance_)
+
+    def test_refused_rescue_leaves_the_state_as_it_was(self):
+        # Nova's manager sets it to ERROR, whatever the error.
+        with self.unrecoverable():
+            for task_state in (task_states.SHELVING, task_states.RESCUING):
+                self.put_back.assert_not_called()
+                self.assertRaises(exception.OperationRefused, self.power_off,
+                                  task_state)
+        self.put_back.assert_called_once_with(
+            self.instance_.uuid, vm_states.ACTIVE)
+
+    def test_power_off_has_nova_s_signature(self):
+        self.assertEqual(
+            NOVA_POWER_OFF[:4],
+            inspect.getfullargspec(driver.SnapextDriver.power_off)[:4])
+
+
+class ManagerTest(base.RecoveryTestCase):
+    """What Nova's manager does after a refusal, by its own code."""
+
+    def setUp(self):
+        super().setUp()
+        self.update = self.patch(manager.ComputeManager, '_instance_update')
+        self.manager = mock.Mock(spec=manager.ComputeManager)
+        self.manager._instance_update = self.update
+
+    def test_rolled_back_refusal_keeps_the_state(self):
+        refused = exception.OperationRefused(instance='i', blocks_start=True)
+
+        def refuse():
+            with manager.ComputeManager._error_out_instance_on_exception(
+                    self.manager, None, self.instance_,
+                    instance_state=vm_states.SUSPENDED):
+                raise guards._roll_back(refused, self.instance_)
+
+        self.assertIs(refused, self.assertRaises(
+            exception.OperationRefused, refuse))
+        self.update.assert_called_once_with(
+            None, self.instance_, vm_state=vm_states.SUSPENDED,
+            task_state=None)
+
+    def test_rescue_powers_off_before_any_other_method_of_the_driver(self):
+        for name in ('rescue_instance', '_shelve_instance'):
+            source = inspect.getsource(inspect.unwrap(
+                getattr(manager.ComputeManager, name)))
+            self.assertLess(source.index('self._power_off_instance('),
+                            source.index('self.driver.'))
+
+    def test_rebuild_calls_the_driver_before_it_powers_off(self):
+        source = inspect.getsource(
+            manager.ComputeManager._do_rebuild_instance)
+        self.assertLess(source.index('self.driver.rebuild('),
+                        source.index('self._rebuild_default_impl('))
 
 
 def _callers():

@@ -55,6 +55,7 @@ class BackgroundTestCase(test_recover.RecoveryTestCase):
         self.driver.init_host('host')
 
     def stop(self):
+        self.driver.gate.stop_retries()
         self.assertEqual([], self.driver.gate.wait(LIMIT))
         self.driver._may_recover = False
         self.driver._journal.close()

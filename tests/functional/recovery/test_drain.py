@@ -63,7 +63,7 @@ class DrainTestCase(test_recover.RecoveryTestCase):
         self.write_as_guest(plan, AFTER)
         self.forget_journal(plan)
         test_recover.end_qemu_nbds(plan.disk.path)
-        [directory] = self.freezes.iterdir()
+        [directory] = self.freezes.glob('*/*')
         leftovers.work_directory.remove_tree(str(directory))
         return plan
 
@@ -160,7 +160,7 @@ class LeftoversTest(DrainTestCase):
         path.unlink()
         found = self.found()
         self.assertIn(f'virsh domjobabort {plan.instance.name}', found)
-        [directory] = self.freezes.iterdir()
+        [directory] = self.freezes.glob('*/*')
         self.assertIn(f'{directory} is the work directory', found)
         path.write_text(content)
         self.assertTrue(self.drain()[0])
@@ -181,20 +181,19 @@ class LeftoversTest(DrainTestCase):
 
     def test_internal_snapshot_of_a_guest_is_found(self):
         plan = self.guest(self.qcow2(), running=False)
-        plan = test_recover.base.planning.Plan(
-            **{**vars(plan), 'image_id': 'i'})
         with mock.patch.object(internal.InternalStrategy, 'auto_skip_reason',
                                create=True):
             self.leave(internal.InternalStrategy, plan)
         self.forget_journal(plan)
         found = self.found()
-        self.assertIn(f'qemu-img snapshot -d snapext-i {plan.disk.path}',
-                      found)
+        self.assertIn(f'qemu-img snapshot -d snapext-{plan.image_id} '
+                      f'{plan.disk.path}', found)
         self.assertIn('qemu-nbd, process', found)
         test_recover.end_qemu_nbds(plan.disk.path)
 
     def test_journal_that_was_set_aside_is_found(self):
         path = pathlib.Path(conf.CONF.snapext.journal_directory, 'x.json')
         path.write_text('')
-        self.assertEqual([], journal.entries())
+        self.assertIn(f"{path} of the journal can't be used", self.found())
+        journal.set_aside_unreadable()
         self.assertIn(f'{path}.unreadable', self.found())

@@ -532,7 +532,8 @@ class NotRecoveredTest(RecoveryTestCase):
         path = pathlib.Path(journal.find(plan.instance.uuid).path)
         content = json.loads(path.read_text())
         content['records'].insert(0, {
-            'kind': 'checkpoint', 'data': {}, 'blocks_start': blocks_start})
+            'kind': 'checkpoint', 'data': {}, 'blocks_start': blocks_start,
+            'blocks_snapshot': True})
         path.write_text(json.dumps(content))
         return plan
 

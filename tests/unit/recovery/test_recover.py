@@ -4,7 +4,6 @@ import os
 from unittest import mock
 
 import fixtures
-from nova import context as nova_context
 from nova import exception as nova_exception
 import oslo_messaging
 
@@ -13,6 +12,7 @@ from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import recover
+from nova_snapext.resources import guest_filesystems
 from nova_snapext import strategies
 from tests.unit import base as unit_base
 from tests.unit.recovery import base
@@ -51,56 +51,68 @@ class CharmStrategy(strategies.Strategy):
 
 class RecoverTest(base.RecoveryTestCase):
 
-    def test_incomplete_image_is_deleted_as_nova_s_service_user(self):
-        self.leave(('image', {}))
-        self.assertTrue(self.recover_all())
-        self.images.delete.assert_called_once_with(
-            self.service, unit_base.IMAGE_ID)
-        self.assertEqual([], os.listdir(self.journal))
-
-    def test_incomplete_image_is_deleted_as_user_of_the_next_snapshot(self):
-        context = nova_context.RequestContext(user_id='u', auth_token='t')
-        self.leave(('image', {}))
-        recover.ensure_recovered(self.driver, context, self.instance_)
-        self.images.delete.assert_called_once_with(
-            context, unit_base.IMAGE_ID)
-
-    def test_deleted_image_is_no_error(self):
-        self.images.delete.side_effect = nova_exception.ImageNotFound(
-            image_id=unit_base.IMAGE_ID)
-        self.leave(('image', {}))
-        self.assertTrue(self.recover_all())
-
-    def test_image_that_can_not_be_deleted_stays_and_blocks_no_start(self):
-        self.images.delete.side_effect = nova_exception.ImageNotAuthorized(
-            image_id=unit_base.IMAGE_ID)
-        self.leave(('image', {}))
-        with self.assertLogs('nova_snapext.recovery.recover', 'ERROR') as logs:
-            self.assertFalse(self.recover_all())
-        self.assertIn(unit_base.IMAGE_ID, ' '.join(logs.output))
-        self.assertEqual(['image'], self.left())
-        recover.ensure_recovered(self.driver, None, self.instance_)
+    FILESYSTEMS = ('guest filesystems', {'agent': True})
 
     def test_failed_release_does_not_keep_others_from_being_released(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        self.images.delete.side_effect = nova_exception.ImageNotAuthorized(
-            image_id=unit_base.IMAGE_ID)
-        self.leave(('work directory', {'path': f'{directory}/d'}),
-                   ('image', {}), ('spell', {}, True),
-                   ('work directory', {'paht': '/'}))
-        os.mkdir(f'{directory}/d')
+        self.leave(('work directory', {'paht': '/'}), self.FILESYSTEMS,
+                   ('spell', {}, True), self.FILESYSTEMS)
         error = self.assertRaises(
             exception.NotRecovered, recover.recover_entry, self.driver,
             journal.find(self.instance_.uuid))
-        self.assertFalse(os.path.exists(f'{directory}/d'))
-        self.assertEqual(['image', 'spell', 'work directory'], self.left())
+        self.assertEqual(['work directory', 'spell'], self.left())
         self.assertTrue(error.blocks_start)
+
+    def test_reason_is_in_the_journal_for_operators(self):
+        self.leave(('spell', {}))
+        self.recover_all()
+        self.assertIn('no installed strategy',
+                      journal.find(self.instance_.uuid).problem)
+
+    def test_repeated_failure_is_logged_once_until_its_reason_changes(self):
+        restore = self.patch(guest_filesystems.GuestFilesystems, 'restore')
+        self.leave(self.FILESYSTEMS)
+        for reason, expected in (('a job', True), ('a job', False),
+                                 ('no space', True), ('a job', False)):
+            restore.side_effect = exception.UnexpectedState(reason=reason)
+            with self.assertLogs(recover.LOG.logger, 'DEBUG') as logs:
+                self.assertFalse(self.recover_all())
+            levels = {record.levelname for record in logs.records}
+            self.assertIs(expected, 'ERROR' in levels)
+            self.assertIs(False, not expected and 'WARNING' in levels)
+            self.assertIn(reason, ' '.join(logs.output))
+
+    def test_failure_after_a_success_is_logged_again(self):
+        for _ in range(2):
+            self.leave(('spell', {}))
+            with self.assertLogs(recover.LOG.logger, 'ERROR'):
+                self.assertFalse(self.recover_all())
+            os.unlink(journal.find(self.instance_.uuid).path)
+            self.assertTrue(recover.recover_instance(
+                self.driver, self.instance_.uuid))
+
+    def test_entries_that_are_set_apart_are_recovered_too(self):
+        for _ in range(2):
+            self.leave(self.FILESYSTEMS)
+            journal.find(self.instance_.uuid).set_apart()
+        self.leave(self.FILESYSTEMS)
+        recover.recover_instance(self.driver, self.instance_.uuid)
+        self.assertEqual([], journal.find_all(self.instance_.uuid))
+
+    def test_unusable_journal_is_an_error_before_a_start(self):
+        entry = self.leave(self.FILESYSTEMS)
+        with open(entry.path, 'w') as file:
+            file.write('nonsense')
+        self.assertRaises(
+            exception.NotRecovered, recover.ensure_recovered, self.driver,
+            None, self.instance_)
 
     def test_last_resource_is_released_first(self):
         released = []
         types = recover.resource_types(self.driver)
         kinds = ('work directory', 'overlay', 'NBD export')
         for kind in kinds:
+            self.useFixture(fixtures.MockPatchObject(
+                types[kind], 'check_record'))
             self.useFixture(fixtures.MockPatchObject(
                 types[kind], 'restore',
                 lambda *_args, kind=kind: mock.Mock(
@@ -112,12 +124,11 @@ class RecoverTest(base.RecoveryTestCase):
     def test_disks_of_an_instance_on_another_host_are_not_touched(self):
         path, record = self.overlay()
         self.instance_.host = 'elsewhere'
-        directory = self.useFixture(fixtures.TempDir()).path
-        self.leave(('work directory', {'path': f'{directory}/d'}), record)
-        os.mkdir(f'{directory}/d')
+        release = self.patch(guest_filesystems.GuestFilesystems, 'release')
+        self.leave(self.FILESYSTEMS, record)
         self.assertTrue(self.recover_all())
         self.assertTrue(os.path.exists(path))
-        self.assertFalse(os.path.exists(f'{directory}/d'))
+        release.assert_called_once_with()
         self.assertEqual([], os.listdir(self.journal))
 
     def test_instance_that_nova_does_not_return_is_recovered_by_the_journal(
@@ -131,16 +142,17 @@ class RecoverTest(base.RecoveryTestCase):
 
     def test_failed_recovery_does_not_keep_other_instances_from_theirs(self):
         self.leave(('spell', {}))
-        self.leave_other(('image', {}))
+        self.leave_other(self.FILESYSTEMS)
         self.assertFalse(self.recover_all())
         self.assertEqual(1, len(os.listdir(self.journal)))
         self.assertEqual(['spell'], self.left())
 
     def test_begin_and_end_of_each_release_are_logged_for_debugging(self):
-        self.leave(('image', {}))
+        self.leave(self.FILESYSTEMS)
         with self.assertLogs('nova_snapext.recovery.recover', 'DEBUG') as logs:
             self.recover_all()
-        for text in ('Recovery of image begins', 'Recovery of image is done'):
+        for text in ('Recovery of guest filesystems begins',
+                     'Recovery of guest filesystems is done'):
             self.assertIn(text, ' '.join(logs.output))
 
 
@@ -158,9 +170,10 @@ class ResourceTypesTest(base.RecoveryTestCase):
 
     def test_kinds_of_all_our_resources_are_known(self):
         self.assertEqual(
-            {'backup job', 'guest filesystems', 'image', 'internal snapshot',
+            {'backup job', 'guest filesystems', 'internal snapshot',
              'managed save', 'NBD export', 'native snapshot', 'overlay',
-             'passthrough devices', 'work directory'},
+             'passthrough devices', 'RBD clone', 'RBD export',
+             'RBD snapshot', 'work directory'},
             {*recover.resource_types(self.driver)})
 
     def test_resource_of_another_package_is_recovered_by_its_strategy(self):

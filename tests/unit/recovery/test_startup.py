@@ -54,7 +54,7 @@ class HoldBackTest(base.RecoveryTestCase):
         self.spawn.assert_not_called()
 
     def test_instance_in_the_journal_is_initialized_after_its_recovery(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.assertEqual([uuids.other], self.start())
         self.compute._init_instance.assert_not_called()
         self.recovery_ends()
@@ -66,14 +66,14 @@ class HoldBackTest(base.RecoveryTestCase):
         self.assertEqual([uuids.other], self.start())
 
     def test_idle_instance_has_a_task_that_keeps_nova_from_stopping_it(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.start()
         self.assertEqual(task_states.IMAGE_SNAPSHOT,
                          self.instance_.task_state)
         self.save.assert_called_once_with(expected_task_state=[None])
 
     def test_instance_that_is_stopped_or_has_a_task_keeps_its_state(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         for vm_state, task_state in (
                 (vm_states.STOPPED, None),
                 (vm_states.ACTIVE, task_states.IMAGE_UPLOADING)):
@@ -84,20 +84,20 @@ class HoldBackTest(base.RecoveryTestCase):
         self.save.assert_not_called()
 
     def test_deletion_and_stop_go_on_at_once(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         for task_state in (task_states.DELETING, task_states.SOFT_DELETING,
                            task_states.POWERING_OFF):
             self.instance_.task_state = task_state
             self.assertIn(self.instance_.uuid, self.start())
 
     def test_instance_that_gets_a_task_at_this_moment_goes_on(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.save.side_effect = nova_exception.UnexpectedTaskStateError(
             instance_uuid='i', expected={}, actual={})
         self.assertIn(self.instance_.uuid, self.start())
 
     def test_instance_with_a_new_task_is_not_initialized_later(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.start()
         self.get.return_value = self.instance()
         self.get.return_value.task_state = task_states.DELETING
@@ -105,7 +105,7 @@ class HoldBackTest(base.RecoveryTestCase):
         self.compute._init_instance.assert_not_called()
 
     def test_deleted_instance_is_not_initialized(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.start()
         self.get.side_effect = nova_exception.InstanceNotFound(
             instance_id='i')
@@ -113,7 +113,7 @@ class HoldBackTest(base.RecoveryTestCase):
         self.compute._init_instance.assert_not_called()
 
     def test_failed_initialization_is_logged_with_a_remedy(self):
-        self.leave(('image', {}))
+        self.leave(('guest filesystems', {}))
         self.start()
         self.compute._init_instance.side_effect = ZeroDivisionError()
         with self.assertLogs('nova_snapext.recovery.startup',
