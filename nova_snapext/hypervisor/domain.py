@@ -106,11 +106,12 @@ class Domain(libvirt_guest.Guest):
         return int(capacity)
 
     def begin_backup(self, xml: str) -> None:
-        """Start a backup job without a checkpoint.
+        """Start a backup job without a checkpoint, into files that exist.
 
         :param xml: https://libvirt.org/formatbackup.html
         """
-        self._domain.backupBegin(xml, None, 0)
+        self._domain.backupBegin(
+            xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL)
 
     def backup_xml(self) -> str:
         """Return the description of the backup job."""

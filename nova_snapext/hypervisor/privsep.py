@@ -11,13 +11,15 @@ guest may have written that: they run as Nova's user, always.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from oslo_privsep import capabilities
 from oslo_privsep import priv_context
 
-# CAP_CHOWN lends files to Nova's user, and gives work directories to QEMU's.
+# CAP_CHOWN lends files to Nova's user, and gives scratch files and directories
+# to QEMU's.
 # CAP_DAC_READ_SEARCH reads the headers of images that belong to QEMU's user,
 # and finds paths in directories that only this user may enter.
 context = priv_context.PrivContext(
@@ -34,12 +36,27 @@ QCOW2_MAGIC = b'QFI\xfb'
 
 @context.entrypoint
 def chown(path: str, uid: int, gid: int | None = None) -> None:
-    """Change the owner of a file or directory.
+    """Change the owner of a file, a block device or a directory.
+
+    A symbolic link at the end of the path is refused: who can write in the
+    directory could have put it there.
 
     :param gid: the new group; None keeps the group
-    :raises OSError: the path does not exist, or its file system refuses
+    :raises OSError: the path does not exist or is something else, or its file
+        system refuses
     """
-    os.chown(path, uid, -1 if gid is None else gid)
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or
+                stat.S_ISDIR(mode)):
+            raise OSError(errno.EPERM, f'The owner of {path} is not changed, '
+                                       f'as it is {stat.filemode(mode)}')
+        # This descriptor can't be given to fchown(2): open(2), "O_PATH".
+        os.chown(f'/proc/self/fd/{descriptor}', uid,
+                 -1 if gid is None else gid)
+    finally:
+        os.close(descriptor)
 
 
 @context.entrypoint
@@ -58,12 +75,18 @@ def unprivileged_read_qcow2(path: str, offset: int, length: int) -> bytes:
     :returns: at most that many bytes
     :raises OSError: the file can't be opened or read
     """
-    # The path may be that of a pipe, whose open would wait.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # The path may be that of a pipe, whose open would wait, or of a device
+    # that does something when it is opened.
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        mode = os.fstat(descriptor).st_mode
+        mode = os.fstat(found).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return b''
+        descriptor = os.open(f'/proc/self/fd/{found}',
+                             os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+    try:
         if os.pread(descriptor, len(QCOW2_MAGIC), 0) != QCOW2_MAGIC:
             return b''
         return os.pread(descriptor, length, offset)
@@ -73,11 +96,12 @@ def unprivileged_read_qcow2(path: str, offset: int, length: int) -> bytes:
 
 @context.entrypoint
 def sync(path: str) -> None:
-    """Make the content of a file, or the entries of a directory, durable.
+    """Make the entries of a directory durable.
 
-    :raises OSError: the path does not exist, or its storage has failed
+    :raises OSError: the path does not exist or is no directory, or its
+        storage has failed
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

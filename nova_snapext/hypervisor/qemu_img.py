@@ -51,6 +51,24 @@ def create_overlay(path: str, disk: planning.RootDisk, size: int) -> None:
     LOG.debug('Created the overlay %s over %s', path, disk.path)
 
 
+def create_scratch(path: str, size: int) -> None:
+    """Create the scratch file of a backup job, which only Nova can open.
+
+    It has no backing file in its header: libvirt tells QEMU that the guest's
+    disk is below it (qemuBackupDiskPrepareDataOne in its
+    src/qemu/qemu_backup.c).
+
+    :param path: path of the new file, in a directory of Nova's
+    :param size: virtual size of the disk, in bytes. QEMU refuses any other
+    :raises FileExistsError: the path exists; it is left as it is
+    :raises ProcessExecutionError: qemu-img failed
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    processutils.execute('qemu-img', 'create', '-q', '-f', 'qcow2', path,
+                         str(size), timeout=CONF.snapext.operation_timeout)
+    LOG.debug('Created the scratch file %s', path)
+
+
 def holds_data(overlay: str) -> bool:
     """Return whether anything was ever written to an overlay.
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import socket
+import struct
 
 import libvirt
 from lxml import etree
@@ -21,6 +23,7 @@ from oslo_utils import versionutils
 import psutil
 
 from nova_snapext import conf
+from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
 from nova_snapext.hypervisor import known_defects
@@ -148,6 +151,45 @@ def is_open_for_writing(disk: planning.RootDisk) -> bool:
                     end == 'EOF' or int(end) >= WRITE_LOCK):
                 return True
     return False
+
+
+def check_server(path: str, guest: domain.Domain, uid: int) -> None:
+    """Check that a guest's QEMU is what listens on a Unix socket.
+
+    Any process of QEMU's user can put another socket into a directory that
+    QEMU can write in: that of another guest, or of a server that only Nova's
+    user can reach.
+
+    :param path: path of the socket, which nobody but Nova can replace now
+    :param uid: id of the user that the guest's QEMU runs as
+    :raises UnexpectedState: another process listens
+    :raises OSError: nothing listens
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONF.snapext.operation_timeout)
+        client.connect(path)
+        # Those of the process at its listen(2): unix(7), SO_PEERCRED.
+        pid, user, _group = struct.unpack('3i', client.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('3i')))
+    if user != uid or _is_other(pid, guest):
+        raise exception.UnexpectedState(
+            reason=f'not the QEMU of the guest listens on its socket, but '
+                   f'process {pid} of user {user}. A process of QEMU\'s user '
+                   f'has replaced the socket: look for a guest that has '
+                   f'taken over its QEMU')
+    LOG.debug('Process %(pid)s of user %(user)s listens on %(path)s',
+              {'pid': pid, 'user': user, 'path': path})
+
+
+def _is_other(pid: int, guest: domain.Domain) -> bool:
+    """Return whether a process is seen not to be a guest's QEMU.
+
+    :param pid: 0 if it is in another PID namespace
+    """
+    try:
+        return bool(pid) and guest.uuid not in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def _emulator(guest: domain.Domain) -> str:

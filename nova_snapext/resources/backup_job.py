@@ -21,6 +21,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import jobs
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import work_directory
 
@@ -39,7 +40,7 @@ class LibvirtConfigBackup(vconfig.LibvirtConfigObject):
     :ivar disk: the guest's name of the disk, such as ``vda``
     :ivar socket: path of QEMU's NBD socket
     :ivar scratch: path of the file for the old content of what the guest
-        overwrites
+        overwrites; it exists
     """
 
     def __init__(self, disk: str, socket: str, scratch: str):
@@ -74,6 +75,8 @@ class BackupJob(journal.Resource):
     """
 
     kind = 'backup job'
+    record_schema = schema.object_of(
+        directory=schema.PATH, was_running=schema.FLAG)
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target,
                  directory: work_directory.WorkDirectory):
@@ -91,13 +94,14 @@ class BackupJob(journal.Resource):
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> BackupJob:
-        job = cls(driver._host, target, work_directory.WorkDirectory(
-            record['directory']))
+        job = cls(driver._host, target,
+                  work_directory.WorkDirectory.of_record(
+                      record['directory'], target))
         job._io_error_pause.was_running = record['was_running']
         return job
 
     def __str__(self) -> str:
-        return f'the backup job on the socket {self._directory.socket}'
+        return f'the backup job on the socket {self._directory.qemu_socket}'
 
     def capture_state(self, guest: domain.Domain) -> None:
         """Remember whether the guest runs before the job begins."""
@@ -109,11 +113,11 @@ class BackupJob(journal.Resource):
         :raises libvirtError: it did not begin
         """
         config = LibvirtConfigBackup(
-            self._disk, self._directory.socket, self._directory.scratch)
+            self._disk, self._directory.qemu_socket, self._directory.scratch)
         guest.begin_backup(config.to_xml())
         LOG.debug('The backup job of disk %(disk)s has begun, on the socket '
                   '%(socket)s', {'disk': self._disk,
-                                 'socket': self._directory.socket},
+                                 'socket': self._directory.qemu_socket},
                   instance=self._instance)
 
     def release(self) -> None:
@@ -169,13 +173,13 @@ class BackupJob(journal.Resource):
                        f'{CONF.snapext.operation_timeout} seconds')
         LOG.debug('The backup job of disk %(disk)s has ended, on the socket '
                   '%(socket)s', {'disk': self._disk,
-                                 'socket': self._directory.socket},
+                                 'socket': self._directory.qemu_socket},
                   instance=self._instance)
 
     def _wait_for_clean_up(self, guest: domain.Domain) -> None:
-        """Wait until libvirt has removed the scratch file."""
-        # libvirt removes it after its event of the job's end, while it still
-        # has the domain's lock for changes. A query waits for this lock.
+        """Wait until libvirt has done with the scratch file."""
+        # It may restore the owner after its event of the job's end, while it
+        # still has the domain's lock for changes. A query waits for this lock.
         try:
             guest.get_block_device(self._disk).get_job_info()
         except libvirt.libvirtError as error:
@@ -216,7 +220,7 @@ class BackupJob(journal.Resource):
         xml = self._xml(guest)
         server = None if xml is None else etree.fromstring(xml).find('server')
         return (server is not None and
-                server.get('socket') == self._directory.socket)
+                server.get('socket') == self._directory.qemu_socket)
 
     @staticmethod
     def _xml(guest: domain.Domain) -> str | None:

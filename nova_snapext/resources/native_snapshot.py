@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import typing as ty
 
 import libvirt
@@ -13,13 +14,20 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 import psutil
 
+from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import jobs
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import work_directory
 
 LOG = logging.getLogger(__name__)
+
+# Names that Nova gives: tempdir() in nova/utils.py, which uses those of
+# Python's tempfile, and LibvirtDriver._live_snapshot.
+DIRECTORY = re.compile(r'/(?!/)(?:.*/)?tmp[a-z0-9_]{8}', re.DOTALL)
+FILE = re.compile(r'[0-9a-f]{32}(\.delta)?')
 
 
 class NativeSnapshot(journal.Resource):
@@ -36,6 +44,8 @@ class NativeSnapshot(journal.Resource):
     """
 
     kind = 'native snapshot'
+    record_schema = schema.object_of(
+        power_state=schema.INTEGER, directory=schema.OPTIONAL_TEXT)
 
     def __init__(self, driver: libvirt_driver.LibvirtDriver,
                  target: planning.Target, state: int):
@@ -52,7 +62,15 @@ class NativeSnapshot(journal.Resource):
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> NativeSnapshot:
         snapshot = cls(driver, target, record['power_state'])
-        snapshot.directory = record['directory']
+        directory = record['directory']
+        if not (directory is None or is_novas(directory)):
+            raise exception.JournalRecordError(
+                reason=f'the journal names {directory!r}, which is not a '
+                       f'directory that Nova creates for a snapshot. Nothing '
+                       f'is touched. End what is left of Nova\'s snapshot by '
+                       f'hand: "virsh blockjob {target.instance.name} '
+                       f'{target.disk.target} --abort"')
+        snapshot.directory = directory
         return snapshot
 
     def release(self) -> None:
@@ -106,3 +124,17 @@ class NativeSnapshot(journal.Resource):
         work_directory.remove_tree(directory)
         LOG.debug('The directory %s is removed', directory,
                   instance=self._target.instance)
+
+
+def is_novas(path: ty.Any) -> bool:
+    """Return whether a path is one that Nova's snapshot may have created.
+
+    It need not be below ``[libvirt]snapshots_directory``: see
+    :func:`work_directory.is_ours`, which has the same conditions, but for
+    the names.
+
+    :param path: anything that JSON has
+    """
+    return (isinstance(path, str) and os.path.normpath(path) == path and
+            DIRECTORY.fullmatch(path) is not None and
+            work_directory.holds_only(path, FILE))

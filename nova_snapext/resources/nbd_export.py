@@ -10,6 +10,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import qemu_nbd
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import work_directory
@@ -26,6 +27,7 @@ class NbdExport(journal.Resource):
     """
 
     kind = 'NBD export'
+    record_schema = schema.object_of(directory=schema.PATH)
 
     def __init__(self, instance_uuid: str,
                  directory: work_directory.WorkDirectory):
@@ -41,7 +43,8 @@ class NbdExport(journal.Resource):
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> NbdExport:
         return cls(target.instance.uuid,
-                   work_directory.WorkDirectory(record['directory']))
+                   work_directory.WorkDirectory.of_record(
+                       record['directory'], target))
 
     def __str__(self) -> str:
         return f'the NBD export on the socket {self._directory.socket}'

@@ -38,7 +38,7 @@ def run(path: str, target: planning.Target,
     overlay_stat, disk_stat = os.stat(path), os.stat(disk.path)
     owner = overlay_stat.st_uid, overlay_stat.st_gid
     if (disk_stat.st_uid, disk_stat.st_gid) != owner:
-        privsep.chown(disk.path, *owner)
+        privsep.chown(os.path.realpath(disk.path), *owner)
     LOG.debug('qemu-img commits the overlay %(path)s into %(disk)s',
               {'path': path, 'disk': disk.path}, instance=target.instance)
     qemu_img.commit(path, disk, base_chain)

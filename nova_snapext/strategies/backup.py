@@ -11,6 +11,8 @@ https://libvirt.org/formatbackup.html, and virDomainBackupBegin.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import grp
 import pwd
 
 from lxml import etree
@@ -18,17 +20,19 @@ from oslo_utils import timeutils
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import known_defects
+from nova_snapext.hypervisor import qemu_process
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
+from nova_snapext import reason as reasons
 from nova_snapext.resources import backup_job
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import work_directory
 from nova_snapext.strategies import base
-from nova_snapext.strategies import native
 
 CONF = conf.CONF
 
@@ -44,12 +48,10 @@ class BackupStrategy(base.FreezingStrategy):
 
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
         if not plan.running:
-            return 'the guest is shut off, and has no QEMU to run the job'
-        return None
-
-    def auto_skip_reason(self, plan: planning.Plan) -> str | None:
-        if native.may_be_direct(plan):
-            return 'Nova\'s direct snapshot copies no data at all'
+            return reasons.UserReason(
+                'the guest is shut off, and has no QEMU to run the job')
+        base.check_no_jobs(plan)
+        _qemu_owner(plan.guest)
         return None
 
     def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
@@ -58,6 +60,7 @@ class BackupStrategy(base.FreezingStrategy):
     def freeze_disk(self, plan: planning.Plan,
                     stack: journal.ReleaseStack) -> base.FrozenDisk:
         jobs.check_no_job(plan.guest, plan.instance)
+        uid, gid = _qemu_owner(plan.guest)
         directory = work_directory.WorkDirectory.allocate(plan.instance)
         job = backup_job.BackupJob(self.host, plan, directory)
         job.capture_state(plan.guest)
@@ -68,18 +71,24 @@ class BackupStrategy(base.FreezingStrategy):
         stack.add(filesystems)
         stack.add(job)
         directory.create()
-        directory.share_with(_qemu_uid(plan.guest))
+        confinement.label_for_guest(
+            directory.path, etree.fromstring(plan.guest.get_xml_desc()))
+        directory.create_scratch(
+            plan.guest.disk_size(plan.disk.target), uid, gid)
+        directory.share_with(uid, gid)
         with filesystems.frozen() as consistency, \
                 timeutils.StopWatch() as watch:
             job.begin(plan.guest)
         stack.mark_released(filesystems)
+        directory.take_socket()
+        qemu_process.check_server(directory.socket, plan.guest, uid)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed())
 
 
-def _qemu_uid(guest: domain.Domain) -> int:
-    """Return the id of the user that the guest's QEMU runs as.
+def _qemu_owner(guest: domain.Domain) -> tuple[int, int]:
+    """Return the ids of the user and group that the guest's QEMU runs as.
 
     :raises UnexpectedState: libvirt does not say which
     """
@@ -89,13 +98,21 @@ def _qemu_uid(guest: domain.Domain) -> int:
         raise exception.UnexpectedState(
             reason='the guest has no DAC label, and so libvirt does not say '
                    'which user its QEMU runs as')
-    user = label.partition(':')[0]
-    # A number has a plus sign: https://libvirt.org/formatdomain.html#seclabel
-    if user.lstrip('+').isdigit():
-        return int(user)
+    user, _, group = label.partition(':')
     try:
-        return pwd.getpwnam(user).pw_uid
+        return (_id(user, lambda: pwd.getpwnam(user).pw_uid),
+                _id(group, lambda: grp.getgrnam(group).gr_gid))
     except KeyError as error:
         raise exception.UnexpectedState(
-            reason=f'the guest\'s QEMU runs as the user {user}, which this '
-                   f'host does not know') from error
+            reason=f'the guest\'s QEMU runs as {label}, and this host does '
+                   f'not know this user or group') from error
+
+
+def _id(name: str, lookup: Callable[[], int]) -> int:
+    """Return the id of a user or group.
+
+    A number has a plus sign: https://libvirt.org/formatdomain.html#seclabel
+
+    :raises KeyError: there is none of this name
+    """
+    return int(name) if name.lstrip('+').isdigit() else lookup()

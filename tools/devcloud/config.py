@@ -212,6 +212,7 @@ def _nova_compute(state: cloud_state.State,
             'virt_type': 'kvm' if kvm else 'qemu',
             'cpu_mode': 'host-passthrough' if kvm else 'none',
             'images_type': 'qcow2',
+            'snapshots_directory': state.snapshots,
             'images_volume_group': lvm.VOLUME_GROUP,
             # Clearing deleted volumes would fill their sparse files.
             'volume_clear': 'none',

@@ -82,7 +82,9 @@ class State:
 
     @property
     def snapshots(self) -> pathlib.Path:
-        return self.instances / 'snapshots'
+        # With Nova's default, inside of instances, the path of a Unix socket
+        # would be too long.
+        return self.nova / 'snapshots'
 
     @property
     def glance_store(self) -> pathlib.Path:

@@ -121,7 +121,7 @@ class PowerTestCase(oslotest_base.BaseTestCase):
                  'kvm' if cls.libvirtd.has_kvm else 'qemu'),
                 ('snapext', 'journal_directory', str(cls.paths[JOURNAL])),
                 ('snapext', 'work_directory',
-                 str(cls.paths[INSTANCES] / 'work')),
+                 str(cls.paths[INSTANCES] / 'w')),
                 (None, 'instances_path', str(cls.paths[INSTANCES])),
                 ('snapext', 'libvirt_config_directory',
                  str(cls.paths[LIBVIRT] / 'etc' / 'qemu')),
@@ -201,7 +201,7 @@ class PowerTestCase(oslotest_base.BaseTestCase):
                 domain.destroy()
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         for left in (self.paths[INSTANCES] / guest.uuid,
-                     self.paths[INSTANCES] / 'work'):
+                     self.paths[INSTANCES] / 'w'):
             shutil.rmtree(left, ignore_errors=True)
         for left in (*self.paths[JOURNAL].iterdir(),
                      self.paths[JOURNAL].parent / 'full'):
@@ -345,7 +345,7 @@ class PowerTestCase(oslotest_base.BaseTestCase):
         self.assertEqual([], [
             path.name for path in self.paths[JOURNAL].iterdir()])
         self.assertEqual([], list(
-            (self.paths[INSTANCES] / 'work').glob('*')))
+            (self.paths[INSTANCES] / 'w').glob('*')))
 
     def assert_safe_to_follow(self, remedy, running=False):
         """Check that a remedy loses nothing, whichever file is newer."""

@@ -83,9 +83,12 @@ INTERNAL = (
 )
 
 BACKUP = (
+    Point('the scratch file is created',
+          'nova_snapext.hypervisor.qemu_img:create_scratch'),
     Point('the work directory is shared with QEMU',
           f'{points.DIRECTORY}share_with'),
     Point('the backup job has started', 'libvirt:virDomain.backupBegin'),
+    Point("QEMU's socket is taken", f'{points.DIRECTORY}take_socket'),
     Point('the backup job has ended',
           f'{points.RESOURCES}backup_job:BackupJob.end'),
     *END,

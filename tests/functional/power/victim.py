@@ -325,6 +325,7 @@ def recover_all(settings, guest, pipe):
     with _reported(pipe):
         driver = settings.create_driver()
         journal.finish_writes()
+        journal.set_aside_unreadable()
         try:
             entry = journal.find(guest.uuid)
             if entry is not None:
@@ -353,8 +354,9 @@ def plan_of(driver, guest):
     found = domain.get(driver._host, instance)
     return planning.Plan(
         context=None, instance=instance, guest=found,
-        running=bool(found.is_active()), disk=guest.disk, image_id='image',
-        image_format='qcow2', image_properties={}, metadata={})
+        running=bool(found.is_active()), disk=guest.disk,
+        image_id=base.IMAGE_ID, image_format='qcow2', image_properties={},
+        metadata={})
 
 
 def wrap(function, moment, act):

@@ -117,7 +117,7 @@ class BackupTest(contract.RunningGuestContract, contract.RawDiskContract,
         self.fill(disk, BEFORE)
         plan = self.guest(disk)
         with self.strategy.freeze(plan):
-            [scratch] = self.freezes.glob('*/scratch')
+            [scratch] = self.freezes.glob('*/*/scratch')
             before = scratch.stat().st_blocks * 512
             self.write_as_guest(plan, AFTER)
             after = scratch.stat().st_blocks * 512

@@ -27,7 +27,7 @@ class ColdTest(base.GuestTestCase):
 
     def server(self):
         """Return a pidfd of the process that serves the only frozen disk."""
-        [pid_file] = self.freezes.glob('*/pid')
+        [pid_file] = self.freezes.glob('*/*/pid')
         pidfd = os.pidfd_open(int(pid_file.read_text()))
         self.addCleanup(os.close, pidfd)
         return pidfd

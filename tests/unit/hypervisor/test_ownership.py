@@ -47,6 +47,13 @@ class LentTest(base.TestCase):
             self.assertEqual((NOVA, KVM), self.owner)
         self.assertEqual((QEMU, KVM), self.owner)
 
+    def test_link_to_a_logical_volume_is_followed_by_nova(self):
+        self.patch('os.path.realpath', return_value='/dev/dm-7')
+        with self.lent():
+            pass
+        self.assertEqual(['/dev/dm-7'] * 2, [
+            call.args[0] for call in self.chown.mock_calls])
+
     def test_owner_is_put_back_after_an_error(self):
         def fail():
             with self.lent():

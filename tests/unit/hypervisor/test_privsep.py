@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import configparser
+import os
 import pathlib
+import socket
 import subprocess
 import sys
-from unittest import mock
 
+import fixtures
 from oslo_rootwrap import wrapper
 
 from nova_snapext.hypervisor import privsep
@@ -17,15 +19,6 @@ MODULES = ('import sys; import nova_snapext.hypervisor.privsep; '
 
 
 class PrivsepTest(base.TestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.chown = self.patch('os.chown')
-
-    def patch(self, name):
-        patcher = mock.patch(name)
-        self.addCleanup(patcher.stop)
-        return patcher.start()
 
     def test_daemon_imports_neither_nova_nor_libvirt(self):
         modules = subprocess.run(
@@ -58,10 +51,45 @@ class PrivsepTest(base.TestCase):
         self.assertIn('etc/nova/rootwrap.d = etc/nova/rootwrap.d/*',
                       setup['files']['data_files'])
 
+
+class ChownTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.disk = self.directory / 'disk'
+        self.disk.touch()
+        self.changed = []
+        self.useFixture(fixtures.MockPatch('os.chown', self.chown))
+
+    def chown(self, path, uid, gid):
+        # The path leads to what was opened, wherever it is by now.
+        self.changed.append((os.stat(path).st_ino, uid, gid))
+
+    def assert_changed(self, path, uid, gid):
+        self.assertEqual([(os.stat(path).st_ino, uid, gid)], self.changed)
+
     def test_chown_without_group_keeps_group(self):
-        privsep.chown('/i/disk', 64055)
-        self.chown.assert_called_once_with('/i/disk', 64055, -1)
+        privsep.chown(str(self.disk), 64055)
+        self.assert_changed(self.disk, 64055, -1)
 
     def test_chown_with_group_changes_both(self):
-        privsep.chown('/i/disk', 64055, 0)
-        self.chown.assert_called_once_with('/i/disk', 64055, 0)
+        privsep.chown(str(self.disk), 64055, 0)
+        self.assert_changed(self.disk, 64055, 0)
+
+    def test_directory_changes_its_owner(self):
+        privsep.chown(str(self.directory), 64055)
+        self.assert_changed(self.directory, 64055, -1)
+
+    def test_nothing_else_changes_its_owner(self):
+        link, pipe, unix = (str(self.directory / name)
+                            for name in ('link', 'pipe', 'socket'))
+        os.symlink(self.disk, link)
+        os.mkfifo(pipe)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(unix)
+        for path in (link, pipe, unix, '/dev/null'):
+            error = self.assertRaises(OSError, privsep.chown, path, 64055)
+            self.assertIn(path, str(error))
+        self.assertEqual([], self.changed)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import time
 from unittest import mock
 
@@ -10,6 +11,7 @@ import libvirt
 from nova.virt.libvirt import host as libvirt_host
 import psutil
 
+from nova_snapext import exception
 from nova_snapext.hypervisor import qemu_process
 from nova_snapext import plan as planning
 from tests.unit import base
@@ -184,3 +186,58 @@ class SubjectTest(QemuProcessTestCase):
         self.processes = [self.process('-incoming', 'defer')]
         self.path.unlink()
         self.assertTrue(self.subject().inactive)
+
+
+class ServerTest(base.TestCase):
+    """Whether the guest's QEMU listens on its socket."""
+
+    def setUp(self):
+        super().setUp()
+        self.guest = base.fake_guest()
+        self.guest.uuid = UUID
+        self.path = os.path.join(
+            self.useFixture(fixtures.TempDir()).path, 'nbd')
+        server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(server.close)
+        server.bind(self.path)
+        server.listen()
+        self.process = self.useFixture(fixtures.MockPatchObject(
+            psutil, 'Process')).mock
+
+    def check(self, uid=None, **process):
+        self.process.return_value.cmdline.configure_mock(**process)
+        qemu_process.check_server(
+            self.path, self.guest, os.geteuid() if uid is None else uid)
+        self.process.assert_called_once_with(os.getpid())
+
+    def refusal(self, **kwargs):
+        return str(self.assertRaises(
+            exception.UnexpectedState, self.check, **kwargs))
+
+    def test_guests_own_process_may_listen(self):
+        self.check(return_value=['qemu', '-uuid', UUID])
+
+    def test_qemu_of_another_guest_may_not_listen(self):
+        text = self.refusal(return_value=['qemu', '-uuid', f'{UUID[:-1]}0'])
+        self.assertIn(f'process {os.getpid()} of user {os.geteuid()}', text)
+
+    def test_process_of_another_user_may_not_listen(self):
+        self.refusal(uid=os.geteuid() + 1,
+                     return_value=['qemu', '-uuid', UUID])
+
+    def test_process_that_nova_may_not_see_is_told_by_its_user_alone(self):
+        for error in (psutil.NoSuchProcess(1), psutil.AccessDenied(1)):
+            self.process.reset_mock()
+            self.check(side_effect=error)
+        self.process.reset_mock()
+        self.refusal(uid=os.geteuid() + 1, side_effect=error)
+
+    def test_process_of_another_pid_namespace_has_no_id(self):
+        self.assertFalse(qemu_process._is_other(0, self.guest))
+        self.process.assert_not_called()
+
+    def test_socket_without_a_server_is_an_error(self):
+        os.unlink(self.path)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(self.path)
+        self.assertRaises(OSError, self.check)

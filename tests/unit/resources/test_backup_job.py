@@ -32,7 +32,7 @@ class EndTest(base.TestCase):
         self.get_guest = self.useFixture(fixtures.MockPatchObject(
             domain, 'get', return_value=self.guest)).mock
         self.job = backup_job.BackupJob(
-            self.host, plan, mock.Mock(socket='/s/nbd', path='/s'))
+            self.host, plan, mock.Mock(qemu_socket='/s/nbd', path='/s'))
         self.wait_for_end = (
             self.guest.watch_event.return_value.__enter__.return_value)
 
