@@ -31,14 +31,24 @@ OURS = {'backup', 'cold', 'external', 'internal', 'native'}
 MIN_LIBNBD = (1, 14)
 # Where packages install it; the option rootwrap_config of Nova can differ.
 ROOTWRAP_CONFIG = '/etc/nova/rootwrap.conf'
-FILTER = 'snapext.filters'
+FILTERS = 'etc/nova/rootwrap.d/snapext.filters'
 PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
 # Nova's default for virt_type kvm and qemu.
 LIBVIRT_URI = 'qemu:///system'
+# The kernel's word on AppArmor, and on SELinux: it exists only with SELinux.
+APPARMOR_ENABLED = '/sys/module/apparmor/parameters/enabled'
+SELINUX_ENFORCE = '/sys/fs/selinux/enforce'
+# Nova's default of [libvirt]snapshots_directory.
+WORK_DIRECTORY = '/var/lib/nova/instances/snapshots'
+RULES = 'etc/apparmor.d/abstractions/libvirt-qemu.d/nova-snapext'
 
 
 class Problem(Exception):
     """A reason why the driver can't work, with its remedy."""
+
+
+class Unknown(Exception):
+    """A reason why something could not be found out."""
 
 
 def nova_installed() -> str:
@@ -153,21 +163,25 @@ def privileges() -> str:
                       f'read: {error}. Run this command as root or as the '
                       f'user of nova-compute.') from error
     if not allowed:
+        filters = _shipped_file(FILTERS)
         raise Problem(
             f'rootwrap does not allow the privileged helper of '
             f'{DISTRIBUTION}: no filter in '
             f'{", ".join(map(str, directories))} contains the context '
-            f'{PRIVSEP_CONTEXT}. Copy {_shipped_filter()} there.')
+            f'{PRIVSEP_CONTEXT}. Copy {filters} there.')
     return f'privileged helper allowed by {allowed[0]}'
 
 
-def _shipped_filter() -> str:
-    """Return where pip has installed the filter of this package."""
+def _shipped_file(source: str) -> str:
+    """Return where pip has installed a file of this package.
+
+    :param source: its path in the source
+    """
     for file in importlib.metadata.files(DISTRIBUTION) or ():
-        if file.name == FILTER:
+        if str(file).endswith(source):
             return os.path.normpath(file.locate())
     # An editable install has only the checkout.
-    return f'etc/nova/rootwrap.d/{FILTER}'
+    return source
 
 
 def _allows_context(filters: str) -> bool:
@@ -187,17 +201,11 @@ def defects() -> str:
     known_defects = importlib.import_module(
         'nova_snapext.hypervisor.known_defects')
     try:
-        libvirt = importlib.import_module('libvirt')
-    except ImportError as error:
-        return f'known defects of QEMU and libvirt are not checked: {error}'
-    try:
-        connection = libvirt.openReadOnly(LIBVIRT_URI)
         qemu, daemon = (
             (number // 1000000, number // 1000 % 1000, number % 1000)
-            for number in (connection.getVersion(),
-                           connection.getLibVersion()))
-        connection.close()
-    except libvirt.libvirtError as error:
+            for number in _ask_libvirt(lambda connection: (
+                connection.getVersion(), connection.getLibVersion())))
+    except Unknown as error:
         return f'known defects of QEMU and libvirt are not checked: {error}'
     found = known_defects.present(qemu, daemon)
     names = (f'QEMU {known_defects.version_text(qemu)} and libvirt '
@@ -212,9 +220,128 @@ def defects() -> str:
             f'have others)\n    {listed}')
 
 
+def _ask_libvirt(question: Callable[[ty.Any], ty.Any]) -> ty.Any:
+    """Return what libvirtd answers.
+
+    :raises Unknown: libvirt's binding is missing, or libvirtd does not answer
+    """
+    try:
+        libvirt = importlib.import_module('libvirt')
+    except ImportError as error:
+        raise Unknown(str(error)) from error
+    try:
+        connection = libvirt.openReadOnly(LIBVIRT_URI)
+        try:
+            return question(connection)
+        finally:
+            connection.close()
+    except libvirt.libvirtError as error:
+        raise Unknown(str(error)) from error
+
+
+def apparmor() -> str:
+    """Check that AppArmor lets QEMU create the socket of a backup job."""
+    if _first_line(APPARMOR_ENABLED) in (None, 'N'):
+        return 'AppArmor is not enabled'
+    try:
+        if not _confines('apparmor'):
+            return 'AppArmor is enabled; libvirt does not confine guests by it'
+    except Unknown as error:
+        return (f'AppArmor is enabled; whether libvirt confines guests by it '
+                f'is not checked: {error}')
+    confinement = importlib.import_module(
+        'nova_snapext.hypervisor.confinement')
+    work_directory = _work_directory()
+    try:
+        rules = list(confinement.guest_rules())
+    except OSError as error:
+        raise Problem(
+            f'AppArmor confines guests, and its rules can\'t be read: '
+            f'{error}. Run this command as root.') from error
+    advice = (f'Install {_shipped_file(RULES)} as the documentation says '
+              f'("AppArmor" in the installation guide), with this directory '
+              f'in it')
+    too_open = confinement.open_rules(rules, work_directory)
+    if too_open:
+        raise Problem(
+            f'AppArmor lets the QEMU of each guest read the snapshots of all '
+            f'other guests in {work_directory}, by the rule for '
+            f'{", ".join(too_open)}. Remove this rule. {advice}.')
+    if not confinement.allows_sockets(rules, work_directory):
+        raise Problem(
+            f'AppArmor confines guests, and no rule lets QEMU create a socket '
+            f'in {work_directory}: the strategy backup fails, and auto uses '
+            f'the next one. {advice}.')
+    fixed = ('' if confinement.helper_forbids_merge() is not False else
+             '. This libvirt lets a guest write to the disk below its '
+             'overlay: if it is older than 12.1, it has the fix, and the '
+             'defects whose names begin with apparmor can be listed in '
+             '[snapext]fixed_defects')
+    return (f'AppArmor confines guests, and allows each the sockets of its '
+            f'own snapshots in {work_directory}{fixed}')
+
+
+def selinux() -> str:
+    """Report whether SELinux confines guests; it needs no preparation."""
+    enforcing = _first_line(SELINUX_ENFORCE)
+    if enforcing is None:
+        return 'SELinux is not enabled'
+    if enforcing == '0':
+        return 'SELinux is permissive'
+    try:
+        if not _confines('selinux'):
+            return 'SELinux is enabled; libvirt does not confine guests by it'
+    except Unknown as error:
+        return (f'SELinux is enforcing; whether libvirt confines guests by it '
+                f'is not checked: {error}')
+    return ('SELinux is enforcing, and confines guests. nova-snapext was not '
+            'tested with it. If a snapshot fails, "ausearch -m avc -ts '
+            'recent" shows what was denied (see "Security" in the '
+            'documentation)')
+
+
+def _first_line(path: str) -> str | None:
+    """Return what the kernel says in a file.
+
+    :returns: None if it does not exist; empty if it can't be read
+    """
+    try:
+        return pathlib.Path(path).read_text().strip()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ''
+
+
+def _confines(model: str) -> bool:
+    """Return whether libvirt confines new guests by a security module.
+
+    :raises Unknown: libvirt can't be asked
+    """
+    capabilities = str(_ask_libvirt(
+        lambda connection: connection.getCapabilities()))
+    return f'<model>{model}</model>' in capabilities
+
+
+def _work_directory() -> str:
+    """Return [snapext]work_directory, or its default where it is unknown."""
+    try:
+        conf = importlib.import_module('nova_snapext.conf').CONF
+        conf([], project='nova', prog='nova-compute')
+        # Nova's own defaults are below its source.
+        if conf.config_file or conf.config_dir:
+            directory: str = conf.snapext.work_directory
+            return os.path.abspath(directory)
+    except Exception as error:
+        # Whatever Nova's configuration is like, the other checks go on.
+        print(f'Nova\'s configuration could not be read: {error}',
+              file=sys.stderr)
+    return WORK_DIRECTORY
+
+
 CHECKS: tuple[Callable[[], str], ...] = (
     nova_installed, nbd_binding, programs, privileges, strategies,
-    driver_loads, compatible, defects)
+    driver_loads, compatible, defects, apparmor, selinux)
 
 # Without these, those that come after them can't be made.
 REQUIRED = (nova_installed, driver_loads)

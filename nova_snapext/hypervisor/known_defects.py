@@ -20,6 +20,8 @@ import typing as ty
 
 from lxml import etree
 
+from nova_snapext.hypervisor import confinement
+
 #: A version as QEMU and libvirt count, such as ``(8, 2, 3)``. The second
 #: number of a pre-release is 50 or more, so that it is older than its release.
 Version: ty.TypeAlias = tuple[int, ...]
@@ -97,7 +99,9 @@ class Defect:
     :ivar condition: the same, as a function
     :ivar consequence: what happens to the guest
     :ivar refused: the mechanisms that are refused. None are if every other
-        way to take the snapshot has the same defect, Nova's own included
+        way to take the snapshot has the same defect, Nova's own included, or
+        if only something that nobody does to an instance in a snapshot
+        brings it about
     :ivar certain: it happens every time. Otherwise it is a race, and a guest
         whose QEMU can't be identified is assumed to run the installed QEMU
     :ivar qemu: QEMU's versions
@@ -174,8 +178,7 @@ def _is_paused(subject: Subject) -> bool:
 
 
 def _is_confined_by_apparmor(subject: Subject) -> bool:
-    return any(label.get('type') != 'none' for label in
-               subject.definition.findall("./seclabel[@model='apparmor']"))
+    return confinement.apparmor_profile(subject.definition) is not None
 
 
 #: The first one of a guest is reported: the worst ones come first.
@@ -270,16 +273,39 @@ DEFECTS: tuple[Defect, ...] = (
         condition=_is_confined_by_apparmor,
         consequence='AppArmor forbids a guest that was resumed on an overlay '
                     'to write to the disk below it, and the overlay could not '
-                    'be merged until the guest is shut off. An overlay of '
-                    'external is only affected if a device is attached or '
-                    'detached outside of Nova during the snapshot',
+                    'be merged until the guest is shut off',
         refused=frozenset({Mechanism.SUSPEND_AND_RESUME}),
         libvirt=Range(fixed=(12, 1, 0)),
         sources=(
             'https://libvirt.org/news.html, v12.1.0, "AppArmor: Ask for no '
             'deny rule for readonly disk elements"',
+            'https://gitlab.com/libvirt/libvirt/-/work_items/806',
             'https://bugs.debian.org/932456',
             'https://bugs.debian.org/1061725',
+            'libvirt, src/security/virt-aa-helper.c, vah_add_path: "deny" for '
+            'each backing file',
+        ),
+    ),
+    Defect(
+        name='apparmor-profile-made-again',
+        # No step of external, nor of Nova's while it has the instance for a
+        # snapshot, makes the profile again before the merge has ended.
+        guests='guests that AppArmor confines, if libvirt makes their profile '
+               'again while they use an overlay of external: when somebody '
+               'starts the guest on the overlay, detaches a disk or a device '
+               'with a file, ejects a medium, or ends a backup or copy job '
+               'during the snapshot, past Nova',
+        condition=_is_confined_by_apparmor,
+        consequence='as of apparmor-resumed-overlay. The log says so, and '
+                    'how to allow the merge while the guest runs',
+        refused=frozenset(),
+        certain=False,
+        libvirt=Range(fixed=(12, 1, 0)),
+        sources=(
+            'as of apparmor-resumed-overlay',
+            'https://github.com/OpenNebula/one/issues/6565',
+            'libvirt, src/security/security_apparmor.c: every function that '
+            'restores a label calls reload_profile without a file to append',
         ),
     ),
     Defect(

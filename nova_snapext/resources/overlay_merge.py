@@ -17,6 +17,7 @@ import os
 import typing as ty
 
 import libvirt
+from lxml import etree
 from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
@@ -28,6 +29,7 @@ from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
 from nova_snapext.hypervisor import chain
+from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
@@ -517,6 +519,8 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
         guest = domain.get(host, target.instance)
         running = guest.is_active()
         paths = disk_definition.live_chain(guest, disk.target)
+        forbidden = running and confinement.profile_that_forbids_write(
+            etree.fromstring(guest.get_xml_desc()), disk.path)
     except MERGE_ERRORS as error:
         return (f'The state of the guest is unknown ({error}). Do not start '
                 f'it from {disk.path} before its state is known')
@@ -531,12 +535,25 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'overwrite newer data. If the guest is right as it is, move '
                 f'{path} to another directory; otherwise stop the guest, and '
                 f'read the log again after the next start')
+    if forbidden:
+        # Known defect apparmor-profile-made-again.
+        profile = os.path.splitext(forbidden)[0]
+        return (f'The guest continues to run, on {chain.text(paths)}, and '
+                f'nothing is lost. AppArmor forbids it to write to '
+                f'{disk.path}: libvirt has made its profile again in the '
+                f'meantime. The overlay is merged when the guest is shut off. '
+                f'To merge it while the guest runs, remove the line that '
+                f'begins with "deny" and names {disk.path} from {forbidden}, '
+                f'and run "apparmor_parser -r {profile}": it is tried again '
+                f'after [snapext]recovery_interval')
     if running:
         return (f'The guest continues to run, on {chain.text(paths)}, and '
-                f'nothing is lost. If it is paused, unpause it: the overlay '
-                f'is merged then. Otherwise end any job that is in the way '
-                f'("virsh blockjob {name} {disk.target}"), and restart '
-                f'nova-compute, which merges it')
+                f'nothing is lost. nova-compute merges the overlay by itself '
+                f'as soon as that is possible: when the guest is unpaused, '
+                f'when a job that is in the way has ended ("virsh blockjob '
+                f'{name} {disk.target}" shows it), or when the guest is '
+                f'stopped. Otherwise it is tried again after '
+                f'[snapext]recovery_interval')
     if _is_known_newer(path):
         return (f'The guest is off, uses {chain.text(paths)} at its next '
                 f'start, and nothing was touched. The overlay has data that '

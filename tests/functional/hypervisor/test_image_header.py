@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import struct
+import subprocess
 
 import fixtures
 from oslo_concurrency import processutils
@@ -126,6 +127,29 @@ class HeaderTest(HeaderTestCase):
         for length in (1, 3, 4, 100):
             qemu_img_run('snapshot', '-c', 'ü' * length, path)
         self.check_as_qemu(path)
+
+    def test_width_of_reference_counts_is_read(self):
+        for bits in (1, 2, 4, 8, 16, 32, 64):
+            disk = self.create(self.instance / f'{bits}',
+                               '-o', f'refcount_bits={bits}')
+            self.assertEqual(
+                bits, image_header.Header.read(str(disk)).refcount_bits)
+        old = self.create(self.instance / 'old', '-o', 'compat=0.10')
+        self.assertEqual(
+            16, image_header.Header.read(str(old)).refcount_bits)
+
+    def test_most_snapshots_is_what_qemu_allows(self):
+        for bits, most in ((1, 0), (2, 2), (4, 14)):
+            disk = self.create(self.instance / f'{bits}',
+                               '-o', f'refcount_bits={bits}')
+            functional_base.run('qemu-io', '-f', 'qcow2', '-c',
+                                f'write -q 0 {SIZE}', str(disk))
+            self.assertEqual(
+                most, image_header.Header.read(str(disk)).most_snapshots)
+            for number in range(most):
+                qemu_img_run('snapshot', '-c', f'n{number}', disk)
+            self.assertRaises(subprocess.CalledProcessError, qemu_img_run,
+                              'snapshot', '-c', 'one-too-many', disk)
 
     def test_bitmaps_are_no_reason_to_refuse(self):
         path = self.create(self.instance / 'disk')

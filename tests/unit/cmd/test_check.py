@@ -14,10 +14,12 @@ import fixtures
 from nova_snapext.cmd import check
 from nova_snapext.cmd import main
 from nova_snapext import compat
+from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import privsep
 from tests.unit import base
 
+ROOT = pathlib.Path(__file__).parents[3]
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
 
 
@@ -170,13 +172,14 @@ class CheckTest(base.TestCase):
         fake.openReadOnly.return_value.getLibVersion.return_value = libvirt
         importlib.import_module.side_effect = {
             'libvirt': fake,
-            'nova_snapext.hypervisor.known_defects': known_defects}.get
+            'nova_snapext.hypervisor.known_defects': known_defects,
+            'nova_snapext.hypervisor.confinement': confinement}.get
         return fake
 
     def test_defects_of_the_installed_versions_are_listed(self):
         self.libvirt(7002022, 9000000)
         report = check.defects()
-        self.assertIn('QEMU 7.2.22 and libvirt 9.0.0: 4 known', report)
+        self.assertIn('QEMU 7.2.22 and libvirt 9.0.0: 5 known', report)
         self.assertIn('nbd-iothread: guests whose root disk has an iothread: '
                       'refused: backup', report)
         self.assertNotIn('mirror-pause-deadlock', report)
@@ -192,6 +195,115 @@ class CheckTest(base.TestCase):
         importlib.import_module.side_effect = [
             known_defects, ImportError('no libvirt')]
         self.assertIn('not checked: no libvirt', check.defects())
+
+    def kernel(self, apparmor=None, selinux=None, models=()):
+        """Be a host with security modules that confine guests.
+
+        :param apparmor: what its kernel says of AppArmor, None if nothing
+        :param selinux: what it says of SELinux
+        :param models: what libvirt confines guests by
+        """
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        for name, text in (('APPARMOR_ENABLED', apparmor),
+                           ('SELINUX_ENFORCE', selinux)):
+            file = directory / name
+            if text is not None:
+                file.write_text(text)
+            self.patch(check, name, str(file))
+        fake = self.libvirt(7002022, 9000000)
+        fake.openReadOnly.return_value.getCapabilities.return_value = ''.join(
+            f'<secmodel><model>{model}</model></secmodel>'
+            for model in models)
+        return fake
+
+    def apparmor(self, *rules):
+        """Be a host on which AppArmor confines guests, with these rules."""
+        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (root / 'abstractions').mkdir()
+        (root / 'abstractions' / 'libvirt-qemu').write_text('\n'.join(rules))
+        self.patch(confinement, 'APPARMOR', root)
+        self.patch(confinement, 'helper_forbids_merge', lambda: True)
+        self.patch(check, '_work_directory', lambda: check.WORK_DIRECTORY)
+        return self.kernel(apparmor='Y\n', models=('apparmor', 'dac'))
+
+    def test_apparmor_that_confines_no_guest_needs_no_rules(self):
+        for host, text in (
+                ({}, 'not enabled'), ({'apparmor': 'N\n'}, 'not enabled'),
+                ({'apparmor': 'Y\n', 'models': ['dac']},
+                 'does not confine')):
+            self.kernel(**host)
+            self.assertIn(text, check.apparmor())
+
+    def test_shipped_rules_of_apparmor_suffice(self):
+        self.apparmor((ROOT / check.RULES).read_text())
+        self.assertIn('allows each the sockets of its own snapshots',
+                      check.apparmor())
+
+    def test_missing_rules_of_apparmor_are_reported_with_the_file(self):
+        self.apparmor('/dev/kvm rw,')
+        problem = self.problem(check.apparmor)
+        self.assertIn('no rule lets QEMU create a socket in '
+                      '/var/lib/nova/instances/snapshots', problem)
+        self.assertIn(check.RULES, problem)
+
+    def test_rule_that_opens_the_snapshots_of_others_is_reported(self):
+        self.apparmor('/var/lib/nova/instances/snapshots/** rwk,',
+                      (ROOT / check.RULES).read_text())
+        problem = self.problem(check.apparmor)
+        self.assertIn('snapshots/**. Remove this rule', problem)
+
+    def test_rules_that_can_not_be_read_are_reported(self):
+        self.apparmor()
+        self.patch(pathlib.Path, 'read_text', mock.Mock(side_effect=[
+            'Y', PermissionError('denied')]))
+        self.assertIn('denied', self.problem(check.apparmor))
+
+    def test_libvirt_with_the_fix_is_told_from_its_version(self):
+        self.apparmor((ROOT / check.RULES).read_text())
+        for forbids, told in ((True, False), (None, False), (False, True)):
+            self.patch(confinement, 'helper_forbids_merge',
+                       lambda forbids=forbids: forbids)
+            self.assertEqual(told, 'fixed_defects' in check.apparmor())
+
+    def test_libvirt_that_can_not_be_asked_about_confinement_is_no_problem(
+            self):
+        host = self.kernel(apparmor='Y', selinux='1')
+        host.openReadOnly.side_effect = RuntimeError('no socket')
+        for test in (check.apparmor, check.selinux):
+            self.assertIn('not checked: no socket', test())
+
+    def test_state_of_selinux_is_reported(self):
+        for selinux, models, text in (
+                (None, [], 'not enabled'), ('0', ['selinux'], 'permissive'),
+                ('1', ['dac'], 'does not confine'),
+                ('1', ['selinux', 'dac'], 'ausearch -m avc')):
+            self.kernel(selinux=selinux, models=models)
+            self.assertIn(text, check.selinux())
+
+    def test_security_modules_that_nobody_may_ask_are_taken_to_be_there(self):
+        self.kernel(apparmor='Y', selinux='1', models=('apparmor', 'selinux'))
+        self.patch(confinement, 'guest_rules', list)
+        self.patch(check, '_work_directory', lambda: '/w')
+        self.patch(pathlib.Path, 'read_text', mock.Mock(
+            side_effect=PermissionError('denied')))
+        self.assertIn('no rule lets', self.problem(check.apparmor))
+        self.assertIn('ausearch', check.selinux())
+
+    def test_work_directory_is_that_of_the_configuration(self):
+        conf = mock.MagicMock()
+        conf.CONF.snapext.work_directory = '/srv/snapshots'
+        importlib.import_module.side_effect = [conf]
+        self.assertEqual('/srv/snapshots', check._work_directory())
+
+    def test_work_directory_is_the_default_without_a_configuration(self):
+        conf = mock.MagicMock()
+        conf.CONF.config_file, conf.CONF.config_dir = [], []
+        conf.CONF.snapext.work_directory = '/venv/instances/snapshots'
+        for result in (conf, ImportError('no module nova')):
+            importlib.import_module.side_effect = [result]
+            with contextlib.redirect_stderr(io.StringIO()):
+                self.assertEqual(check.WORK_DIRECTORY,
+                                 check._work_directory())
 
     def test_failed_check_sets_the_exit_code(self):
         for results, code in (([(True, 'a')], 0),

@@ -79,6 +79,9 @@ ROWS = {
     'apparmor-resumed-overlay': (
         subject(seclabel=APPARMOR), PLAIN, (NEWEST, (12, 0, 0)),
         ((NEWEST, (12, 1, 0)),)),
+    'apparmor-profile-made-again': (
+        subject(seclabel=APPARMOR), PLAIN, (NEWEST, (8, 0, 0)),
+        ((NEWEST, (12, 1, 0)),)),
     'mirror-pause-deadlock': (
         PLAIN, IOTHREAD, ((8, 2, 0), NEWEST),
         (((8, 1, 5), NEWEST), ((8, 2, 3), NEWEST), ((9, 0, 0), NEWEST))),
@@ -193,6 +196,8 @@ class ApparmorTest(base.BaseTestCase):
 
     def test_guest_that_is_not_confined_has_no_such_defect(self):
         for label in ("<seclabel type='none' model='apparmor'/>",
+                      # Only a guest that was started in a profile has one.
+                      "<seclabel type='dynamic' model='apparmor'/>",
                       "<seclabel type='dynamic' model='dac'/>",
                       "<seclabel type='dynamic' model='selinux'/>"):
             self.assertFalse(known_defects._is_confined_by_apparmor(
