@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Periodic checks that cancel a running snapshot.
 
-Each runs in a thread of its own. The thread that reads and uploads waits for
-other services. Under eventlet it is a native thread, which can't reach Nova's
-database.
+Each runs in a thread of its own, a green one under eventlet. The thread that
+reads and uploads waits for other services. Under eventlet it is a native
+thread, which can't reach Nova's database.
+
+A check's thread ends with the snapshot. oslo.service's looping calls would
+not do: each makes an executor that nobody shuts down, whose thread stays until
+the garbage collector comes (oslo_service.backend._threading.loopingcall, 4.8).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import abc
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
+import threading
 import typing as ty
 
 from nova.compute import task_states
@@ -20,7 +25,6 @@ from nova import exception as nova_exception
 from nova import objects
 from nova import utils
 from oslo_log import log as logging
-from oslo_service import loopingcall
 from oslo_utils import timeutils
 from oslo_utils import units
 
@@ -39,6 +43,12 @@ FAST_INTERVAL = 1
 # services share its cores.
 SLOW_INTERVAL = 4
 
+# Seconds that the end of a snapshot waits for a check that is just running.
+# Most take less than one. A call to a service that is down takes up to
+# [DEFAULT]rpc_response_timeout, and longer while RabbitMQ is down: the disk
+# may still be frozen, and must not wait for that.
+END_TIMEOUT = 5
+
 # Nova's manager does not expect these states at the end of a snapshot.
 DELETING = (task_states.DELETING, task_states.SOFT_DELETING)
 
@@ -56,6 +66,12 @@ class Check(abc.ABC):
     def close(self) -> None:  # noqa: B027
         """Interrupt a check that is still waiting. No other one follows."""
 
+    def finish(self) -> None:  # noqa: B027
+        """Clean up, in the check's thread, after its last run.
+
+        It must not raise an error: nobody waits for it.
+        """
+
 
 class _PeriodicCheck:
 
@@ -66,35 +82,67 @@ class _PeriodicCheck:
         self._token = token
         self._instance = instance
         self._works = True
-        self.closing = False
+        self._ended = threading.Event()
+        # A daemon thread: one that hangs must not keep nova-compute from
+        # stopping.
+        self._thread = threading.Thread(
+            target=self._run, name=f'snapext-{self._name}', daemon=True)
 
-    def __call__(self) -> float:
-        """Run the check once.
+    def start(self) -> None:
+        self._thread.start()
 
-        :returns: seconds until the next run
-        :raises LoopingCallDone: the snapshot is cancelled
+    def end(self) -> None:
+        """End the thread, and wait for it unless it hangs.
+
+        A thread that hangs ends with its call, and without any effect.
         """
+        self._ended.set()
+        self._check.close()
+        self._thread.join(END_TIMEOUT)
+        if self._thread.is_alive():
+            LOG.warning('The snapshot does not wait any longer for its last '
+                        '%(check)s, which has been waiting for a service for '
+                        'more than %(seconds)d seconds. Its thread ends when '
+                        'the service responds, or at the timeout of the '
+                        'call. Check nova-conductor, RabbitMQ, Glance and '
+                        'Keystone',
+                        {'check': self._name, 'seconds': END_TIMEOUT},
+                        instance=self._instance)
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(self._interval):
+                if self._has_cancelled():
+                    return
+        finally:
+            self._check.finish()
+
+    def _has_cancelled(self) -> bool:
+        """Run the check once, and return whether it ends the snapshot."""
         try:
             cause = self._check.run()
         except Exception as error:
             # A failed check must not end the snapshot.
-            if self._works and not self.closing:
+            if self._works and not self._ended.is_set():
                 LOG.warning('%(check)s fails while the snapshot runs: '
                             '%(error)s. The snapshot goes on, and the check '
                             'is repeated', {'check': self._name,
                                             'error': error},
                             instance=self._instance)
+            # The token of the check's own connections may keep it.
+            exception.free_frames(error)
+            error.with_traceback(None)
             self._works = False
-            return self._interval
+            return False
         if not self._works:
             LOG.debug('%s works again', self._name, instance=self._instance)
         self._works = True
-        if cause is None:
-            return self._interval
+        if cause is None or self._ended.is_set():
+            return False
         if self._token.cancel(cause):
             LOG.info('Ending the snapshot: %s', cause,
                      instance=self._instance)
-        raise loopingcall.LoopingCallDone()
+        return True
 
     @property
     def _name(self) -> str:
@@ -106,20 +154,16 @@ def run_periodically(check: Check, interval: float, token: cancel.CancelToken,
                      instance: objects.Instance) -> Iterator[None]:
     """Repeat a check inside the context, and cancel when it returns a cause.
 
+    On exit, a check that hangs is waited for at most END_TIMEOUT.
+
     :param interval: seconds before the first run, and between two runs
     """
     periodic = _PeriodicCheck(check, interval, token, instance)
-    # With a fixed interval oslo.service would warn of each check that takes
-    # longer, as on a busy host.
-    timer = loopingcall.DynamicLoopingCall(periodic)
-    timer.start(initial_delay=interval)
+    periodic.start()
     try:
         yield
     finally:
-        periodic.closing = True
-        timer.stop()
-        check.close()
-        timer.wait()
+        periodic.end()
 
 
 class ServiceStoppingCheck(Check):

@@ -157,12 +157,21 @@ def _call(function: Callable[[], Result], timeout: float) -> Result:
         for it ends when the connection is closed
     """
     result: futures.Future[Result] = futures.Future()
+    threading.Thread(
+        target=_set_result, args=(result, function), daemon=True).start()
+    try:
+        return result.result(timeout)
+    finally:
+        # Its error refers to this function. Such a cycle would keep the
+        # connection open until the garbage collector comes.
+        del result
 
-    def call() -> None:
-        try:
-            result.set_result(function())
-        except BaseException as error:
-            result.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()
-    return result.result(timeout)
+def _set_result(result: futures.Future[Result],
+                function: Callable[[], Result]) -> None:
+    try:
+        result.set_result(function())
+    except BaseException as error:
+        result.set_exception(error)
+    finally:
+        del result

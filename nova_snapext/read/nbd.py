@@ -83,6 +83,9 @@ def is_zero(view: memoryview) -> bool:
     return bool(nbd.Buffer.from_buffer(view).is_zero())
 
 
+KnownExtents = Callable[[], Iterable[extent.Extent] | None] | None
+
+
 class _Request(ty.NamedTuple):
     cookie: int
     offset: int
@@ -99,18 +102,22 @@ class Disk:
     :param timeout: seconds without a byte from the server until a read fails
     :param rate_limit: bytes per second, for all disks of this process
         together; 0 means no limit
+    :param known_extents: returns the extents of the disk, where its storage
+        knows them better than the server; None if the storage does not tell
     :ivar uri: where another client can read the same disk
     :ivar size: of the disk, in bytes
     :ivar bytes_read: bytes of data received from the server so far
     """
 
     def __init__(self, uri: str, timeout: float = TIMEOUT,
-                 rate_limit: int = 0) -> None:
+                 rate_limit: int = 0, known_extents: KnownExtents = None,
+                 ) -> None:
         self.size = 0
         self.bytes_read = 0
         self.uri = uri
         self._timeout = timeout
         self._rate_limit = rate_limit
+        self._known_extents = known_extents
         self._aborted = False
         self._reports_extents = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
@@ -151,10 +158,16 @@ class Disk:
 
     def __exit__(self, *_exc: object) -> None:
         # A regular disconnect keeps an error out of QEMU's log. A connection
-        # that is broken or busy is just closed.
-        if self._handle.aio_is_ready() and not self._in_flight:
-            self._handle.aio_disconnect()
-        self._close()
+        # that is broken or busy is just closed. All data has arrived: a server
+        # that has just ended is no error.
+        try:
+            if self._handle.aio_is_ready() and not self._in_flight:
+                self._handle.aio_disconnect()
+        except nbd.Error as error:
+            LOG.debug('The connection to %(disk)s could not be ended: '
+                      '%(error)s', {'disk': self.uri, 'error': error})
+        finally:
+            self._close()
 
     def _close(self) -> None:
         # libnbd closes a connection when its handle is freed: nothing else
@@ -181,9 +194,28 @@ class Disk:
 
         :raises DiskReadError: the server fails, or its reply is invalid
         """
+        known = self._known_extents() if self._known_extents else None
+        if known is not None:
+            return extent.coalesced(self._checked(known))
         if not self._reports_extents:
             return iter((extent.Extent(0, self.size, True),))
         return extent.coalesced(self._reported_extents())
+
+    def _checked(self, known: Iterable[extent.Extent],
+                 ) -> Iterator[extent.Extent]:
+        """Check that extents cover the whole disk.
+
+        :raises DiskReadError: they do not
+        """
+        position = 0
+        for part in known:
+            if part.offset != position:
+                break
+            position = part.end
+            yield part
+        if position != self.size:
+            raise self._error(f'its storage knows the extents of '
+                              f'{position} bytes of {self.size}')
 
     def read(self, ranges: Iterable[tuple[int, int]]
              ) -> Iterator[tuple[int, memoryview]]:

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-import contextlib
-
 from nova import exception as nova_exception
 from nova import objects
 from oslo_log import log as logging
@@ -22,13 +19,15 @@ LOG_STEP = 25
 class UploadProgress(checks.Check):
     """Shows the progress of an upload each time the check runs.
 
-    It must not run while a task state is set: both save the same instance.
     Each new percentage is one update of the instance in the database, as with
     a live migration.
     """
 
     def __init__(self, instance: objects.Instance):
-        self._instance = instance
+        # A copy of its own: a save that hangs may end while the snapshot
+        # saves a task state.
+        self._instance = instance.obj_clone()
+        self._instance.obj_reset_changes(recursive=True)
         self._logged = 0
         self._sent = 0
         self._size = 1
@@ -58,15 +57,8 @@ class UploadProgress(checks.Check):
                      instance=self._instance)
         return None
 
-    @contextlib.contextmanager
-    def clearing(self) -> Iterator[None]:
-        """Reset the server's progress on exit, for its next operation."""
-        try:
-            yield
-        finally:
-            self._clear()
-
-    def _clear(self) -> None:
+    def finish(self) -> None:
+        """Reset the server's progress, for its next operation."""
         try:
             self._save(0)
         except nova_exception.InstanceNotFound:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import gc
 import os
+import subprocess
+import sys
 import threading
 from unittest import mock
 
@@ -22,10 +25,12 @@ class FakeCheck(checks.Check):
 
     def __init__(self, *results):
         self.results = list(results)
-        self.closed = False
+        self.closed = self.finished = False
+        self.threads = set()
         self.exhausted = threading.Event()
 
     def run(self):
+        self.threads.add(threading.current_thread())
         if not self.results:
             self.exhausted.set()
             return None
@@ -37,8 +42,12 @@ class FakeCheck(checks.Check):
     def close(self):
         self.closed = True
 
+    def finish(self):
+        self.threads.add(threading.current_thread())
+        self.finished = True
 
-class RunPeriodicallyTest(base.TestCase):
+
+class PeriodicTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -50,6 +59,9 @@ class RunPeriodicallyTest(base.TestCase):
     def repeated(self, check):
         return checks.run_periodically(
             check, 0.001, self.token, self.server)
+
+
+class RunPeriodicallyTest(PeriodicTestCase):
 
     def test_cause_of_a_check_cancels_the_token(self):
         with self.repeated(FakeCheck(None, ZeroDivisionError())):
@@ -71,19 +83,150 @@ class RunPeriodicallyTest(base.TestCase):
             check.exhausted.wait()
         self.assertEqual(2, self.stdlog.logger.output.count('no answer'))
 
-    def test_slow_check_is_not_logged(self):
-        check = FakeCheck(None, None)
-        with mock.patch('oslo_service.backend._common.loopingcall.'
-                        'LoopingCallBase._elapsed', return_value=9.0), \
-                self.repeated(check):
-            check.exhausted.wait()
-        self.assertNotIn('outlasted', self.stdlog.logger.output)
-
     def test_check_is_closed_at_the_end(self):
         check = FakeCheck()
         with self.repeated(check):
             pass
         self.assertTrue(check.closed)
+
+    def test_no_thread_stays_after_twenty_snapshots(self):
+        before = threading.enumerate()
+        # The collector would hide what it frees some time later.
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for result in (None, ZeroDivisionError(),
+                       oslo_messaging.MessagingTimeout('no answer'), None) * 5:
+            check = FakeCheck(result)
+            with self.repeated(check):
+                if isinstance(result, ZeroDivisionError):
+                    self.cancelled.wait()
+                else:
+                    check.exhausted.wait()
+        self.assertEqual(before, threading.enumerate())
+
+    def test_error_in_the_context_ends_the_thread_too(self):
+        before = threading.enumerate()
+
+        def fail():
+            with self.repeated(FakeCheck()):
+                raise ZeroDivisionError()
+
+        self.assertRaises(ZeroDivisionError, fail)
+        self.assertEqual(before, threading.enumerate())
+
+    def test_check_finishes_in_its_thread_after_its_last_run(self):
+        for result in (None, ZeroDivisionError()):
+            check = FakeCheck(result)
+            with self.repeated(check):
+                if result is None:
+                    check.exhausted.wait()
+            self.assertNotIn(threading.current_thread(), check.threads)
+            self.assertEqual(1, len(check.threads))
+            self.assertTrue(check.finished)
+
+
+class HangingCheck(checks.Check):
+    """Hangs in a call that nothing interrupts, and then returns a result."""
+
+    def __init__(self, result):
+        self.result = result
+        self.hangs, self.answer = threading.Event(), threading.Event()
+        self.finished = threading.Event()
+
+    def run(self):
+        self.thread = threading.current_thread()
+        self.hangs.set()
+        self.answer.wait()
+        if isinstance(self.result, oslo_messaging.MessagingTimeout):
+            raise self.result
+        return self.result
+
+    def finish(self):
+        self.finished.set()
+
+
+class HangingCheckTest(PeriodicTestCase):
+
+    def hang(self, result):
+        """Leave the context while its check hangs; then let it return."""
+        self.useFixture(fixtures.MockPatchObject(checks, 'END_TIMEOUT', 0))
+        check = HangingCheck(result)
+        with self.repeated(check):
+            check.hangs.wait()
+        self.assertTrue(check.thread.is_alive())
+        # Otherwise it would keep nova-compute from ending.
+        self.assertTrue(check.thread.daemon)
+        self.assertFalse(check.finished.is_set())
+        check.answer.set()
+        check.thread.join()
+        self.assertTrue(check.finished.is_set())
+
+    def test_check_that_hangs_is_not_waited_for(self):
+        self.hang(None)
+        self.assertIn('HangingCheck', self.stdlog.logger.output)
+
+    def test_late_result_has_no_effect(self):
+        self.hang(ZeroDivisionError())
+        self.token.raise_if_cancelled()
+        self.assertNotIn('Ending the snapshot', self.stdlog.logger.output)
+
+    def test_late_failure_is_not_logged(self):
+        self.hang(oslo_messaging.MessagingTimeout('no answer'))
+        self.assertNotIn('no answer', self.stdlog.logger.output)
+
+
+# As nova-compute runs with [DEFAULT]concurrency_backend=eventlet.
+UNDER_EVENTLET = """
+from nova import monkey_patch
+monkey_patch.patch(backend='eventlet')
+import threading
+import eventlet
+from nova.tests.unit import fake_instance
+from nova_snapext import cancel
+from nova_snapext import checks
+
+native = eventlet.patcher.original('threading')
+token = cancel.CancelToken()
+
+class Check(checks.Check):
+    hangs = False
+
+    def __init__(self):
+        self.ran, self.answer = threading.Event(), threading.Event()
+
+    def run(self):
+        self.thread = threading.current_thread()
+        self.native = native.get_ident()
+        self.ran.set()
+        if self.hangs:
+            self.answer.wait()
+
+def run(check):
+    with checks.run_periodically(
+            check, 0.001, token, fake_instance.fake_instance_obj(None)):
+        check.ran.wait()
+    assert check.native == native.get_ident(), 'not in a green thread'
+    return check.thread
+
+assert not run(Check()).is_alive()
+checks.END_TIMEOUT = 0.01
+hanging = Check()
+hanging.hangs = True
+thread = run(hanging)
+assert thread.is_alive()
+hanging.answer.set()
+thread.join()
+"""
+
+
+class EventletTest(base.TestCase):
+
+    def test_check_runs_in_a_green_thread_which_ends_with_the_snapshot(self):
+        result = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', UNDER_EVENTLET],
+            env={**os.environ, 'OS_NOVA_DISABLE_EVENTLET_PATCHING': 'false'},
+            capture_output=True, text=True)
+        self.assertEqual(0, result.returncode, result.stderr)
 
 
 class ServiceStoppingCheckTest(base.TestCase):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import gc
 import itertools
 import os
 import socket
 import threading
 from unittest import mock
+import weakref
 
 from devcloud import wait
 import fixtures
@@ -126,3 +128,24 @@ class WatchdogTest(base.TestCase):
             [True, True, False, False], list(map(watchdog.Watchdog.serves, (
                 'qemu:///system', 'qemu+unix:///system?socket=/s',
                 'qemu+ssh://host/system', 'qemu+tcp:///system'))))
+
+
+class CallTest(base.TestCase):
+
+    def test_failed_call_keeps_nothing(self):
+        # The collector would free it too, some time later. Until then a
+        # connection to libvirtd would stay open.
+        gc.disable()
+        self.addCleanup(gc.enable)
+
+        class Connection:
+            def call(self):
+                raise ZeroDivisionError()
+
+        connection = Connection()
+        found = weakref.ref(connection)
+        try:
+            watchdog._call(connection.call, 60)
+        except ZeroDivisionError:
+            del connection
+        self.assertIsNone(found())

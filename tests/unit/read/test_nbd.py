@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import nbd as libnbd
 from oslotest import base
 
 from nova_snapext import exception
@@ -61,6 +62,17 @@ class UnusualReplyTest(base.BaseTestCase):
         disk.__enter__()
         self.addCleanup(disk.__exit__)
         return disk
+
+    def test_server_that_ends_after_the_last_read_is_no_error(self):
+        server = self.useFixture(fake_server.FakeServer(MIB))
+        disk = read.Disk(read.unix_uri(server.socket, 'vda'), timeout=10)
+
+        def fail():
+            raise libnbd.Error('the server has ended', 0)
+
+        with disk:
+            disk._handle.aio_disconnect = fail
+        self.assertFalse(hasattr(disk, '_handle'))
 
     def test_short_reply_is_continued_by_another_request(self):
         disk = self.connect(

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from nova_snapext import exception
+from nova_snapext import read
+from tests.unit import base
+
+
+class KnownExtentsTest(base.TestCase):
+    """Extents that the storage knows better than the server."""
+
+    def extents(self, known, size=8):
+        disk = read.Disk('nbd://', known_extents=lambda: known)
+        disk.size = size
+        return list(disk.extents())
+
+    def test_known_extents_replace_those_of_the_server(self):
+        self.assertEqual(
+            [read.Extent(0, 2, True), read.Extent(2, 6, False)],
+            self.extents([read.Extent(0, 2, True), read.Extent(2, 4, False),
+                          read.Extent(6, 2, False)]))
+
+    def test_storage_that_does_not_tell_leaves_it_to_the_server(self):
+        self.assertEqual([read.Extent(0, 8, True)], self.extents(None))
+
+    def test_extents_that_do_not_cover_the_disk_are_an_error(self):
+        for known in ([read.Extent(0, 4, True)],
+                      [read.Extent(0, 4, True), read.Extent(5, 3, True)],
+                      [read.Extent(1, 7, True)],
+                      [read.Extent(0, 9, True)], []):
+            self.assertRaises(
+                exception.DiskReadError, self.extents, known)
