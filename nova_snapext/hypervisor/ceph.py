@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RBD images of Ceph and their snapshots, through librbd.
+
+The cluster, the user and its key are those of Nova's own RBDDriver: options
+``rbd_user`` and ``images_rbd_ceph_conf`` of ``[libvirt]``, and the keyring
+that ceph.conf names. A host without Ceph has no librbd binding, and does not
+need it.
+
+A call of librbd waits for as long as the cluster does not respond, and nothing
+can interrupt it. So all calls are made in native threads of their own, which
+the caller leaves alone after a time limit.
+https://docs.ceph.com/en/latest/rbd/api/librbdpy/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import errno
+import typing as ty
+
+from nova.storage import rbd_utils
+from nova import utils
+
+from nova_snapext import cancel
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext import plan as planning
+
+CONF = conf.CONF
+
+# Nova's prefix of the path of an RBD disk (libvirt_utils.find_disk).
+PREFIX = 'rbd:'
+
+#: Glance's name for the snapshot of an image that guests are cloned from
+#: (glance_store/_drivers/rbd.py, DEFAULT_SNAPNAME).
+IMAGE_SNAPSHOT = 'snap'
+
+# Seconds between two checks of a flatten for a stall.
+POLL_INTERVAL = 1
+
+_R = ty.TypeVar('_R')
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """An RBD image: an ``image-spec`` in Ceph's words."""
+
+    pool: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.pool}/{self.name}'
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapSpec:
+    """A snapshot of an RBD image: a ``snap-spec`` in Ceph's words."""
+
+    image: ImageSpec
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.image}@{self.name}'
+
+
+def is_installed() -> bool:
+    """Return whether the librbd binding can be imported."""
+    return rbd_utils.rbd is not None and rbd_utils.rados is not None
+
+
+def image_of(disk: planning.RootDisk) -> ImageSpec | None:
+    """Return the RBD image of a disk; None if it has none that Nova made."""
+    if disk.storage != 'network' or not disk.path.startswith(PREFIX):
+        return None
+    # Nova knows no namespaces inside of a pool, which would be a third part.
+    pool, _, name = disk.path.removeprefix(PREFIX).partition('/')
+    return ImageSpec(pool, name) if name and '/' not in name else None
+
+
+class Call(ty.Generic[_R]):
+    """A function that runs in a native thread of its own.
+
+    A daemon thread: only Ceph can end it. It must not log, because under
+    eventlet the locks of logging are for green threads.
+
+    :param action: what it does, for errors
+    :param creates: what it creates or changes: this may still happen when
+        nobody waits for it any more
+    """
+
+    def __init__(self, action: str, function: Callable[[], _R],
+                 creates: ImageSpec | SnapSpec | None = None):
+        native = cancel.native_threading()
+        self._creates = creates
+        if creates is not None:
+            _CREATING[creates] = self
+        self._action = action
+        self._function = function
+        self._ended = native.Event()
+        self._result: list[_R] = []
+        self._error: Exception | None = None
+        native.Thread(target=self._run, name='snapext-ceph',
+                      daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._function())
+        except Exception as error:
+            self._error = error
+        finally:
+            if self._creates is not None:
+                _CREATING.pop(self._creates, None)
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end, and return whether it has ended."""
+        return _wait_for(self._ended, seconds)
+
+    def result(self, seconds: float) -> _R:
+        """Wait for its end, and return what the function has returned.
+
+        :raises CephTimeout: it runs for longer than that
+        :raises CephError: Ceph has refused or failed
+        """
+        if not self.wait(seconds):
+            raise exception.CephTimeout(
+                action=self._action, seconds=f'{seconds:g}')
+        if self._error is None:
+            return self._result[0]
+        if isinstance(self._error, (rbd_utils.rbd.Error,
+                                    rbd_utils.rados.Error)):
+            raise exception.CephError(
+                action=self._action, reason=str(self._error),
+            ) from self._error
+        raise self._error
+
+
+def _wait_for(event: ty.Any, seconds: float) -> bool:
+    """Wait for an event of native threads, also in a green thread."""
+    return bool(utils.tpool_wrap(event.wait)(seconds))
+
+
+# The calls that create something, also of a snapshot that has failed. What one
+# creates can be removed for good only after its end.
+_CREATING: dict[ImageSpec | SnapSpec, Call[ty.Any]] = {}
+
+
+def call(action: str, function: Callable[[], _R],
+         creates: ImageSpec | SnapSpec | None = None) -> _R:
+    """Run a function of librbd, for at most [snapext]operation_timeout.
+
+    :param action: what it does, for errors
+    :param creates: what it creates or changes
+    :raises CephTimeout: it takes longer
+    :raises CephError: Ceph has refused or failed
+    """
+    return Call(action, function, creates).result(
+        CONF.snapext.operation_timeout)
+
+
+def _await_creation(spec: ImageSpec | SnapSpec) -> None:
+    """Wait for the end of a call that may create something.
+
+    :raises CephTimeout: it does not end
+    """
+    creating = _CREATING.get(spec)
+    timeout = CONF.snapext.operation_timeout
+    if creating is not None and not creating.wait(timeout):
+        raise exception.CephTimeout(
+            action=f'end the creation of {spec}', seconds=f'{timeout:g}')
+
+
+def is_forbidden(error: exception.CephError) -> bool:
+    """Return whether Ceph's user lacks the right for what has failed."""
+    return isinstance(error.__cause__, rbd_utils.rbd.PermissionError)
+
+
+class SnapshotCreation:
+    """The creation of a snapshot that takes no longer than Ceph needs for it.
+
+    The image is opened before. Both happen in one thread, which goes on by
+    itself when Ceph responds again after a time limit.
+    """
+
+    def __init__(self, snapshot: SnapSpec):
+        self._snapshot = snapshot
+        native = cancel.native_threading()
+        # Whether it is open, or can't be.
+        self._open_ended = native.Event()
+        self._is_open = False
+        self._decided = native.Event()
+        self._is_created = native.Event()
+        self._wanted = False
+        self._error: Exception | None = None
+        self._call: Call[None] | None = None
+
+    def open(self) -> None:
+        """Open the image, which shows that Ceph responds.
+
+        :raises CephError: it can't be opened, or not in time
+        """
+        timeout = CONF.snapext.operation_timeout
+        action = f'open {self._snapshot.image}'
+        self._call = Call(action, self._run, self._snapshot)
+        if not _wait_for(self._open_ended, timeout):
+            raise exception.CephTimeout(action=action, seconds=f'{timeout:g}')
+        if not self._is_open:
+            self._call.result(timeout)
+
+    def create(self, seconds: float) -> None:
+        """Create the snapshot.
+
+        :param seconds: time limit. Ceph may still create the snapshot after
+            it; remove_snapshot() waits for that
+        :raises CephError: it can't be created, or not in time
+        """
+        if not self._is_open:
+            raise RuntimeError('the image is not open')
+        self._wanted = True
+        self._decided.set()
+        if not _wait_for(self._is_created, seconds):
+            raise exception.CephTimeout(
+                action=f'create the snapshot {self._snapshot}',
+                seconds=f'{seconds:g}')
+        if self._error is not None:
+            raise exception.CephError(
+                action=f'create the snapshot {self._snapshot}',
+                reason=str(self._error)) from self._error
+
+    def close(self) -> None:
+        """Close the image, at the latest when Ceph responds."""
+        self._decided.set()
+
+    def _run(self) -> None:
+        try:
+            with _opened(self._snapshot.image) as volume:
+                self._is_open = True
+                self._open_ended.set()
+                self._decided.wait()
+                if self._wanted:
+                    self._create(volume)
+        finally:
+            self._open_ended.set()
+
+    def _create(self, volume: ty.Any) -> None:
+        try:
+            volume.create_snap(self._snapshot.name)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._is_created.set()
+
+
+def protect(snapshot: SnapSpec) -> None:
+    """Protect a snapshot, so that it can be cloned.
+
+    :raises CephError: it can't be protected
+    """
+    def protect() -> None:
+        with _opened(snapshot.image) as volume:
+            if not volume.is_protected_snap(snapshot.name):
+                volume.protect_snap(snapshot.name)
+
+    call(f'protect the snapshot {snapshot}', protect)
+
+
+def remove_snapshot(snapshot: SnapSpec) -> None:
+    """Remove a snapshot, protected or not, if it exists.
+
+    :raises CephError: it can't be removed, because it has a clone or Ceph
+        does not respond
+    """
+    _await_creation(snapshot)
+    call(f'remove the snapshot {snapshot}',
+         lambda: _remove_snapshot(snapshot))
+
+
+def _remove_snapshot(snapshot: SnapSpec) -> None:
+    rbd = rbd_utils.rbd
+    with contextlib.suppress(rbd.ImageNotFound), \
+            _opened(snapshot.image) as volume:
+        if snapshot.name not in _names(volume):
+            return
+        try:
+            if volume.is_protected_snap(snapshot.name):
+                volume.unprotect_snap(snapshot.name)
+        except rbd.ImageBusy as error:
+            volume.set_snap(snapshot.name)
+            clones = [f'{pool}/{name}'
+                      for pool, name in volume.list_children()]
+            raise exception.CephError(
+                action=f'remove the snapshot {snapshot}',
+                reason=f'it has the clones '
+                       f'{", ".join(clones) or "in pools not seen"}',
+            ) from error
+        volume.remove_snap(snapshot.name)
+
+
+def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
+    """Find out what of a snapshot holds data, in its parents too.
+
+    All else reads as zeros. QEMU asks librbd for the same, but before librbd
+    17 it takes all of an image that was cloned for data: block/rbd.c,
+    qemu_rbd_co_block_status, https://tracker.ceph.com/issues/53784. That
+    defect of librbd is one of requests that begin inside an object; this one
+    begins at the image's first byte.
+
+    :returns: the size of the image in bytes, and offset and length of each
+        part, in bytes and ascending order
+    :raises CephError: Ceph does not tell
+    """
+    def diff() -> tuple[int, list[tuple[int, int]]]:
+        found: list[tuple[int, int]] = []
+
+        def on_part(offset: int, length: int, exists: bool) -> None:
+            if exists:
+                found.append((offset, length))
+
+        with _opened(snapshot.image, snapshot.name) as volume:
+            size = volume.size()
+            volume.diff_iterate(0, size, None, on_part, include_parent=True,
+                                whole_object=False)
+        return size, sorted(found)
+
+    return call(f'list what is allocated of {snapshot}', diff)
+
+
+def size_of(snapshot: SnapSpec) -> int:
+    """Return the size of a snapshot, in bytes.
+
+    :raises CephError: Ceph does not tell
+    """
+    def size() -> int:
+        with _opened(snapshot.image, snapshot.name) as volume:
+            return int(volume.size())
+
+    return call(f'tell the size of {snapshot}', size)
+
+
+def snapshot_names(image: ImageSpec) -> list[str]:
+    """List the snapshots of an image; none if it does not exist.
+
+    :raises CephError: Ceph does not tell
+    """
+    def names() -> list[str]:
+        with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
+                _opened(image, read_only=True) as volume:
+            return _names(volume)
+        return []
+
+    return call(f'list the snapshots of {image}', names)
+
+
+def children(snapshot: SnapSpec) -> list[ImageSpec]:
+    """List the clones of a snapshot, in the pools that the user may see.
+
+    :raises CephError: Ceph does not tell
+    """
+    def clones() -> list[ImageSpec]:
+        with _opened(snapshot.image, snapshot.name) as volume:
+            return [ImageSpec(pool, name)
+                    for pool, name in volume.list_children()]
+
+    return call(f'list the clones of {snapshot}', clones)
+
+
+def cluster_id(pool: str) -> str:
+    """Return the cluster's fsid, which is part of a location in Glance.
+
+    :raises CephError: Ceph does not tell
+    """
+    def fsid() -> str:
+        with _client(pool) as client:
+            found = client.cluster.get_fsid()
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    return call('tell the id of the cluster', fsid)
+
+
+def parent_pool(image: ImageSpec) -> str | None:
+    """Return the pool of the image that an image was cloned from.
+
+    :returns: None if it is no clone
+    :raises CephError: Ceph does not tell
+    """
+    def parent() -> str | None:
+        with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
+                _opened(image, read_only=True) as volume:
+            pool, _name, _snapshot = volume.parent_info()
+            return str(pool)
+        return None
+
+    return call(f'tell the parent of {image}', parent)
+
+
+def clone(snapshot: SnapSpec, image: ImageSpec) -> None:
+    """Create an image that shares the data of a protected snapshot.
+
+    :raises CephError: it can't be created
+    """
+    def clone() -> None:
+        with _client(snapshot.image.pool) as source, \
+                _client(image.pool) as target:
+            # The features of a new image, as in RBDDriver.clone.
+            rbd_utils.rbd.RBD().clone(
+                source.ioctx, snapshot.image.name, snapshot.name,
+                target.ioctx, image.name, features=source.features)
+
+    call(f'clone {snapshot} to {image}', clone, creates=image)
+
+
+class Flatten:
+    """The copy of all data from a clone's parent into the clone.
+
+    :param on_progress: called with the number of objects that are done, and
+        of all, in a thread of librbd
+    """
+
+    def __init__(self, image: ImageSpec,
+                 on_progress: Callable[[int, int], None]):
+        self._image = image
+        self._on_progress = on_progress
+        self._cancelled = False
+        self._done = 0
+
+    def run(self, token: cancel.CancelToken) -> None:
+        """Flatten the clone.
+
+        :param token: its cancellation ends it after the objects in flight
+        :raises CephError: it can't be done, or makes no progress for
+            [snapext]read_timeout
+        :raises Exception: the token's cause
+        """
+        running = Call(f'flatten {self._image}', self._flatten, self._image)
+        stalled, done = 0, 0
+        with token.prefer_cause(), token.on_cancel(self.cancel):
+            while not running.wait(POLL_INTERVAL):
+                stalled = 0 if self._done > done else stalled + POLL_INTERVAL
+                done = self._done
+                if stalled >= CONF.snapext.read_timeout:
+                    self.cancel()
+                    break
+            running.result(0)
+
+    def cancel(self) -> None:
+        """End it after the objects in flight."""
+        self._cancelled = True
+
+    def _flatten(self) -> None:
+        with _opened(self._image) as volume:
+            volume.flatten(on_progress=self._report)
+
+    def _report(self, done: int, total: int) -> int:
+        self._done = max(self._done, done)
+        self._on_progress(done, total)
+        # This result ends the operation: librbd's AsyncObjectThrottle.
+        return -errno.ECANCELED if self._cancelled else 0
+
+
+def remove_image(image: ImageSpec) -> None:
+    """Remove an image of Glance's form, with its snapshot, if it exists.
+
+    :raises CephError: it can't be removed
+    """
+    def remove() -> None:
+        with contextlib.suppress(rbd_utils.rbd.ImageNotFound):
+            # For an image that does not exist, removal needs rights too.
+            with _opened(image, read_only=True):
+                pass
+            _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
+            with _client(image.pool) as client:
+                rbd_utils.rbd.RBD().remove(client.ioctx, image.name)
+
+    _await_creation(image)
+    call(f'remove the image {image}', remove)
+
+
+def finish_image(image: ImageSpec) -> SnapSpec:
+    """Create the protected snapshot that each image of Glance's has.
+
+    :returns: the snapshot
+    :raises CephError: it can't be created
+    """
+    snapshot = SnapSpec(image, IMAGE_SNAPSHOT)
+
+    def create() -> None:
+        with _opened(image) as volume:
+            volume.create_snap(IMAGE_SNAPSHOT)
+            volume.protect_snap(IMAGE_SNAPSHOT)
+
+    call(f'create the snapshot {snapshot}', create, creates=image)
+    return snapshot
+
+
+def qemu_options(snapshot: SnapSpec) -> dict[str, str]:
+    """Return the options of QEMU's block driver for a snapshot.
+
+    They have no secret: QEMU finds the user's key as librbd does.
+    """
+    driver = rbd_utils.RBDDriver(pool=snapshot.image.pool)
+    options = {'driver': 'rbd', 'pool': snapshot.image.pool,
+               'image': snapshot.image.name, 'snapshot': snapshot.name}
+    if driver.rbd_user:
+        options['user'] = driver.rbd_user
+    if driver.ceph_conf:
+        options['conf'] = driver.ceph_conf
+    return options
+
+
+def _names(volume: ty.Any) -> list[str]:
+    return [snapshot['name'] for snapshot in volume.list_snaps()]
+
+
+def _client(pool: str) -> ty.Any:
+    """Return Nova's connection to a pool, as a context manager."""
+    return rbd_utils.RADOSClient(rbd_utils.RBDDriver(pool=pool), pool)
+
+
+@contextlib.contextmanager
+def _opened(image: ImageSpec, snapshot: str | None = None,
+            read_only: bool = False) -> Iterator[ty.Any]:
+    """Open an image.
+
+    Not by Nova's RBDVolumeProxy, which works in green threads only.
+
+    :param snapshot: name of the snapshot to read; None for the image itself
+    """
+    with _client(image.pool) as client, rbd_utils.rbd.Image(
+            client.ioctx, image.name, snapshot=snapshot,
+            read_only=read_only or snapshot is not None) as volume:
+        yield volume

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of ours inside Ceph that no journal of this host has.
+
+The pool has the snapshots of all hosts, and the journal of each host has its
+own. So only the disks of the guests of this host are looked at: no other host
+takes a snapshot of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import libvirt
+from lxml import etree
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_log import log as logging
+from oslo_utils import uuidutils
+
+from nova_snapext import conf
+from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from nova_snapext.hypervisor import domain
+from nova_snapext import journal
+from nova_snapext.resources import rbd_snapshot
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
+
+
+def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[ceph.SnapSpec]:
+    """Find the snapshots of this host's guests that no journal has.
+
+    :raises CephError: Ceph does not tell
+    :raises libvirtError: libvirt can't be asked
+    """
+    if not _is_used():
+        return
+    known = {record.data.get('snapshot') for entry in journal.entries()
+             for record in entry.records
+             if record.kind == rbd_snapshot.RbdSnapshot.kind}
+    for image in sorted(_images(driver), key=str):
+        for name in ceph.snapshot_names(image):
+            if rbd_snapshot.NAME.fullmatch(name) and name not in known:
+                yield ceph.SnapSpec(image, name)
+
+
+def remove(snapshot: ceph.SnapSpec) -> None:
+    """Remove a snapshot that no journal has, with its clones.
+
+    A clone that still needs the snapshot was never given to Glance: that
+    happens after its flatten.
+
+    :raises CephError: something can't be removed
+    """
+    for clone in ceph.children(snapshot):
+        if not uuidutils.is_uuid_like(clone.name):
+            raise exception.CephError(
+                action=f'remove the snapshot {snapshot}',
+                reason=f'its clone {clone} is not one of nova-snapext')
+        ceph.remove_image(clone)
+        LOG.warning('%s, an image that an interrupted snapshot has left '
+                    'incomplete, is removed', clone)
+    ceph.remove_snapshot(snapshot)
+    LOG.warning('%s, which an interrupted snapshot has left, is removed',
+                snapshot)
+
+
+def _is_used() -> bool:
+    return CONF.libvirt.images_type == 'rbd' and ceph.is_installed()
+
+
+def _images(driver: libvirt_driver.LibvirtDriver) -> set[ceph.ImageSpec]:
+    found = set()
+    for listed in driver._host.list_guests(only_running=False):
+        try:
+            definition = domain.Domain(listed._domain).get_xml_desc()
+        except libvirt.libvirtError as error:
+            # Somebody may be deleting it.
+            if not domain.is_gone(error):
+                raise
+            continue
+        for name in etree.fromstring(definition).xpath(
+                "./devices/disk/source[@protocol='rbd']/@name"):
+            pool, _, image = name.partition('/')
+            # Volumes of Cinder have other names, and may be elsewhere.
+            if image == f'{listed.uuid}_disk':
+                found.add(ceph.ImageSpec(pool, image))
+    return found
+
+
+def remove_of_instance(uuid: str) -> None:
+    """Remove our snapshots of an instance's disk, which is to be deleted.
+
+    Nova can't delete a disk with snapshots: it tries for a minute, then
+    reports the instance as deleted, and leaves the disk and all that it
+    depends on. What can't be removed is logged, and Nova tries all the same.
+
+    :param uuid: uuid of the instance
+    """
+    if not _is_used():
+        return
+    image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool, f'{uuid}_disk')
+    try:
+        for name in ceph.snapshot_names(image):
+            if rbd_snapshot.NAME.fullmatch(name):
+                remove(ceph.SnapSpec(image, name))
+    except exception.CephError as error:
+        LOG.error('%(image)s of the deleted instance %(instance)s may stay '
+                  'in Ceph: %(error)s Remove its snapshots and their clones, '
+                  'then the image: "rbd snap ls %(image)s", "rbd children '
+                  '%(image)s@NAME"',
+                  {'image': image, 'instance': uuid, 'error': error})

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image of a snapshot in Glance's pool, until Glance takes it over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import typing as ty
+
+from nova.image import glance
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_log import log as logging
+from oslo_utils import uuidutils
+
+from nova_snapext import cancel
+from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from nova_snapext import journal
+from nova_snapext.journal import schema
+from nova_snapext import plan as planning
+from nova_snapext import upload
+
+LOG = logging.getLogger(__name__)
+
+
+class RbdClone(journal.Resource):
+    """A clone of an RBD snapshot that becomes an image in Glance.
+
+    The snapshot can't be removed as long as the clone needs its data.
+
+    Recorded: pool and name, and whether Glance may have taken it over.
+    Restored: as recorded. Released: removed. If Glance may have taken it over,
+    its image is deleted first: removing the data alone would leave an active
+    image without data.
+
+    :ivar spec: pool and name, which is the image's id in Glance
+    """
+
+    kind = 'RBD clone'
+    # It has a name of its own, and is not on the guest's disk.
+    blocks_snapshot = False
+    record_schema = schema.object_of(
+        pool=schema.TEXT, image=schema.TEXT, offered=schema.FLAG,
+        seen_by_nova=schema.FLAG)
+
+    def __init__(self, image_api: glance.API, target: planning.Target,
+                 spec: ceph.ImageSpec):
+        self._image_api = image_api
+        self._target = target
+        self.spec = spec
+        self._offered = False
+        self._seen_by_nova = False
+        self._flatten: ceph.Flatten | None = None
+        self._is_forbidden = False
+
+    def record(self) -> dict[str, ty.Any]:
+        return {'pool': self.spec.pool, 'image': self.spec.name,
+                'offered': self._offered,
+                'seen_by_nova': self._seen_by_nova}
+
+    @classmethod
+    def restore(cls, driver: libvirt_driver.LibvirtDriver,
+                target: planning.Target,
+                record: dict[str, ty.Any]) -> RbdClone:
+        spec = ceph.ImageSpec(record['pool'], record['image'])
+        if spec.name != target.image_id or not uuidutils.is_uuid_like(
+                spec.name):
+            raise exception.JournalRecordError(
+                reason=f'{spec} is not of the image {target.image_id}')
+        clone = cls(driver._image_api, target, spec)
+        clone._offered = bool(record['offered'])
+        clone._seen_by_nova = bool(record['seen_by_nova'])
+        return clone
+
+    def __str__(self) -> str:
+        return f'the RBD image {self.spec}'
+
+    def create(self, snapshot: ceph.SnapSpec) -> None:
+        """Clone a snapshot, which becomes protected.
+
+        :raises CephError: it can't be cloned
+        """
+        ceph.protect(snapshot)
+        try:
+            ceph.clone(snapshot, self.spec)
+        except exception.CephError as error:
+            # Then Ceph would not even tell whether it exists.
+            self._is_forbidden = ceph.is_forbidden(error)
+            raise
+        LOG.debug('%(snapshot)s is cloned to %(image)s',
+                  {'snapshot': snapshot, 'image': self.spec},
+                  instance=self._target.instance)
+
+    def flatten(self, token: cancel.CancelToken,
+                on_progress: Callable[[int, int], None]) -> None:
+        """Copy all data into the clone, which then needs the snapshot no more.
+
+        :param token: its cancellation ends the copy, with the cause
+        :param on_progress: called with the number of objects that are done,
+            and of all, in a thread of librbd
+        :raises CephError: it can't be copied
+        """
+        self._flatten = ceph.Flatten(self.spec, on_progress)
+        self._flatten.run(token)
+        LOG.debug('%s is flattened', self.spec,
+                  instance=self._target.instance)
+
+    def set_offered(self, offered: bool) -> None:
+        """Record that Glance may have taken the clone over, or has not.
+
+        :raises OSError: the journal can't be written
+        """
+        self._offered = offered
+        if offered:
+            self._seen_by_nova = upload.is_seen_by_nova(
+                self._target.image_id)
+        self.save()
+
+    def release(self) -> None:
+        """Remove the clone, if it exists.
+
+        :raises ReleaseFailed: the image in Glance can't be deleted, or Ceph
+            does not respond
+        """
+        if self._is_forbidden:
+            return  # it was never created
+        if self._offered:
+            self._delete_image()
+        try:
+            if self._flatten is not None:
+                self._flatten.cancel()
+            ceph.remove_image(self.spec)
+        except exception.CephError as error:
+            raise self._failed(
+                f'{error} Until it is removed, the disk\'s snapshot and the '
+                f'disk can\'t be removed either. By hand: "rbd snap purge '
+                f'{self.spec}" and "rbd rm {self.spec}", if Glance has no '
+                f'image with this id') from error
+        LOG.debug('%s is removed', self.spec, instance=self._target.instance)
+
+    def _delete_image(self) -> None:
+        reason = upload.discard(
+            self._target.context, self._image_api, self._target.image_id,
+            self._seen_by_nova)
+        if reason is not None:
+            raise self._failed(
+                f'image {self._target.image_id} in Glance may have {self}, '
+                f'and could not be deleted: {reason}')
+
+    def _failed(self, reason: str) -> exception.ReleaseFailed:
+        return exception.ReleaseFailed(
+            instance=self._target.instance.uuid, reason=reason)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import dataclasses
+from unittest import mock
+import uuid
+
+from nova import context as nova_context
+from nova import exception as nova_exception
+
+from nova_snapext import cancel
+from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from nova_snapext import journal
+from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_snapshot
+from nova_snapext.snapshot import direct
+from nova_snapext.upload import location
+from tests.functional import base as functional_base
+from tests.functional.ceph import base
+from tests.functional.strategies import contract
+
+BEFORE, AFTER = contract.BEFORE, contract.AFTER
+DISK_SIZE = functional_base.DISK_SIZE
+
+
+class CrashError(Exception):
+    """Ends a snapshot without any of its clean-up."""
+
+
+class DirectTest(contract.FreezeAssertions, base.CephTestCase):
+    """Images made inside Ceph; Glance is a fake."""
+
+    def setUp(self):
+        super().setUp()
+        self.token = cancel.CancelToken()
+        self.progress = []
+        glance = mock.create_autospec(location.LocatedImage, instance=True)
+        glance.__enter__ = mock.Mock(return_value=glance)
+        glance.wait_until_active.return_value = True
+        self.glance = glance
+        self.useFixture(functional_base.fixtures.MockPatchObject(
+            direct.location, 'LocatedImage', return_value=glance))
+        self.useFixture(functional_base.fixtures.MockPatchObject(
+            self.driver, '_image_api'))
+        self.useFixture(functional_base.fixtures.MockPatchObject(
+            rbd_clone.upload, 'is_seen_by_nova', return_value=True))
+
+    def guest(self, disk, **kwargs):
+        plan = super().guest(disk, **kwargs)
+        return dataclasses.replace(
+            plan, image_id=str(uuid.uuid4()), image_format='raw',
+            context=nova_context.RequestContext(
+                roles=['service'], is_admin=False))
+
+    def image_of(self, plan):
+        return ceph.ImageSpec('images', plan.image_id)
+
+    @contextlib.contextmanager
+    def frozen(self, plan):
+        with journal.new_entry(plan, 'rbd') as entry, \
+                self.strategy.freeze(plan, entry) as frozen:
+            yield frozen, direct.DirectImage(
+                self.driver, plan, frozen.snapshot, DISK_SIZE, entry,
+                self.token, lambda *args: self.progress.append(args))
+
+    @staticmethod
+    def make(image):
+        image.check()
+        image.make()
+
+    def is_refused(self, plan):
+        """Check that no image is made, but the disk can be streamed.
+
+        :returns: the error's text
+        """
+        with self.frozen(plan) as (frozen, image):
+            error = self.assertRaises(exception.DirectImageRefused,
+                                      self.make, image)
+            self.assertNotIn(plan.image_id, self.cluster.images('images'))
+            self.assertEqual({BEFORE}, self.content(frozen))
+        self.assert_nothing_left(plan)
+        self.assert_deletable(plan)
+        return str(error)
+
+    def test_image_is_made_beside_the_image_that_the_guest_was_booted_from(
+            self):
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        with self.frozen(plan) as (_frozen, image):
+            self.write_as_guest(plan, AFTER)
+            self.make(image)
+        made = self.image_of(plan)
+        self.glance.add.assert_called_once_with(
+            f'rbd://{self.cluster.fsid}/{made}/snap')
+        self.assertEqual((DISK_SIZE, DISK_SIZE), self.progress[-1])
+        self.assertEqual({BEFORE}, set(self.content_of(made, 'snap')))
+        with self.cluster.image(made) as opened:
+            self.assertTrue(opened.is_protected_snap('snap'))
+            # It needs the guest's disk no more.
+            self.assertEqual(0, opened.overlap())
+        self.assert_nothing_left(plan)
+        self.assert_deletable(plan)
+
+    def test_pool_without_any_right_is_refused(self):
+        disk = self.rbd()
+        self.fill(disk, BEFORE)
+        self.use_user('vms')
+        self.driver._image_api.get.return_value = {'locations': []}
+        self.configure('snapext', rbd_image_pool='images')
+        self.is_refused(self.guest(disk))
+        self.glance.add.assert_not_called()
+
+    def test_disk_that_is_no_clone_needs_an_option(self):
+        disk = self.rbd()
+        self.fill(disk, BEFORE)
+        self.driver._image_api.get.return_value = {'locations': []}
+        self.assertIn('rbd_image_pool', self.is_refused(self.guest(disk)))
+        disk = self.rbd()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.configure('snapext', rbd_image_pool='images')
+        with self.frozen(plan) as (_frozen, image):
+            self.make(image)
+        self.assertEqual(
+            {BEFORE}, set(self.content_of(self.image_of(plan))))
+
+    def test_disk_that_is_no_clone_follows_its_image_in_glance(self):
+        disk = self.rbd()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.driver._image_api.get.return_value = {'locations': [
+            {'url': f'rbd://{uuid.uuid4()}/elsewhere/base/snap'},
+            {'url': 'file:///var/lib/glance/images/base'},
+            {'url': f'rbd://{self.cluster.fsid}/images/base/snap'}]}
+        with self.frozen(plan) as (_frozen, image):
+            self.make(image)
+        self.assertEqual(
+            {BEFORE}, set(self.content_of(self.image_of(plan))))
+
+    def test_pool_without_the_right_to_write_is_refused(self):
+        disk = self.cloned_rbd(BEFORE)
+        self.use_user('reader')
+        self.is_refused(self.guest(disk))
+        self.glance.add.assert_not_called()
+
+    def test_qcow2_is_refused(self):
+        plan = dataclasses.replace(
+            self.guest(self.cloned_rbd(BEFORE)), image_format='qcow2')
+        self.assertIn('qcow2', self.is_refused(plan))
+
+    def test_missing_service_token_is_known_before_the_copy(self):
+        plan = dataclasses.replace(
+            self.guest(self.cloned_rbd(BEFORE)),
+            context=nova_context.RequestContext(
+                roles=['member'], is_admin=False))
+        self.glance.needs_service.return_value = True
+        self.assertIn('send_service_user_token', self.is_refused(plan))
+        self.assertEqual([], self.progress)
+
+    def test_location_that_glance_refuses_leaves_nothing(self):
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        self.glance.add.side_effect = exception.LocationRefused(
+            image=plan.image_id, reason='403')
+        with mock.patch.object(rbd_clone.upload, 'discard') as discard:
+            self.assertIn('403', self.is_refused(plan))
+        # The same image is filled in another way.
+        discard.assert_not_called()
+
+    def test_cancel_ends_the_copy_and_leaves_nothing(self):
+        # More objects than librbd copies at the same time.
+        parent = ceph.ImageSpec('images', str(uuid.uuid4()))
+        self.cluster.create(parent, DISK_SIZE, order=16)
+        self.write(parent, BEFORE)
+        spec = ceph.ImageSpec('vms', f'{uuid.uuid4()}_disk')
+        self.cluster.clone(parent, spec)
+        plan = self.guest(self.disk(spec))
+        deleted = nova_exception.ImageNotFound(image_id=plan.image_id)
+        with self.frozen(plan) as (_frozen, image):
+            image._on_progress = lambda done, total: self.progress.append(
+                (done, self.token.cancel(deleted)))
+            error = self.assertRaises(
+                nova_exception.ImageNotFound, self.make, image)
+        self.assertIs(deleted, error)
+        self.assertLess(max(done for done, _ in self.progress), DISK_SIZE)
+        self.assertNotIn(plan.image_id, self.cluster.images('images'))
+        self.assert_nothing_left(plan)
+        self.assert_deletable(plan)
+
+    def test_copy_that_hangs_is_left_in_the_journal_until_ceph_responds(self):
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        self.configure('snapext', operation_timeout=3, read_timeout=2)
+
+        def take():
+            with self.frozen(plan) as (_frozen, image):
+                original = rbd_clone.RbdClone.flatten
+
+                def flatten(*args):
+                    self.cluster.hang()
+                    original(*args)
+
+                with mock.patch.object(rbd_clone.RbdClone, 'flatten',
+                                       flatten):
+                    self.make(image)
+
+        self.assertRaises(exception.ReleaseFailed, take)
+        kinds = {record.kind
+                 for record in journal.find(plan.instance.uuid).records}
+        self.assertEqual({'RBD clone', 'RBD snapshot'}, kinds)
+        self.cluster.respond()
+        self.configure('snapext', operation_timeout=60)
+        self.recover(plan)
+        self.assert_nothing_left(plan)
+        self.await_calls()
+        self.assertNotIn(plan.image_id, self.cluster.images('images'))
+        self.assert_deletable(plan)
+
+    def crashed(self, *steps):
+        """Take a snapshot that ends after some steps, and recover it."""
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        snapshot = rbd_snapshot.RbdSnapshot.allocate(
+            plan.instance.uuid, ceph.image_of(plan.disk))
+        clone = rbd_clone.RbdClone(
+            self.driver._image_api, plan, self.image_of(plan))
+        with journal.new_entry(plan, 'rbd') as entry:
+            entry.add(snapshot)
+            snapshot.open()
+            snapshot.create(60)
+            for step in steps:
+                step(entry, snapshot, clone)
+        self.recover(plan)
+        self.assert_nothing_left(plan)
+        self.assertNotIn(plan.image_id, self.cluster.images('images'))
+        self.assert_deletable(plan)
+
+    @staticmethod
+    def clone(entry, snapshot, clone):
+        entry.add(clone)
+        clone.create(snapshot.spec)
+
+    def flatten(self, _entry, _snapshot, clone):
+        clone.flatten(self.token, lambda *args: None)
+
+    def flatten_half(self, _entry, _snapshot, clone):
+        token = cancel.CancelToken()
+        with contextlib.suppress(CrashError):
+            clone.flatten(token, lambda *args: token.cancel(CrashError()))
+
+    @staticmethod
+    def finish(_entry, _snapshot, clone):
+        ceph.finish_image(clone.spec)
+
+    @staticmethod
+    def protect(_entry, snapshot, _clone):
+        ceph.protect(snapshot.spec)
+
+    def test_crash_after_the_snapshot_is_recovered(self):
+        self.crashed()
+
+    def test_crash_after_the_protection_is_recovered(self):
+        self.crashed(self.protect)
+
+    def test_crash_before_the_clone_is_recovered(self):
+        self.crashed(self.protect, lambda entry, _, clone: entry.add(clone))
+
+    def test_crash_after_the_clone_is_recovered(self):
+        self.crashed(self.clone)
+
+    def test_crash_in_the_copy_is_recovered(self):
+        self.crashed(self.clone, self.flatten_half)
+
+    def test_crash_before_glance_knows_of_the_image_is_recovered(self):
+        self.crashed(self.clone, self.flatten, self.finish)
+
+    def test_crash_while_glance_may_know_of_it_deletes_the_image_first(self):
+        seen = []
+
+        def discard(_context, _image_api, image_id, *args, **kwargs):
+            seen.append(image_id in self.cluster.images('images'))
+
+        with mock.patch.object(rbd_clone.upload, 'discard', discard):
+            self.crashed(self.clone, self.flatten, self.finish,
+                         lambda _entry, _snapshot, clone:
+                         clone.set_offered(True))
+        self.assertEqual([True], seen)
+
+    def test_image_that_glance_does_not_delete_keeps_its_data(self):
+        with mock.patch.object(rbd_clone.upload, 'discard',
+                               return_value='Glance is down'):
+            error = self.assertRaises(
+                exception.NotRecovered, self.crashed,
+                self.clone, self.flatten, self.finish,
+                lambda _entry, _snapshot, clone: clone.set_offered(True))
+        self.assertIn('Glance is down', str(error))

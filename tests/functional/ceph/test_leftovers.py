@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import uuid
+
+from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from nova_snapext import journal
+from nova_snapext.recovery import rbd_leftovers
+from nova_snapext.resources import rbd_snapshot
+from tests.functional.ceph import base
+
+
+class LeftoversTest(base.CephTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.configure('libvirt', images_type='rbd')
+
+    def snapshot_of(self, plan):
+        snapshot = rbd_snapshot.RbdSnapshot.allocate(
+            plan.instance.uuid, ceph.image_of(plan.disk))
+        snapshot.open()
+        snapshot.create(60)
+        return snapshot
+
+    def found(self):
+        return list(rbd_leftovers.find(self.driver))
+
+    def test_snapshot_without_a_journal_is_found_and_removed(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        with self.cluster.image(lost.spec.image) as image:
+            image.create_snap('of the operator')
+        self.assertEqual([lost.spec], self.found())
+        rbd_leftovers.remove(lost.spec)
+        self.assertEqual(['of the operator'],
+                         self.snapshots(lost.spec.image))
+        self.assertEqual([], self.found())
+
+    def test_snapshot_of_the_journal_is_none(self):
+        plan = self.guest(self.rbd())
+        with journal.new_entry(plan, 'rbd') as entry:
+            snapshot = rbd_snapshot.RbdSnapshot.allocate(
+                plan.instance.uuid, ceph.image_of(plan.disk))
+            record = entry.add(snapshot)
+            snapshot.open()
+            snapshot.create(60)
+            self.assertEqual([], self.found())
+            snapshot.release()
+            entry.remove(record)
+
+    def test_snapshot_of_a_guest_of_another_host_is_none(self):
+        disk = self.rbd()
+        with self.cluster.image(ceph.image_of(disk)) as image:
+            image.create_snap(f'snapext-{uuid.uuid4().hex}')
+        self.assertEqual([], self.found())
+
+    def test_half_flattened_image_goes_with_its_snapshot(self):
+        plan = self.guest(self.cloned_rbd(1))
+        lost = self.snapshot_of(plan)
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        ceph.protect(lost.spec)
+        ceph.clone(lost.spec, image)
+        rbd_leftovers.remove(lost.spec)
+        self.assertNotIn(image.name, self.cluster.images('images'))
+        self.assert_nothing_left(plan)
+        self.assert_deletable(plan)
+
+    def test_clone_of_somebody_else_is_kept(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        image = ceph.ImageSpec('vms', 'mine')
+        ceph.protect(lost.spec)
+        ceph.clone(lost.spec, image)
+        error = self.assertRaises(
+            exception.CephError, rbd_leftovers.remove, lost.spec)
+        self.assertIn('vms/mine', str(error))
+        self.assertIn('mine', self.cluster.images('vms'))
+
+    def test_deleted_instance_takes_its_snapshots_along(self):
+        plan = self.guest(self.cloned_rbd(1))
+        lost = self.snapshot_of(plan)
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        ceph.protect(lost.spec)
+        ceph.clone(lost.spec, image)
+        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        self.assert_deletable(plan)
+
+    def test_what_can_not_be_removed_does_not_stop_a_deletion(self):
+        plan = self.guest(self.rbd())
+        self.snapshot_of(plan)
+        self.configure('snapext', operation_timeout=1)
+        self.cluster.hang()
+        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        self.cluster.respond()
+        self.await_calls()

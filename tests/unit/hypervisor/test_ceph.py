@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import dataclasses
+import threading
+from unittest import mock
+
+import fixtures
+from nova.storage import rbd_utils
+
+from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from tests.unit import base
+
+DISK = dataclasses.replace(base.QCOW2, storage='network', format='raw',
+                           path='rbd:vms/uuid_disk')
+
+
+class Rbd:
+    """The errors of librbd's and librados' bindings."""
+
+    class Error(Exception):
+        pass
+
+    class PermissionError(Error):
+        pass
+
+
+class ImageTest(base.TestCase):
+
+    def test_image_is_named_by_libvirts_source(self):
+        self.assertEqual(ceph.ImageSpec('vms', 'uuid_disk'),
+                         ceph.image_of(DISK))
+
+    def test_other_storage_is_no_image(self):
+        for changes in ({'storage': 'file'}, {'path': 'iscsi:vms/disk'},
+                        {'path': 'rbd:disk'}, {'path': 'rbd:vms/space/disk'}):
+            self.assertIsNone(
+                ceph.image_of(dataclasses.replace(DISK, **changes)))
+
+    def test_names_are_those_of_the_rbd_command(self):
+        self.assertEqual('vms/disk@name', str(ceph.SnapSpec(
+            ceph.ImageSpec('vms', 'disk'), 'name')))
+
+
+class CallTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        for module in ('rbd', 'rados'):
+            self.useFixture(fixtures.MockPatchObject(
+                rbd_utils, module, Rbd))
+
+    def test_result_is_that_of_the_function(self):
+        self.assertEqual(3, ceph.call('add', lambda: 1 + 2))
+
+    def test_call_that_does_not_end_is_left_alone(self):
+        ended = threading.Event()
+        self.addCleanup(ended.set)
+        call = ceph.Call('open vms/disk', ended.wait)
+        error = self.assertRaises(exception.CephTimeout, call.result, 0.01)
+        self.assertIn('open vms/disk', str(error))
+        ended.set()
+        self.assertTrue(call.wait(60))
+
+    def test_nothing_is_removed_before_its_creation_has_ended(self):
+        self.flags(operation_timeout=1, group='snapext')
+        spec = ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name')
+        ended = threading.Event()
+        self.addCleanup(ended.set)
+        call = ceph.Call('create', ended.wait, creates=spec)
+        with mock.patch.object(ceph.Call, 'wait', return_value=False), \
+                mock.patch.object(ceph, '_remove_snapshot') as remove:
+            self.assertRaises(
+                exception.CephTimeout, ceph.remove_snapshot, spec)
+        remove.assert_not_called()
+        ended.set()
+        call.wait(60)
+        with mock.patch.object(ceph, '_remove_snapshot') as remove:
+            ceph.remove_snapshot(spec)
+        remove.assert_called_once_with(spec)
+
+    def test_error_of_ceph_says_what_failed(self):
+        def fail():
+            raise Rbd.PermissionError('no')
+
+        error = self.assertRaises(
+            exception.CephError, ceph.call, 'clone a to b', fail)
+        self.assertIn('clone a to b', str(error))
+        self.assertTrue(ceph.is_forbidden(error))
+
+    def test_image_that_can_not_be_opened_is_known_before_the_freeze(self):
+        creation = ceph.SnapshotCreation(
+            ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name'))
+        with mock.patch.object(ceph, '_opened', side_effect=Rbd.Error('no')):
+            self.assertRaises(exception.CephError, creation.open)
+        self.assertRaises(RuntimeError, creation.create, 1)
+
+    def test_other_error_is_a_bug(self):
+        def fail():
+            raise ZeroDivisionError
+
+        self.assertRaises(ZeroDivisionError, ceph.call, 'divide', fail)
+
+    def test_missing_binding_is_known(self):
+        self.assertTrue(ceph.is_installed())
+        with mock.patch.object(rbd_utils, 'rbd', None):
+            self.assertFalse(ceph.is_installed())
+
+
+class OptionsTest(base.TestCase):
+
+    SPEC = ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name')
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(
+            rbd_utils.RBDDriver, '_check_for_import_failure'))
+
+    def test_user_and_configuration_are_novas(self):
+        self.flags(rbd_user='nova', images_rbd_ceph_conf='/etc/ceph/a.conf',
+                   group='libvirt')
+        self.assertEqual(
+            {'driver': 'rbd', 'pool': 'vms', 'image': 'disk',
+             'snapshot': 'name', 'user': 'nova',
+             'conf': '/etc/ceph/a.conf'}, ceph.qemu_options(self.SPEC))
+
+    def test_defaults_of_ceph_are_not_named(self):
+        self.assertEqual({'driver', 'pool', 'image', 'snapshot'},
+                         set(ceph.qemu_options(self.SPEC)))
