@@ -137,6 +137,9 @@ NAMES: tuple[Name, ...] = (
                     'instance'),
         exact=True, used_by=('snapshot',)),
     Function(
+        DRIVER, '_cleanup_rbd', 'to delete disks that have our snapshots',
+        parameters=('instance',), exact=True, used_by=('_cleanup',)),
+    Function(
         DRIVER, 'process_instances_at_startup',
         'to initialize instances that are not recovered later',
         parameters=('context', 'instances'), exact=True),
@@ -179,6 +182,9 @@ NAMES: tuple[Name, ...] = (
         HOST, '_conn_event_handler', 'to be called when libvirtd is back',
         used_by=('_queue_conn_event_handler',)),
     Attribute(HOST, '_uri', 'to watch whether libvirtd hangs'),
+    Attribute(HOST, '_event_handler', 'to report the end of jobs'),
+    Function('nova.virt.libvirt.host:LibvirtEventHandler', '_queue_event',
+             'to report the end of jobs', parameters=('event',), exact=True),
     Attribute('nova.virt.libvirt.guest:Guest', '_domain',
               'to call what Nova\'s Guest does not wrap'),
     Function('nova.virt.libvirt.config:LibvirtConfigObject', '_text_node',

@@ -28,12 +28,15 @@ Possible values:
 * ``auto``: the first strategy of ``[snapext]auto_strategies`` that can take
   the snapshot and does not disturb the guest more than a later one would
 * the name of a strategy, or several names separated by commas: the first one
-  that can take the snapshot
+  that can take the snapshot; ``auto`` in a list stands for the strategies of
+  ``[snapext]auto_strategies``
 
 If none of them can, the snapshot fails. The error gives the reasons, and
-nothing is changed. ``backup`` and ``external`` can't take snapshots of a guest
-that is shut off, and a guest is shut off when it is shelved. If you prefer one
-of them, write ``external,cold``.
+nothing is changed. If one of several fails to freeze the disk, and nothing was
+touched, the next one is tried. ``backup`` and ``external`` can't take a
+snapshot of a guest that is shut off, and a guest is shut off when it is
+shelved. If you prefer one of them, write ``external,auto`` or
+``external,cold``.
 
 Related options:
 
@@ -43,19 +46,18 @@ Related options:
 """),
     cfg.ListOpt(
         'auto_strategies',
-        default=['backup', 'external', 'cold', 'native'],
+        default=['rbd', 'backup', 'external', 'cold', 'native'],
         help="""
 Strategies that ``auto`` tries, the preferred one first.
 
 ``auto`` skips a strategy that disturbs the guest if a later one does not. It
-skips ``cold`` for a running guest if Nova's own snapshot would be live. It
-skips ``backup`` for a Ceph RBD disk if Nova's direct snapshot may be possible,
-which moves no data through the host. ``internal`` stops the guest while its
-memory is saved; name it here only if that is acceptable for every guest.
+skips ``cold`` for a running guest if Nova's own snapshot would be live.
+``rbd`` serves disks in Ceph, and no others. ``internal`` stops the guest while
+its memory is saved; name it here only if that is acceptable for every guest.
 """),
     cfg.ListOpt(
         'allowed_image_strategies',
-        default=['auto', 'backup', 'external', 'internal', 'cold'],
+        default=['auto', 'rbd', 'backup', 'external', 'internal', 'cold'],
         help="""
 Strategies that a snapshot request may ask for, with the image property
 ``snapext_strategy`` (``openstack server image create --property
@@ -67,7 +69,8 @@ so to all of their snapshots.
 """),
     cfg.ListOpt(
         'allowed_flavor_strategies',
-        default=['auto', 'backup', 'external', 'internal', 'cold', 'native'],
+        default=['auto', 'rbd', 'backup', 'external', 'internal', 'cold',
+                 'native'],
         help="""
 Strategies that a flavor may ask for, with the extra spec ``snapext:strategy``.
 If the flavor of a guest asks for another one, the snapshots of this guest
@@ -95,13 +98,15 @@ FREEZE_OPTS = [
         help="""
 Directory for the work directories of running snapshots. Each contains the NBD
 socket of the frozen disk and, with the strategy ``backup``, the scratch file.
+Those of a guest are in ``libvirt-UUID`` below this directory, with the uuid of
+the guest, as libvirt names its AppArmor profile.
 
 The scratch file keeps the data that the guest overwrites while the snapshot
 is read. Its file system needs space for that: at most the size of the root
-disk. The path must be short, because the path of a Unix socket can't exceed
-107 bytes. The user that QEMU runs as needs search permission (o+x) on every
-directory of the path. No other user of the host can enter the work
-directories.
+disk. The path may have at most 44 bytes, because the path of a Unix socket in
+it can't exceed 107 bytes. The user that QEMU runs as needs search permission
+(o+x) on every directory of the path, and no other user than Nova's should be
+able to write there. No other user of the host can enter the work directories.
 
 Related options:
 
@@ -173,6 +178,21 @@ Seconds that one operation on the host may take before it fails with an error:
 
 Operations whose duration depends on the amount of data, such as a commit that
 makes progress, have no limit.
+"""),
+    cfg.IntOpt(
+        'recovery_interval',
+        default=60,
+        min=1,
+        help="""
+Seconds between two looks at what snapshots have left on this host.
+
+What could not be cleaned up, because somebody's job was in the way or storage
+was out of reach, is tried again: at once when a job of the guest ends, when
+the guest is started, stopped, paused or unpaused, and when libvirtd is back;
+otherwise by a periodic look. A try that took long is repeated after ten times
+as long, so that an overlay that can't be merged does not slow its guest down
+all the time. The log has each reason once. Images that could not be deleted
+are tried every tenth time.
 """),
     cfg.IntOpt(
         'libvirtd_hang_timeout',
@@ -424,8 +444,25 @@ Related options:
 """),
 ]
 
+CEPH_OPTS = [
+    cfg.StrOpt(
+        'rbd_image_pool',
+        help="""
+Ceph pool of Glance's store, in the cluster of ``[libvirt]images_rbd_pool``.
+
+With the strategy ``rbd``, a raw image is made inside Ceph, and its data does
+not go through Glance's API, if the pool is known: it is the pool of the image
+that the guest was booted from, if that is in the same cluster. This option
+names the pool where the guest's image does not tell, as after an unshelve.
+Without it, the disk of such a guest is streamed.
+
+``[libvirt]rbd_user`` needs the right to write to the pool, and Nova the right
+to add a location to an image: ``[service_user]send_service_user_token``.
+"""),
+]
+
 ALL_OPTS = [*STRATEGY_OPTS, *FREEZE_OPTS, *READ_OPTS, *ENCODE_OPTS,
-            *UPLOAD_OPTS]
+            *UPLOAD_OPTS, *CEPH_OPTS]
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import typing as ty
 
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import objects
 from nova import utils
@@ -20,13 +21,18 @@ from oslo_log import log as logging
 
 from nova_snapext import compat
 from nova_snapext import conf
+from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.hypervisor import job_events
 from nova_snapext.hypervisor import watchdog
 from nova_snapext import journal
 from nova_snapext.recovery import gate
+from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.recovery import recover
+from nova_snapext.recovery import schedule
 from nova_snapext.recovery import startup
 from nova_snapext.resources import passthrough_devices
+from nova_snapext.resources import work_directory
 from nova_snapext.snapshot import action_event
 from nova_snapext.snapshot import failure
 from nova_snapext.snapshot import job
@@ -35,6 +41,10 @@ from nova_snapext.snapshot import selection
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
+
+# Events of a migration: the guest is, or will be, on another host.
+MIGRATION_EVENTS = (virtevent.EVENT_LIFECYCLE_MIGRATION_COMPLETED,
+                    virtevent.EVENT_LIFECYCLE_POSTCOPY_STARTED)
 
 # Seconds that the start of nova-compute waits for recoveries. Most take less
 # than one. The controllers consider a host down after
@@ -47,6 +57,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
 
     :ivar strategies: the installed strategies, by name
     :ivar gate: allows one operation on an instance at a time
+    :ivar failure_log: the failed recoveries that are in the log already
     :ivar pending_unplugs: devices whose removal libvirt has yet to report
     :ivar native_jobs: Nova's own snapshots in progress, by instance uuid
     """
@@ -63,7 +74,9 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         self.native_jobs: dict[str, native_job.NativeJob] = {}
         self.strategies = selection.load_strategies(self)
         selection.check_options(self.strategies)
+        self.failure_log = schedule.FailureLog()
         self.gate = gate.InstanceGate(self)
+        self._job_events = job_events.JobEvents(self._host)
         self._journal = contextlib.ExitStack()
         self._may_recover = False
 
@@ -74,12 +87,15 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         background, and the gate keeps its instances from use.
         """
         self._start_watchdog()
+        _check_work_directory()
         super().init_host(host)
         # Until this process ends.
         self._journal.enter_context(journal.locked(wait=True))
         journal.finish_writes()
+        journal.set_aside_unreadable()
         self._may_recover = True
         self.gate.recover_all_in_background()
+        self.gate.start_retries()
         left = self.gate.wait(START_TIMEOUT)
         if left:
             LOG.warning('nova-compute starts while interrupted snapshots are '
@@ -111,16 +127,24 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         # init_host() recovers everything itself.
         is_back = enabled and self._may_recover
         super()._handle_conn_event(enabled, reason)
+        if enabled:
+            self._job_events.register()
         if is_back:
             self.gate.recover_all_in_background()
 
     def emit_event(self, event: virtevent.InstanceEvent) -> None:
+        if isinstance(event, job_events.JobEndedEvent):
+            # Nova does not know it.
+            if isinstance(event, job_events.ForeignJobEndedEvent):
+                self.gate.recover_after_foreign_job(event.uuid)
+            else:
+                self.gate.recover_after_job(event.uuid)
+            return
         super().emit_event(event)
         self.pending_unplugs.on_event(event)
-        if (self._may_recover and
-                isinstance(event, virtevent.LifecycleEvent) and
-                event.transition == virtevent.EVENT_LIFECYCLE_RESUMED):
-            self.gate.recover_resumed(event.uuid)
+        if (isinstance(event, virtevent.LifecycleEvent) and
+                event.transition not in MIGRATION_EVENTS):
+            self.gate.recover_if_outstanding(event.uuid)
 
     def snapshot(self, context: nova_context.RequestContext,
                  instance: objects.Instance, image_id: str,
@@ -134,10 +158,13 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         :raises NotRecovered: an earlier one was interrupted, and can't be
             recovered
         """
-        with action_event.report(context, instance), \
+        with failure.free_frames(), \
+                action_event.report(context, instance), \
                 failure.log_failure(instance, image_id), \
                 self.gate.exclusive(instance.uuid):
             recover.ensure_recovered(self, context, instance)
+            recover.make_way(instance.uuid)
+            self.gate.delete_images_in_background(context, instance.uuid)
             job.SnapshotJob(
                 self, context, instance, image_id, update_task_state).run()
 
@@ -151,6 +178,12 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         super()._live_snapshot(
             context, instance, guest, disk_path, out_path, *args)
 
+    def _cleanup_rbd(self, instance: objects.Instance) -> None:
+        # Nova can't delete a disk that has snapshots.
+        if instance.task_state != task_states.RESIZE_REVERTING:
+            utils.tpool_wrap(rbd_leftovers.remove_of_instance)(instance.uuid)
+        super()._cleanup_rbd(instance)
+
     def _suspend_guest_for_snapshot(
         self, context: nova_context.RequestContext, live_snapshot: bool,
         current_power_state: int, instance: objects.Instance,
@@ -161,3 +194,12 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
             native.on_suspend()
         super()._suspend_guest_for_snapshot(
             context, live_snapshot, current_power_state, instance)
+
+
+def _check_work_directory() -> None:
+    """Log an error if no strategy of ours can take a snapshot here."""
+    try:
+        work_directory.check_length()
+    except exception.WorkDirectoryError as error:
+        LOG.error('%s. Until then, only Nova\'s own snapshots are possible',
+                  error)

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of snapshots, as operators and users read them."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+import traceback
+
 from nova import exception
 from nova.i18n import _
 
@@ -16,7 +21,27 @@ class SnapextError(exception.NovaException):
     """Base class of all errors that this package raises.
 
     An error of another class is a bug, or comes from Nova, libvirt or Glance.
+
+    Its text is for operators. Users may be able to read what Nova makes of
+    it: Nova stores format_message() as the fault of the instance, and shows
+    it to its users when the instance is in the state ERROR.
+
+    :cvar user_msg_fmt: the text for users, which says nothing of the host;
+        ``error`` is the name of the class
     """
+
+    user_msg_fmt = _("The host could not do this (%(error)s). An operator "
+                     "finds the reason in the log of nova-compute.")
+
+    def format_message(self) -> str:
+        """Return the text for users."""
+        return str(self.user_msg_fmt % {'error': type(self).__name__,
+                                        **self.kwargs})
+
+    def append(self, text: str) -> None:
+        """Append a sentence to the text for operators."""
+        self.args = (f'{self} {text}',)
+        self.message = self.args[0]
 
 
 class CompatibilityError(SnapextError):
@@ -30,10 +55,21 @@ class StrategyConfigError(SnapextError):
 
 
 class StrategyRefused(SnapextError):
-    """Users see the first 255 characters of this message."""
+    """Users see the first 255 characters of user_msg_fmt.
+
+    :ivar reasons: why each strategy can't take the snapshot, by its name;
+        empty if the request itself is refused
+    """
 
     msg_fmt = _("Strategy %(strategy)s, requested by %(source)s, can't take "
                 "the snapshot of instance %(instance)s: %(reason)s")
+    # The event that shows it is one of the instance.
+    user_msg_fmt = _("Strategy %(strategy)s, requested by %(source)s, can't "
+                     "take the snapshot: %(user_reason)s")
+
+    def __init__(self, reasons: Mapping[str, str], **kwargs: str):
+        super().__init__(**kwargs)
+        self.reasons = reasons
 
 
 class RootDiskUnknown(SnapextError):
@@ -57,6 +93,8 @@ class GuestBusy(SnapextError):
                 "'%(job)s'. Its root disk can't be frozen until that job "
                 "ends. Wait for its end, or stop it (virsh domjobinfo and "
                 "domjobabort %(guest)s), then take the snapshot again.")
+    user_msg_fmt = _("The server runs the job '%(job)s'. Try again when it "
+                     "has ended.")
 
 
 class DiskBusy(GuestBusy):
@@ -72,6 +110,9 @@ class SnapshotInProgress(SnapextError):
                 "its end, or delete its image to cancel it. If no snapshot is "
                 "in progress, the log of nova-compute names what is left and "
                 "what to do.")
+    user_msg_fmt = _("Another snapshot of the server is in progress, or was "
+                     "interrupted. Wait for its end, or delete its image to "
+                     "cancel it.")
 
 
 class RecoveryInProgress(SnapshotInProgress):
@@ -80,6 +121,8 @@ class RecoveryInProgress(SnapshotInProgress):
                 "snapshotted until then. Try again when the log of "
                 "nova-compute says that the interrupted snapshot is cleaned "
                 "up.")
+    user_msg_fmt = _("The server is being recovered from an interrupted "
+                     "snapshot. Try again later.")
 
 
 class NotRecovered(SnapextError):
@@ -89,14 +132,43 @@ class NotRecovered(SnapextError):
     """
 
     msg_fmt = _("An interrupted snapshot of instance %(instance)s could not "
-                "be cleaned up: %(reason)s nova-compute tries again when it "
-                "starts and when the instance is started, unpaused or "
-                "snapshotted; 'nova-snapext recover' does so while "
-                "nova-compute is stopped.")
+                "be cleaned up: %(reason)s nova-compute tries again by "
+                "itself: when a job of the guest ends, when the guest is "
+                "started, stopped or unpaused, when libvirtd is back, and "
+                "otherwise after [snapext]recovery_interval; 'nova-snapext "
+                "recover' does so while nova-compute is stopped.")
+    user_msg_fmt = _("An interrupted snapshot of the server could not be "
+                     "cleaned up. Ask an operator.")
 
     def __init__(self, blocks_start: bool, **kwargs: str):
         super().__init__(**kwargs)
         self.blocks_start = blocks_start
+
+
+class OperationRefused(NotRecovered):
+    """Users see this message, so it says nothing of the host."""
+
+    msg_fmt = _("Nothing was done to instance %(instance)s, because an "
+                "earlier snapshot of it is not cleaned up yet, and data that "
+                "the guest has written since then could be lost. nova-compute "
+                "keeps trying to clean up: try again later. An operator "
+                "finds the reason in the log of nova-compute. The instance "
+                "can be stopped or deleted at any time; if a job of the "
+                "running guest is in the way, stopping it helps.")
+    user_msg_fmt = msg_fmt
+
+
+class JournalEntryUnusable(NotRecovered):
+    """Nobody knows what an earlier snapshot has left."""
+
+    msg_fmt = _("The journal of a snapshot of instance %(instance)s can't be "
+                "used (%(path)s): %(reason)s. The instance can't be started, "
+                "moved or snapshotted before the interrupted snapshot is "
+                "cleaned up: by the version and on the host that began it, or "
+                "when the file can be read.")
+
+    def __init__(self, **kwargs: str):
+        super().__init__(blocks_start=True, **kwargs)
 
 
 class JournalFailed(SnapextError):
@@ -117,6 +189,22 @@ class JournalRecordError(SnapextError):
     """A record of the journal can't be used."""
 
     msg_fmt = _("%(reason)s")
+
+
+class JournalFileInvalid(JournalRecordError):
+    """A file of the journal has no content that makes sense."""
+
+
+class JournalFileInaccessible(JournalRecordError):
+    """A file of the journal may be right, and can't be read or trusted."""
+
+
+class JournalFileNewer(JournalRecordError):
+    """A file of the journal was written by a newer version."""
+
+
+class JournalFileForeign(JournalRecordError):
+    """A file of the journal was written by another host."""
 
 
 class UnexpectedState(SnapextError):
@@ -141,14 +229,37 @@ class WorkDirectoryError(SnapextError):
 
 
 class FreezeFailed(SnapextError):
+    """The guest is as before, and was not touched.
+
+    Another strategy may be tried.
+    """
+
     msg_fmt = _("Strategy %(strategy)s could not freeze the root disk "
                 "%(disk)s of instance %(instance)s: %(reason)s")
+
+
+class GuestStoodStill(FreezeFailed):
+    """The guest is as before, and may have stood still for the attempt.
+
+    No strategy that stops the guest is tried after that.
+    """
+
+
+class FreezeFailedForGood(FreezeFailed):
+    """No other strategy may be tried.
+
+    The guest was disturbed, although it is as before; or its disk must not be
+    opened.
+    """
 
 
 class ThawFailed(SnapextError):
     msg_fmt = _("The filesystems of instance %(instance)s were frozen for "
                 "the snapshot and could not be thawed: %(reason)s. Thaw them "
                 "with 'virsh domfsthaw %(guest)s', or reboot the instance.")
+    user_msg_fmt = _("The filesystems of the server were frozen for the "
+                     "snapshot and could not be thawed. If the server hangs, "
+                     "reboot it.")
 
 
 class ReleaseFailed(SnapextError):
@@ -166,6 +277,32 @@ class DiskReadError(SnapextError):
     msg_fmt = _("Could not read the frozen disk %(disk)s: %(reason)s")
 
 
+class CephError(SnapextError):
+    msg_fmt = _("A request to Ceph failed: it could not %(action)s: "
+                "%(reason)s. 'ceph -s' with the user and the ceph.conf of "
+                "[libvirt] (rbd_user, images_rbd_ceph_conf) shows whether the "
+                "cluster responds to this host.")
+
+
+class CephTimeout(CephError):
+    msg_fmt = _("Ceph did not respond within %(seconds)s seconds, to "
+                "%(action)s. 'ceph -s' with the user and the ceph.conf of "
+                "[libvirt] (rbd_user, images_rbd_ceph_conf) shows the state "
+                "of the cluster.")
+
+
+class DirectImageRefused(SnapextError):
+    """The disk can still be streamed."""
+
+    msg_fmt = _("Ceph can't make the image of instance %(instance)s by "
+                "itself: %(reason)s")
+
+
+class LocationRefused(SnapextError):
+    msg_fmt = _("Glance did not take over the location of image %(image)s: "
+                "%(reason)s")
+
+
 class ImageMismatch(SnapextError):
     msg_fmt = _("Image %(image)s in Glance is not what was sent: %(reason)s")
 
@@ -175,9 +312,11 @@ class ImageNotVerified(SnapextError):
 
 
 class IncompleteImageLeft(SnapextError):
-    msg_fmt = _("The snapshot failed: %(failure)s. Its image %(image)s could "
-                "not be deleted (%(reason)s). Do not use this image; delete "
-                "it by hand.")
+    msg_fmt = _("The incomplete image %(image)s could not be deleted: "
+                "%(reason)s. Do not use it. nova-compute tries again to "
+                "delete it. Its snapshot failed: %(failure)s")
+    user_msg_fmt = _("The snapshot failed, and its incomplete image %(image)s "
+                     "could not be deleted. Do not use it.")
 
 
 class SnapshotAborted(SnapextError):
@@ -188,12 +327,17 @@ class ServiceStopping(SnapshotAborted):
     msg_fmt = _("nova-compute is stopping, and the snapshot of instance "
                 "%(instance)s was not finished. Take it again when the "
                 "service is back.")
+    user_msg_fmt = _("The host is being maintained, and the snapshot was not "
+                     "finished. Take it again later.")
 
 
 class GuestStopped(SnapshotAborted):
     msg_fmt = _("Instance %(instance)s was shut off before its snapshot was "
                 "finished. The frozen disk ended with its QEMU process. Take "
                 "the snapshot again; the instance may stay shut off.")
+    user_msg_fmt = _("The server was shut off before its snapshot was "
+                     "finished. Take the snapshot again; the server may stay "
+                     "shut off.")
 
 
 class InsufficientSpace(SnapshotAborted):
@@ -204,7 +348,30 @@ class InsufficientSpace(SnapshotAborted):
                 "%(min_free)d MiB for the guest, which would pause without "
                 "space. Free some space there, or take the snapshot when the "
                 "guest writes less.")
+    user_msg_fmt = _("The host has not enough free space for the snapshot. "
+                     "Take it when the server writes less, or ask an "
+                     "operator.")
 
 
 class GlanceRefused(SnapshotAborted):
     msg_fmt = _("Glance at %(server)s refused image %(image)s: %(reason)s")
+    user_msg_fmt = _("Glance refused image %(image)s: %(reason)s")
+
+
+def free_frames(error: BaseException | None,
+                *others: BaseException | None) -> None:
+    """Free what the functions that an error has left still refer to.
+
+    An error keeps these functions' variables in its traceback: buffers,
+    threads, connections. Some of them keep the error in turn, such as a
+    CancelToken its cause, and urllib3's ``urlopen`` the errors that it
+    handles. Only the garbage collector would free such a cycle.
+
+    :param others: errors whose functions keep their variables
+    """
+    if error is None or error in others:
+        return
+    # Functions that have not ended keep theirs.
+    traceback.clear_frames(error.__traceback__)
+    free_frames(error.__cause__, error, *others)
+    free_frames(error.__context__, error, *others)

@@ -21,6 +21,7 @@ from nova.virt.libvirt import utils as libvirt_utils
 
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext import reason as reasons
 
 if ty.TYPE_CHECKING:
     from nova_snapext.hypervisor import domain
@@ -267,10 +268,10 @@ def _text(disks: Sequence[etree._Element]) -> str:
 def _unsupported_reason(disk: vconfig.LibvirtConfigGuestDisk,
                         device: str) -> str | None:
     if device != 'disk':
-        return f'its root disk is a {device}'
+        return reasons.UserReason(f'its root disk is a {device}')
     if (CONF.ephemeral_storage_encryption.enabled or
             disk.ephemeral_encryption or disk.volume_encryption):
-        return 'its root disk is encrypted'
+        return reasons.UserReason('its root disk is encrypted')
     return None
 
 

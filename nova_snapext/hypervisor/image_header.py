@@ -43,15 +43,20 @@ CONF = conf.CONF
 HEAD_SIZE = 64 * units.Ki
 
 # Section "Header": the fields up to the length of the backing file's name, the
-# table of snapshots, the incompatible features, the length of the header.
+# table of snapshots, the incompatible features, the width of the reference
+# counts, the length of the header.
 BEGIN = struct.Struct('>4sIQI')
 SNAPSHOTS_OFFSET, SNAPSHOTS = 60, struct.Struct('>IQ')
 FEATURES_OFFSET, FEATURES = 72, struct.Struct('>Q')
+REFCOUNT_ORDER_OFFSET, REFCOUNT_ORDER = 96, struct.Struct('>I')
 LENGTH_OFFSET, LENGTH = 100, struct.Struct('>I')
-V2_LENGTH = 72
+V2_LENGTH, V2_REFCOUNT_ORDER = 72, 4
+# QEMU opens none with a higher one.
+MAX_REFCOUNT_ORDER = 6
 
 # Incompatible features: dirty, corrupt, external data file, compression type,
 # extended L2 entries.
+CORRUPT = 1 << 1
 DATA_FILE = 1 << 2
 KNOWN_FEATURES = (1 << 5) - 1
 
@@ -91,6 +96,7 @@ class Header:
     :ivar data_file: name of the external data file, for error messages
     :ivar snapshots: number of internal snapshots
     :ivar snapshots_offset: position of their table, in bytes
+    :ivar refcount_bits: width of the reference count of a cluster, in bits
     """
 
     backing_file: str | None
@@ -99,6 +105,15 @@ class Header:
     data_file: str | None
     snapshots: int
     snapshots_offset: int
+    refcount_bits: int = 1 << V2_REFCOUNT_ORDER
+
+    @property
+    def most_snapshots(self) -> int:
+        """The number of internal snapshots that may share one cluster.
+
+        Each counts as a reference, and so does the disk itself.
+        """
+        return (1 << self.refcount_bits) - 2
 
     @classmethod
     def read(cls, path: str) -> Header:
@@ -119,19 +134,24 @@ class Header:
         magic, version, name_offset, name_length = BEGIN.unpack_from(head)
         if magic != privsep.QCOW2_MAGIC or version not in (2, 3):
             raise ValueError(magic)
-        features, length = 0, V2_LENGTH
+        features, length, order = 0, V2_LENGTH, V2_REFCOUNT_ORDER
         if version > 2:
             [features] = FEATURES.unpack_from(head, FEATURES_OFFSET)
             [length] = LENGTH.unpack_from(head, LENGTH_OFFSET)
+            [order] = REFCOUNT_ORDER.unpack_from(head, REFCOUNT_ORDER_OFFSET)
+        if order > MAX_REFCOUNT_ORDER:
+            raise ValueError(order)
         extensions = dict(_extensions(head[:name_offset or None], length))
         name = head[name_offset:name_offset + name_length]
         if name_offset and (len(name) < name_length or b'\0' in name):
             raise ValueError(name)
+        snapshots, snapshots_offset = SNAPSHOTS.unpack_from(
+            head, SNAPSHOTS_OFFSET)
         return cls(
             os.fsdecode(name) if name_offset and name else None,
             _text(extensions.get(BACKING_FORMAT)), features,
             _text(extensions.get(DATA_FILE_NAME)),
-            *SNAPSHOTS.unpack_from(head, SNAPSHOTS_OFFSET))
+            snapshots, snapshots_offset, 1 << order)
 
     def check(self, path: str) -> None:
         """Check that the image has all of its data in its own file.

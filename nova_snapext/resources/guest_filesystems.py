@@ -19,6 +19,7 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
@@ -45,6 +46,7 @@ class GuestFilesystems(journal.Resource):
     """
 
     kind = 'guest filesystems'
+    record_schema = schema.object_of(agent=schema.FLAG)
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target):
         self._host = host

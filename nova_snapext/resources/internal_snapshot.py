@@ -24,6 +24,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 
 LOG = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class InternalSnapshot(journal.Resource):
     """
 
     kind = 'internal snapshot'
+    record_schema = schema.object_of(
+        paths=schema.list_of(schema.PATH), was_running=schema.FLAG)
     moves_with_disk = True
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target,

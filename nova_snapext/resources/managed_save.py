@@ -20,6 +20,7 @@ from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import overlay as overlay_resource
@@ -53,6 +54,10 @@ class ManagedSave(journal.Resource):
     """
 
     kind = 'managed save'
+    record_schema = schema.object_of(
+        overlay=overlay_resource.Overlay.record_schema,
+        was_running=schema.FLAG, boot=schema.TEXT,
+        resume_requested=schema.FLAG)
     blocks_start = True
     moves_with_disk = True
 

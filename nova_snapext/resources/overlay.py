@@ -40,6 +40,7 @@ from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
 from nova_snapext.resources import overlay_files
@@ -66,6 +67,14 @@ class Overlay(journal.Resource):
     """
 
     kind = 'overlay'
+    record_schema = schema.object_of(
+        path=schema.PATH,
+        base_chain=schema.list_of(schema.OPTIONAL_TEXT), qemu=schema.TEXT,
+        was_running=schema.FLAG,
+        # See WriteLimit.record().
+        write_limit=schema.object_of(
+            original=schema.OBJECT, limits=schema.list_of(schema.OBJECT),
+            paused=schema.FLAG))
     blocks_start = True
     moves_with_disk = True
 
@@ -138,6 +147,17 @@ class Overlay(journal.Resource):
         # A QEMU that is started again, as after a suspend, follows them.
         image_header.checked_chain(self._disk, self._merge.base_chain[1:])
 
+    def check(self, guest: domain.Domain) -> None:
+        """Check beforehand that the guest could be switched.
+
+        :raises GuestBusy: see :meth:`prepare`
+        :raises UnexpectedState: see :meth:`prepare`; or the file exists
+        :raises UnexpectedHeader: see :meth:`prepare`
+        """
+        self.prepare(guest)
+        if os.path.lexists(self.path):
+            raise self._left_by_another()
+
     def create(self, guest: domain.Domain) -> None:
         """Create the file.
 
@@ -152,11 +172,7 @@ class Overlay(journal.Resource):
                 self._disk, guest.disk_size(self._disk.target))
         except FileExistsError as error:
             self._merge.foreign = True
-            raise exception.UnexpectedState(
-                reason=f'{self.path} exists already. It was left by an '
-                       f'earlier snapshot. The guest does not use it, but it '
-                       f'may contain guest data. "qemu-img map" shows whether '
-                       f'it contains any: if not, remove it') from error
+            raise self._left_by_another() from error
         LOG.debug('Created the overlay %(path)s over %(disk)s',
                   {'path': self.path, 'disk': self._disk.path},
                   instance=self._instance)
@@ -227,6 +243,13 @@ class Overlay(journal.Resource):
             guest uses, and what to do. No guest data is lost.
         """
         self._merge.run()
+
+    def _left_by_another(self) -> exception.UnexpectedState:
+        return exception.UnexpectedState(
+            reason=f'{self.path} exists already. It was left by an earlier '
+                   f'snapshot. The guest does not use it, but it may contain '
+                   f'guest data. "qemu-img map" shows whether it contains '
+                   f'any: if not, remove it')
 
     def _log_switched(self) -> None:
         LOG.debug('Switched the guest from %(disk)s to the overlay %(path)s',

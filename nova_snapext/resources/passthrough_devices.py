@@ -36,7 +36,9 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -73,6 +75,27 @@ class PassthroughDevice:
             name=_name(element),
             alias=None if alias is None else alias.get('name'),
             xml=etree.tostring(element, encoding='unicode', with_tail=False))
+
+    @classmethod
+    def restore(cls, name: str, alias: str | None,
+                xml: str) -> PassthroughDevice:
+        """Return a device from its record.
+
+        :raises JournalRecordError: it is no passthrough device
+        """
+        try:
+            definition = etree.Element('domain')
+            etree.SubElement(definition, 'devices').append(
+                etree.fromstring(xml))
+            [element] = PASSTHROUGH(definition)
+            is_named = _name(element) == name
+        except (etree.XMLSyntaxError, ValueError, TypeError, AttributeError):
+            is_named = False
+        if not is_named:
+            raise exception.JournalRecordError(
+                reason=f'the journal names {name!r}, and its definition is '
+                       f'not that of such a device: {xml!r}')
+        return cls(name, alias, xml)
 
     def to_xml(self) -> str:
         return self.xml
@@ -149,6 +172,10 @@ class PassthroughDevices(journal.Resource):
     """
 
     kind = 'passthrough devices'
+    record_schema = schema.object_of(
+        devices=schema.list_of(schema.object_of(
+            name=schema.TEXT, alias=schema.OPTIONAL_TEXT, xml=schema.TEXT)),
+        persistent=schema.list_of(schema.TEXT))
 
     def __init__(self, driver: libvirt_driver.LibvirtDriver,
                  target: planning.Target):
@@ -171,7 +198,7 @@ class PassthroughDevices(journal.Resource):
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> PassthroughDevices:
         devices = cls(driver, target)
-        devices._captured = [PassthroughDevice(**device)
+        devices._captured = [PassthroughDevice.restore(**device)
                              for device in record['devices']]
         devices._detached = devices._captured
         devices._persistent = frozenset(record['persistent'])
@@ -190,6 +217,11 @@ class PassthroughDevices(journal.Resource):
         self._persistent = (_persistent_names(guest) if self._captured
                             else frozenset())
 
+    @property
+    def exist(self) -> bool:
+        """Whether the guest had any when its state was captured."""
+        return bool(self._devices())
+
     def unsupported_reason(self, guest: domain.Domain) -> str | None:
         """Return why the guest can't release its devices; None if it can."""
         devices = _live_devices(guest)
@@ -197,8 +229,11 @@ class PassthroughDevices(journal.Resource):
         # then nothing would attach the devices again.
         if devices and guest.get_power_state(self._host) != (
                 power_state.RUNNING):
-            return (f'only a running guest can release its '
-                    f'{_names(devices)}, and this one is paused or suspended')
+            return reasons.UserReason(
+                f'only a running guest can release its {_names(devices)}, '
+                f'and this one is paused or suspended',
+                'only a running guest can release its passthrough devices, '
+                'and this one is paused or suspended')
         return None
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import sys
 import typing as ty
 
 import libvirt
@@ -24,6 +25,18 @@ LOG = logging.getLogger(__name__)
 
 # Seconds until libvirt notices that a QEMU has ended.
 END_LATENCY = 2
+
+
+@contextlib.contextmanager
+def free_frames() -> Iterator[None]:
+    """Free the memory that the error of a snapshot keeps, see exception."""
+    # The caller may be handling an error of its own.
+    outer = sys.exc_info()[1]
+    try:
+        yield
+    except BaseException as error:
+        exception.free_frames(error, outer)
+        raise
 
 
 @contextlib.contextmanager

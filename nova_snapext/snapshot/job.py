@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -25,9 +26,12 @@ from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 from nova_snapext.resources import image
+from nova_snapext.snapshot import completion
+from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import failure
 from nova_snapext.snapshot import native_job
 from nova_snapext.snapshot import progress
@@ -36,12 +40,19 @@ from nova_snapext.snapshot import selection
 from nova_snapext.snapshot import worker
 from nova_snapext import strategies
 from nova_snapext.strategies import native
+from nova_snapext.strategies import rbd
 from nova_snapext import upload
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
+
+# With these errors before the freeze the guest is as it was. The class of a
+# FreezeFailed says whether another strategy may be tried all the same.
+MAY_GO_ON = (exception.FreezeFailed,
+             exception.GuestBusy,
+             exception.InsufficientSpace)
 
 
 class TaskStates:
@@ -82,6 +93,10 @@ class SnapshotJob:
         self._image_id = image_id
         self._set_task_state = TaskStates(update_task_state, instance)
         self._token = cancel.CancelToken()
+        self._refused_properties: frozenset[str] = frozenset()
+        # Of a snapshot that is not Nova's own, from the freeze on.
+        self._figures = ''
+        self._watch = timeutils.StopWatch()
 
     def run(self) -> None:
         """Take the snapshot.
@@ -93,14 +108,26 @@ class SnapshotJob:
             plan = self._make_plan()
             request = selection.request_for(
                 self._instance, plan.image_properties)
-            try:
-                self._take(plan, request)
-            except exception.DirectSnapshotRefused as refused:
-                LOG.debug('Selecting another strategy: %s', refused,
-                          instance=self._instance)
-                self._take(
-                    dataclasses.replace(plan, direct_refused=str(refused)),
-                    request)
+            strategy = selection.select(
+                plan, request, self._driver.strategies)
+            with completion.keep_complete_image(
+                    self._instance, self._image_id) as completed, \
+                    image.incomplete_image(
+                        self._driver._image_api, plan,
+                        strategy.name) as (entry, mark_complete):
+
+                def complete() -> None:
+                    mark_complete()
+                    completed.reached(entry)
+
+                self._take(plan, request, strategy, entry, complete)
+            if self._figures:
+                LOG.info('Snapshot of root disk %(disk)s finished: '
+                         '%(figures)s wall=%(wall).1fs left=%(left)s',
+                         {'disk': plan.disk.target, 'figures': self._figures,
+                          'wall': self._watch.elapsed(),
+                          'left': completed.left.replace(' ', '') or
+                          'nothing'}, instance=self._instance)
 
     def _make_plan(self) -> planning.Plan:
         instance = self._instance
@@ -127,49 +154,91 @@ class SnapshotJob:
             metadata=self._driver._create_snapshot_metadata(
                 instance.image_meta, instance, image_format, found['name']))
 
-    def _take(self, plan: planning.Plan,
-              request: selection.StrategyRequest) -> None:
-        strategy = selection.select(plan, request, self._driver.strategies)
-        LOG.info('Beginning snapshot of root disk %(disk)s (%(path)s) by the '
-                 'strategy %(strategy)s, as a %(format)s image',
-                 {'disk': plan.disk.target, 'path': plan.disk.path,
-                  'strategy': strategy.name, 'format': plan.image_format},
-                 instance=self._instance)
-        if isinstance(strategy, strategies.FreezingStrategy):
-            self._take_frozen(plan, strategy)
-        else:
-            self._take_native(plan, request, strategy)
+    def _take(self, plan: planning.Plan, request: selection.StrategyRequest,
+              strategy: strategies.Strategy, entry: journal.JournalEntry,
+              complete: Callable[[], None]) -> None:
+        """Take the snapshot by one strategy, or by another that is requested.
+
+        Another one is tried if nothing was touched and nothing is left.
+
+        :param complete: called when the image is complete
+        """
+        failed: dict[str, exception.SnapextError] = {}
+        while True:
+            LOG.info('Beginning snapshot of root disk %(disk)s (%(path)s) by '
+                     'the strategy %(strategy)s, as a %(format)s image',
+                     {'disk': plan.disk.target, 'path': plan.disk.path,
+                      'strategy': strategy.name, 'format': plan.image_format},
+                     instance=self._instance)
+            # It is written with the first resource.
+            entry.strategy = strategy.name
+            error = (
+                self._take_frozen(plan, strategy, entry, complete)
+                if isinstance(strategy, strategies.FreezingStrategy) else
+                self._take_native(plan, request, strategy, entry, complete))
+            if error is None:
+                return
+            refused = plan.direct_refused
+            if isinstance(error, exception.DirectSnapshotRefused):
+                refused = str(error)
+            else:
+                failed[strategy.name] = error
+            # Its users may have started the guest, or shut it off.
+            plan = dataclasses.replace(
+                self._make_plan(), direct_refused=refused)
+            strategy = selection.select_after(
+                plan, request, self._driver.strategies, failed)
 
     def _take_native(self, plan: planning.Plan,
                      request: selection.StrategyRequest,
-                     strategy: strategies.Strategy) -> None:
-        described = properties.of_native(strategy.name)
-        with upload.GlanceImage(
-                self._context, self._image_id, self._token) as glance_image:
-            glance_image.set_properties(
-                {'properties': described.values}, described.removed)
+                     strategy: strategies.Strategy,
+                     entry: journal.JournalEntry,
+                     complete: Callable[[], None],
+                     ) -> exception.DirectSnapshotRefused | None:
+        """Leave the snapshot to Nova.
+
+        :returns: why another strategy may be tried; None: it is taken
+        """
+        self._describe_image(plan, properties.of_native(strategy.name))
         # Nova's direct snapshot was the only reason to select this strategy.
-        direct_only = request.is_auto and native.may_be_direct(plan)
-        native_job.NativeJob(
-            self._driver, plan, strategy.name,
-            may_suspend=not direct_only).run(self._set_task_state)
+        direct_only = (request.is_by_auto(strategy.name) and
+                       native.may_be_direct(plan))
+        try:
+            native_job.NativeJob(
+                self._driver, plan, may_suspend=not direct_only).run(
+                    self._set_task_state, entry, complete)
+        except exception.DirectSnapshotRefused as refused:
+            return refused
+        return None
 
     def _take_frozen(self, plan: planning.Plan,
-                     strategy: strategies.FreezingStrategy) -> None:
+                     strategy: strategies.FreezingStrategy,
+                     entry: journal.JournalEntry,
+                     complete: Callable[[], None],
+                     ) -> exception.SnapextError | None:
+        """Freeze the disk, and stream it.
+
+        :returns: why another strategy may be tried; None: it is taken
+        """
         self._set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
         space = checks.FreeSpaceCheck(
             self._instance, strategy.growing_paths(plan))
         # Waiting for Nova's semaphore comes before the freeze: a frozen disk
         # that waits costs the guest space and time.
-        with image.incomplete_image(
-                self._driver._image_api, plan,
-                strategy.name) as (entry, mark_complete), \
-                self._run_checks(), \
-                compute_utils.disk_ops_semaphore, \
-                timeutils.StopWatch() as watch:
+        with self._run_checks(), \
+                compute_utils.disk_ops_semaphore:
             self._token.raise_if_cancelled()
-            space.raise_if_short()
-            with strategy.freeze(plan, entry) as frozen:
+            self._describe_image(plan, properties.before_freeze(
+                strategy.name, plan.instance.uuid))
+            with contextlib.ExitStack() as stack:
+                self._watch.restart()
+                try:
+                    space.raise_if_short()
+                    frozen = stack.enter_context(strategy.freeze(plan, entry))
+                except MAY_GO_ON as error:
+                    if entry.records:
+                        raise  # something is left
+                    return error
                 LOG.info('Root disk %(disk)s is frozen, %(consistency)s '
                          'consistent', {'disk': plan.disk.target,
                                         'consistency': frozen.consistency},
@@ -177,21 +246,33 @@ class SnapshotJob:
                 self._set_task_state(task_state=task_states.IMAGE_UPLOADING)
                 with self._run_upload_checks(plan, space) as on_progress:
                     read_bytes, sent_bytes = worker.run(
-                        stream, plan, strategy.name, frozen, self._token,
-                        on_progress)
+                        store, self._driver, plan, frozen, entry,
+                        self._refused_properties, self._token, on_progress)
+                self._figures = (
+                    f'strategy={strategy.name} '
+                    f'consistency={frozen.consistency} '
+                    f'freeze={frozen.freeze_seconds:.3f}s '
+                    f'read={read_bytes} sent={sent_bytes}')
                 # If the release fails, the image is still complete.
-                mark_complete()
+                complete()
             LOG.debug('Root disk %s is released', plan.disk.target,
                       instance=self._instance)
-        LOG.info('Snapshot of root disk %(disk)s finished: '
-                 'strategy=%(strategy)s consistency=%(consistency)s '
-                 'freeze=%(freeze).3fs read=%(read)d sent=%(sent)d '
-                 'wall=%(wall).1fs',
-                 {'disk': plan.disk.target, 'strategy': strategy.name,
-                  'consistency': frozen.consistency,
-                  'freeze': frozen.freeze_seconds, 'read': read_bytes,
-                  'sent': sent_bytes, 'wall': watch.elapsed()},
-                 instance=self._instance)
+        return None
+
+    def _describe_image(self, plan: planning.Plan,
+                        described: properties.Properties) -> None:
+        """Give the image all metadata that it will have.
+
+        Whatever Glance refuses is found out before the guest is touched. If
+        Nova's own snapshot would succeed, this does so too.
+
+        :raises GlanceRefused: Glance refuses metadata of Nova
+        """
+        described = properties.without(described, self._refused_properties)
+        with upload.GlanceImage(
+                self._context, self._image_id, self._token) as glance_image:
+            self._refused_properties |= glance_image.set_metadata(
+                plan.metadata, described)
 
     @contextlib.contextmanager
     def _run_checks(self) -> Iterator[None]:
@@ -220,7 +301,6 @@ class SnapshotJob:
         """
         shown = progress.UploadProgress(self._instance)
         with failure.explain_lost_disk(self._driver._host, plan), \
-                shown.clearing(), \
                 checks.run_periodically(shown, checks.SLOW_INTERVAL,
                                         self._token, self._instance), \
                 checks.run_periodically(space, checks.FAST_INTERVAL,
@@ -228,25 +308,53 @@ class SnapshotJob:
             yield shown.on_progress
 
 
-def stream(plan: planning.Plan, strategy: str, frozen: strategies.FrozenDisk,
-           token: cancel.CancelToken,
+def store(driver: libvirt_driver.LibvirtDriver, plan: planning.Plan,
+          frozen: strategies.FrozenDisk, entry: journal.JournalEntry,
+          refused_properties: Collection[str], token: cancel.CancelToken,
+          on_progress: upload.OnProgress) -> tuple[int, int]:
+    """Fill the image: inside Ceph if that is possible, else by streaming.
+
+    :param entry: the snapshot's entry in the journal
+    :returns: see :func:`stream`
+    """
+    if isinstance(frozen, rbd.FrozenRbd) and direct.make_image(
+            driver, plan, frozen.snapshot, _formats(plan),
+            properties.without(properties.of_frozen(frozen),
+                               refused_properties),
+            entry, token, on_progress):
+        return 0, 0
+    return stream(plan, frozen, refused_properties, token, on_progress)
+
+
+def _formats(plan: planning.Plan) -> dict[str, str]:
+    """Return the attributes of an image that its data depends on.
+
+    They can't be changed after the upload.
+    """
+    return {name: plan.metadata[name]
+            for name in ('disk_format', 'container_format')}
+
+
+def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
+           refused_properties: Collection[str], token: cancel.CancelToken,
            on_progress: upload.OnProgress) -> tuple[int, int]:
     """Read, encode and upload a frozen disk, until the token is cancelled.
 
-    :param strategy: its name
+    :param refused_properties: names of properties that Glance refused before
+        the freeze
     :returns: the bytes read from the disk, and the bytes sent to Glance
     """
-    described = properties.of_frozen(strategy, plan.instance.uuid, frozen)
-    metadata = plan.metadata | {
-        'properties': plan.metadata['properties'] | described.values}
+    described = properties.without(
+        properties.of_frozen(frozen), refused_properties)
     disk = read.Disk(frozen.uri, CONF.snapext.read_timeout,
-                     CONF.snapext.read_rate_limit_mbps * units.Mi)
+                     CONF.snapext.read_rate_limit_mbps * units.Mi,
+                     frozen.extents)
     encoder = encode.encoder(plan.image_format, disk)
     with token.prefer_cause(), token.on_cancel(disk.abort), disk, \
             token.on_cancel(encoder.abort), encoder:
         LOG.debug('Uploading root disk %(disk)s, read from %(uri)s',
                   {'disk': plan.disk.target, 'uri': frozen.uri},
                   instance=plan.instance)
-        upload.upload(plan.context, plan.image_id, metadata,
-                      described.removed, encoder, token, on_progress)
+        upload.upload(plan.context, plan.image_id, _formats(plan), described,
+                      encoder, token, on_progress)
         return encoder.bytes_read, encoder.expected_size

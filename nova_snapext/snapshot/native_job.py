@@ -19,7 +19,6 @@ from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
-from nova_snapext.resources import image
 from nova_snapext.resources import native_snapshot
 
 LOG = logging.getLogger(__name__)
@@ -29,43 +28,37 @@ class NativeJob:
     """Nova's own snapshot of one instance.
 
     :param driver: a SnapextDriver
-    :param strategy: its name
     :param may_suspend: Nova may suspend the guest
     """
 
     def __init__(self, driver: libvirt_driver.LibvirtDriver,
-                 plan: planning.Plan, strategy: str, may_suspend: bool):
+                 plan: planning.Plan, may_suspend: bool):
         self._driver = driver
         self._plan = plan
-        self._strategy = strategy
         self._may_suspend = may_suspend
         self._snapshot = native_snapshot.NativeSnapshot(
             driver, plan, plan.guest.get_power_state(driver._host))
 
-    def run(self, update_task_state: Callable[..., None]) -> None:
+    def run(self, update_task_state: Callable[..., None],
+            entry: journal.JournalEntry,
+            complete: Callable[[], None]) -> None:
         """Take the snapshot.
 
+        :param entry: the snapshot's entry in the journal
+        :param complete: called when the image is complete
         :raises DirectSnapshotRefused: Nova would have suspended the guest;
             nothing is left of the attempt
         """
         plan = self._plan
-        with image.incomplete_image(
-                self._driver._image_api, plan,
-                self._strategy) as (entry, mark_complete), \
-                journal.ReleaseStack(entry) as stack:
+        with journal.ReleaseStack(entry) as stack:
             stack.add(guest_filesystems.GuestFilesystems(
                 self._driver._host, plan))
             stack.enter_context(self._registered())
             stack.add(self._snapshot)
-            try:
-                libvirt_driver.LibvirtDriver.snapshot(
-                    self._driver, plan.context, plan.instance, plan.image_id,
-                    update_task_state)
-            except exception.DirectSnapshotRefused:
-                # Another strategy fills the image: it must not be deleted.
-                mark_complete()
-                raise
-            mark_complete()
+            libvirt_driver.LibvirtDriver.snapshot(
+                self._driver, plan.context, plan.instance, plan.image_id,
+                update_task_state)
+            complete()
 
     @contextlib.contextmanager
     def _registered(self) -> Iterator[None]:

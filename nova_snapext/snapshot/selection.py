@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +20,10 @@ from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 from nova_snapext import strategies
+from nova_snapext.strategies import base
+from nova_snapext.strategies import native
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -38,7 +44,7 @@ SANITIZED_LENGTH = 64
 class StrategyRequest:
     """The strategies that a snapshot may use, and who requests them.
 
-    :ivar names: in the order of preference; just ``auto`` for the order of
+    :ivar names: in the order of preference; ``auto`` stands for those of
         [snapext]auto_strategies
     :ivar source: text for errors
     """
@@ -48,12 +54,26 @@ class StrategyRequest:
 
     @classmethod
     def parse(cls, text: str, source: str) -> StrategyRequest:
-        """Parse ``auto``, or names separated by commas."""
+        """Parse names separated by commas."""
         return cls(tuple(name.strip() for name in text.split(',')), source)
 
     @property
     def is_auto(self) -> bool:
         return self.names == (AUTO,)
+
+    def candidates(self) -> Iterator[tuple[str, bool]]:
+        """Return the names of strategies, and whether ``auto`` has each."""
+        for name in self.names:
+            if name == AUTO:
+                yield from ((of_auto, True)
+                            for of_auto in CONF.snapext.auto_strategies)
+            else:
+                yield name, False
+
+    def is_by_auto(self, name: str) -> bool:
+        """Return whether ``auto`` has a strategy, before its own name."""
+        return next((by_auto for candidate, by_auto in self.candidates()
+                     if candidate == name), False)
 
     def __str__(self) -> str:
         """Return the names in a form that is safe to show and to log."""
@@ -103,22 +123,33 @@ def check_options(available: Mapping[str, strategies.Strategy]) -> None:
         one is empty
     """
     options = CONF.snapext
-    strategy = StrategyRequest.parse(options.strategy, '')
-    if not strategy.is_auto:
-        _check_names('strategy', strategy.names, available)
+    _check_names('strategy',
+                 StrategyRequest.parse(options.strategy, '').names,
+                 {AUTO, *available})
+    if AUTO in options.auto_strategies:
+        raise exception.StrategyConfigError(
+            reason=f'[snapext]auto_strategies names {AUTO}, which stands for '
+                   f'this list; installed are {_names(available)}')
     _check_names('auto_strategies', options.auto_strategies or [''], available)
     for option in ('allowed_image_strategies', 'allowed_flavor_strategies'):
-        names = [name for name in options[option] if name != AUTO]
-        _check_names(option, names, available)
+        _check_names(option, options[option], {AUTO, *available})
 
 
 def _check_names(option: str, names: Sequence[str],
-                 available: Mapping[str, strategies.Strategy]) -> None:
-    unknown = [name for name in names if name not in available]
+                 available: Collection[str]) -> None:
+    unknown = _unknown(names, available)
     if unknown:
         raise exception.StrategyConfigError(
-            reason=f'[snapext]{option} names {", ".join(unknown) or "none"}; '
-                   f'installed are {", ".join(sorted(available))}')
+            reason=f'[snapext]{option} names {unknown}; installed are '
+                   f'{_names(set(available) - {AUTO})}')
+
+
+def _unknown(names: Sequence[str], available: Collection[str]) -> str:
+    """Return the names that are not available, in a form that is safe."""
+    if list(names) == ['']:
+        return 'none'
+    unknown = [name for name in names if name not in available]
+    return ', '.join(sanitize(name) or 'an empty name' for name in unknown)
 
 
 def request_for(instance: objects.Instance,
@@ -146,20 +177,37 @@ def _check_allowed(instance: objects.Instance, request: StrategyRequest,
                    option: str) -> None:
     allowed = CONF.snapext[option]
     if not set(request.names) <= set(allowed):
+        _refuse(instance, request, (
+            f'it names {_unknown(request.names, allowed)}, and '
+            f'[snapext]{option} allows {", ".join(allowed) or "no request"}'))
+
+
+def _check_known(instance: objects.Instance, request: StrategyRequest,
+                 available: Mapping[str, strategies.Strategy]) -> None:
+    # A name that is misspelled must not leave the snapshot to the others.
+    unknown = _unknown(request.names, {AUTO, *available})
+    if unknown:
         _refuse(instance, request,
-                f'[snapext]{option} allows '
-                f'{", ".join(allowed) or "no request"}')
+                f'it names {unknown}; there are {_names({AUTO, *available})}')
 
 
 def _refuse(instance: objects.Instance, request: StrategyRequest,
-            reason: str) -> ty.NoReturn:
+            reason: str, found: Mapping[str, str] | None = None,
+            ) -> ty.NoReturn:
+    """Refuse a request.
+
+    :param found: the reason of each strategy; None if users may read the
+        whole reason
+    """
     raise exception.StrategyRefused(
-        instance=instance.uuid, strategy=str(request),
-        source=request.source, reason=reason)
+        found or {}, instance=instance.uuid, strategy=str(request),
+        source=request.source, reason=reason,
+        user_reason=reason if found is None else _text_for_users(found))
 
 
 def select(plan: planning.Plan, request: StrategyRequest,
            available: Mapping[str, strategies.Strategy],
+           failed: Mapping[str, exception.SnapextError] | None = None,
            ) -> strategies.Strategy:
     """Return the first requested strategy that supports a plan.
 
@@ -167,45 +215,154 @@ def select(plan: planning.Plan, request: StrategyRequest,
     supports the plan.
 
     :param available: strategies by name
-    :raises StrategyRefused: none supports it; the error contains the reason
-        for each
+    :param failed: why strategies failed that were tried, by name; they are
+        not selected again
+    :raises StrategyRefused: a name is unknown, or none supports the plan; the
+        error contains the reason for each
     """
-    reasons = []
-    fallback = None
-    for name in (CONF.snapext.auto_strategies if request.is_auto
-                 else request.names):
-        strategy = available.get(name)
-        if strategy is None:
-            reasons.append(f'{sanitize(name)}: not installed; there are '
-                           f'{", ".join(sorted(available))}')
-            continue
-        reason = _unsupported_reason(strategy, plan)
-        if reason is None and request.is_auto:
-            reason = strategy.auto_skip_reason(plan)
-            fallback = fallback or (strategy if reason else None)
-        if reason is None:
-            break
-        reasons.append(f'{name}: {reason}')
-    else:
-        strategy = fallback
+    _check_known(plan.instance, request, available)
+    found = _Search(plan, available, failed or {})
+    strategy = found.first(request)
     if strategy is None:
-        _refuse(plan.instance, request, '; '.join(reasons))
-    if reasons:
-        LOG.info('The snapshot is taken by the strategy %(selected)s, and not '
-                 'by %(reasons)s (%(source)s: %(request)s)',
-                 {'selected': strategy.name, 'reasons': '; '.join(reasons),
-                  'source': request.source, 'request': request},
-                 instance=plan.instance)
+        _refuse(plan.instance, request, _text(found.reasons), found.reasons)
+    told = {name: reason for name, reason in found.reasons.items()
+            if not isinstance(reason, reasons.OtherStorageReason)}
+    if told:
+        # A strategy that failed has cost the guest and the operator something.
+        LOG.log(logging.WARNING if failed else logging.INFO,
+                'The snapshot is taken by the strategy %(selected)s, and not '
+                'by %(reasons)s (%(source)s: %(request)s)',
+                {'selected': strategy.name, 'reasons': _text(told),
+                 'source': request.source, 'request': request},
+                instance=plan.instance)
     LOG.debug('Strategy %(selected)s is selected (%(source)s: %(request)s)',
               {'selected': strategy.name, 'source': request.source,
                'request': request}, instance=plan.instance)
     return strategy
 
 
-def _unsupported_reason(strategy: strategies.Strategy,
-                        plan: planning.Plan) -> str | None:
-    if (isinstance(strategy, strategies.FreezingStrategy) and
-            plan.image_format not in encode.FORMATS):
-        return (f'only Nova\'s own snapshot can create images of the format '
-                f'{plan.image_format}')
-    return strategy.unsupported_reason(plan)
+def select_after(plan: planning.Plan, request: StrategyRequest,
+                 available: Mapping[str, strategies.Strategy],
+                 failed: Mapping[str, exception.SnapextError],
+                 ) -> strategies.Strategy:
+    """Return the next strategy, after others have failed.
+
+    :param failed: why, by name; the last one failed last. It is empty after
+        Nova's direct snapshot alone was refused
+    :raises SnapextError: there is no other one. It is the last failure; if
+        others were requested too, it contains their reasons
+    """
+    if not failed:
+        return select(plan, request, available)
+    *_, (name, error) = failed.items()
+    found: Mapping[str, str] = {
+        failed_name: str(failure) for failed_name, failure in failed.items()}
+    if not isinstance(error, exception.FreezeFailedForGood):
+        try:
+            return select(plan, request, available, failed)
+        except exception.StrategyRefused as refused:
+            found = refused.reasons
+    others = {other: reason for other, reason in found.items()
+              if other != name}
+    if others:
+        error.append(f'No other strategy can take the snapshot either: '
+                     f'{_text(others)}')
+    raise error
+
+
+class _Search:
+    """The search for a strategy that supports a plan.
+
+    :ivar reasons: why each strategy that was found before is not selected,
+        by name
+    """
+
+    def __init__(self, plan: planning.Plan,
+                 available: Mapping[str, strategies.Strategy],
+                 failed: Mapping[str, exception.SnapextError]):
+        self._plan = plan
+        self._available = available
+        self._failed = failed
+        self.reasons: dict[str, str] = {}
+
+    def first(self, request: StrategyRequest) -> strategies.Strategy | None:
+        fallbacks: dict[str, strategies.Strategy] = {}
+        for name, by_auto in request.candidates():
+            if name in fallbacks and not by_auto:
+                # It is requested by its name, too.
+                del self.reasons[name]
+                return fallbacks[name]
+            if name in self.reasons:
+                continue
+            strategy = self._available.get(name)
+            reason = (f'not installed; there are {_names(self._available)}'
+                      if strategy is None else self._reason(strategy))
+            if strategy is not None and reason is None and by_auto:
+                reason = strategy.auto_skip_reason(self._plan)
+                if reason is not None:
+                    fallbacks[name] = strategy
+            if reason is None:
+                return strategy
+            self.reasons[name] = reason
+        for name, strategy in fallbacks.items():
+            del self.reasons[name]
+            return strategy
+        return None
+
+    def _reason(self, strategy: strategies.Strategy) -> str | None:
+        if strategy.name in self._failed:
+            return str(self._failed[strategy.name])
+        if isinstance(strategy, strategies.FreezingStrategy):
+            if self._plan.image_format not in encode.FORMATS:
+                return reasons.UserReason(
+                    f'only Nova\'s own snapshot can create images of the '
+                    f'format {self._plan.image_format}')
+        else:
+            reason = self._unsafe_reason()
+            if reason is not None:
+                return reason
+        reason = base.find_reason(self._plan, strategy.unsupported_reason)
+        if reason is None and strategy.stops_guest(self._plan):
+            reason = self._stop_reason()
+        return reason
+
+    def _unsafe_reason(self) -> str | None:
+        """Return why Nova's own snapshot can't replace another strategy."""
+        if self._has(reasons.UnsafeDiskReason):
+            return ('Nova\'s own snapshot would open the disk, too, although '
+                    'its header is not as expected')
+        if not native.may_be_direct(self._plan) and (
+                self._has(reasons.NoSpaceReason) or
+                any(isinstance(error, exception.InsufficientSpace)
+                    for error in self._failed.values())):
+            return reasons.UserReason(
+                'Nova\'s own snapshot needs even more free space')
+        return None
+
+    def _has(self, kind: type[str]) -> bool:
+        return any(isinstance(reason, kind)
+                   for reason in self.reasons.values())
+
+    def _stop_reason(self) -> str | None:
+        for name, error in self._failed.items():
+            if isinstance(error, exception.GuestStoodStill):
+                return (f'it would stop the guest again, which stood still '
+                        f'for {name} already')
+        return None
+
+
+def _names(names: Iterable[str]) -> str:
+    return ', '.join(sorted(names))
+
+
+def _text(found: Mapping[str, str]) -> str:
+    return '; '.join(f'{name}: {reason}' for name, reason in found.items())
+
+
+def _text_for_users(found: Mapping[str, str]) -> str:
+    """Return the reasons that users may read, each one once: it is short."""
+    names: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        names.setdefault(reasons.for_users(reason), []).append(name)
+    return '; '.join(f'{", ".join(same)}: {reason}'
+                     for reason, same in names.items())

@@ -16,6 +16,7 @@ from nova_snapext.plan import Consistency
 from nova_snapext.plan import Plan
 from nova_snapext.plan import RootDisk
 from nova_snapext.plan import Target
+from nova_snapext.reason import UserReason
 from nova_snapext.resources.guest_filesystems import GuestFilesystems
 from nova_snapext.resources.nbd_export import NbdExport
 from nova_snapext.resources.work_directory import WorkDirectory
@@ -37,6 +38,7 @@ __all__ = [
     'RootDisk',
     'Strategy',
     'Target',
+    'UserReason',
     'WorkDirectory',
     'find_domain',
 ]

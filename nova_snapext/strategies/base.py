@@ -4,36 +4,60 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
+import os
 
+from lxml import etree
+from nova.compute import power_state
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import timeutils
 
+from nova_snapext import checks
 from nova_snapext import conf
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
+from nova_snapext.hypervisor import image_header
+from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import qemu_process
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
+from nova_snapext import reason as reasons
+from nova_snapext.resources import disk_definition
 from nova_snapext.resources import nbd_export
+from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import work_directory
 
 CONF = conf.CONF
 
 # Not reported as FreezeFailed: each names the instance and the remedy itself.
-COMPLETE_ERRORS = (exception.GuestBusy,
+COMPLETE_ERRORS = (exception.FreezeFailed,
+                   exception.GuestBusy,
                    exception.ThawFailed,
                    exception.ReleaseFailed,
                    exception.JournalFailed,
                    exception.SnapshotAborted)
+
+# Errors of libvirt, of QEMU's programs and of the host. A bug of ours is none
+# of them.
+FREEZE_ERRORS: tuple[type[Exception], ...] = (
+    *errors.HYPERVISOR_ERRORS, *connection.UNREACHABLE)
+
+# libvirt takes no snapshot of such a guest (virDomainSnapshotState,
+# qemuSnapshotCreateXML), and its QEMU ends in a moment.
+STATES_WITHOUT_SNAPSHOT = {
+    power_state.SUSPENDED: 'the guest is suspended to its memory',
+    power_state.SHUTDOWN: 'the guest is being shut down',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +68,8 @@ class FrozenDisk:
     :ivar consistency: what a guest finds that boots from this disk
     :ivar freeze_seconds: duration of the freeze, in seconds
     :ivar frozen_at: the point in time, UTC without a time zone as in Nova
+    :ivar extents: returns the extents of the disk, where its storage knows
+        them better than the NBD server; None if the storage does not tell
     """
 
     uri: str
@@ -51,6 +77,7 @@ class FrozenDisk:
     freeze_seconds: float
     frozen_at: datetime.datetime = dataclasses.field(
         default_factory=timeutils.utcnow)
+    extents: Callable[[], list[read.Extent] | None] | None = None
 
 
 class Strategy(abc.ABC):
@@ -73,7 +100,23 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def unsupported_reason(self, plan: planning.Plan) -> str | None:
-        """Return why this strategy can't take a snapshot; None if it can."""
+        """Return why this strategy can't take a snapshot; None if it can.
+
+        Whatever can be known beforehand is a reason: another strategy is
+        selected then, and nothing is changed. It is called for each snapshot,
+        and must not take long.
+
+        :returns: text for operators; a :class:`UserReason` if users may read
+            it
+        """
+
+    def stops_guest(self, plan: planning.Plan) -> bool:
+        """Return whether the guest stands still for longer than a moment.
+
+        If a strategy has stopped the guest in vain, no other one is tried
+        that stops it again.
+        """
+        return False
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:
         """Return why ``auto`` should prefer another strategy; None if not.
@@ -102,11 +145,16 @@ class FreezingStrategy(Strategy):
         if disk.unsupported_reason:
             return disk.unsupported_reason
         if disk.storage not in self.STORAGES:
-            return f'its root disk is on {disk.storage} storage'
+            return reasons.OtherStorageReason(
+                f'its root disk is on {disk.storage} storage' + (
+                    ' (Ceph RBD): name the strategy rbd too'
+                    if ceph.image_of(disk) else ''))
         if disk.format not in self.FORMATS:
-            return f'its root disk has the format {disk.format}'
-        return (self.unsupported_guest_reason(plan) or
-                self._known_defect_reason(plan))
+            return reasons.UserReason(
+                f'its root disk has the format {disk.format}')
+        return find_reason(plan, self.unsupported_guest_reason,
+                           self._known_defect_reason,
+                           self._work_directory_reason, self._space_reason)
 
     def _known_defect_reason(self, plan: planning.Plan) -> str | None:
         # A guest that is shut off has no QEMU.
@@ -126,12 +174,37 @@ class FreezingStrategy(Strategy):
         return (f'the guest runs in {version}, and there is the known defect '
                 f'{defect.name}: {defect.consequence}')
 
+    def _work_directory_reason(self, plan: planning.Plan) -> str | None:
+        work_directory.WorkDirectory.allocate(plan.instance)
+        path = os.path.abspath(CONF.snapext.work_directory)
+        while not os.path.lexists(path) and path != os.path.dirname(path):
+            path = os.path.dirname(path)
+        if not (os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)):
+            return (f'nova-compute can\'t create [snapext]work_directory, or '
+                    f'a directory in it: {path} is not a directory that it '
+                    f'may write to')
+        return None
+
+    def _space_reason(self, plan: planning.Plan) -> str | None:
+        shortage = checks.FreeSpaceCheck(
+            plan.instance, self.growing_paths(plan)).run()
+        if shortage is None:
+            return None
+        return reasons.NoSpaceReason(
+            f'the file system of {shortage.kwargs["path"]} has '
+            f'{shortage.kwargs["free"]} MiB free (less '
+            f'[DEFAULT]reserved_host_disk_mb), and [snapext]min_free_disk_mb '
+            f'keeps {shortage.kwargs["min_free"]} MiB')
+
     @abc.abstractmethod
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
         """Return why this strategy can't freeze a guest's disk.
 
         :meth:`unsupported_reason` calls it for a disk with a supported
-        storage and format.
+        storage and format. An error of libvirt, of the host or of this package
+        is a reason, too: call what raises it if the disk can't be frozen.
+
+        :returns: see :meth:`Strategy.unsupported_reason`
         """
 
     def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
@@ -154,7 +227,8 @@ class FreezingStrategy(Strategy):
         nova-compute is killed, the journal lists what remains.
 
         :param entry: the snapshot's entry in the journal; None to create one
-        :raises FreezeFailed: the disk can't be frozen; nothing remains
+        :raises FreezeFailed: the disk can't be frozen; nothing remains. Its
+            class says whether another strategy may be tried
         :raises GuestBusy: the guest has a job that excludes the freeze
         :raises ThawFailed: the guest's filesystems may still be frozen
         :raises libvirtError: the guest's domain is gone
@@ -165,18 +239,30 @@ class FreezingStrategy(Strategy):
             if entry is None:
                 entry = outer.enter_context(journal.new_entry(plan, self.name))
             stack = outer.enter_context(journal.ReleaseStack(entry))
-            try:
+            with self.failing_as(exception.FreezeFailed, plan):
                 frozen = self.freeze_disk(plan, stack)
-            except COMPLETE_ERRORS:
-                raise
-            except (*errors.HYPERVISOR_ERRORS,
-                    *connection.UNREACHABLE) as error:
-                if domain.is_gone(error):
-                    raise
-                raise exception.FreezeFailed(
-                    disk=plan.disk.target, instance=plan.instance.uuid,
-                    strategy=self.name, reason=str(error)) from error
             yield frozen
+
+    @contextlib.contextmanager
+    def failing_as(self, failure: type[exception.FreezeFailed],
+                   plan: planning.Plan) -> Iterator[None]:
+        """Report errors inside the context as a failure of one class.
+
+        :param failure: says what the guest noticed, and so whether another
+            strategy may be tried
+        """
+        try:
+            yield
+        except COMPLETE_ERRORS:
+            raise
+        except FREEZE_ERRORS as error:
+            if domain.is_gone(error):
+                raise
+            if isinstance(error, exception.UnexpectedHeader):
+                failure = exception.FreezeFailedForGood
+            raise failure(
+                disk=plan.disk.target, instance=plan.instance.uuid,
+                strategy=self.name, reason=str(error)) from error
 
     @abc.abstractmethod
     def freeze_disk(self, plan: planning.Plan,
@@ -236,6 +322,123 @@ class FreezingStrategy(Strategy):
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=freeze_seconds,
             frozen_at=frozen_at)
+
+
+def find_reason(plan: planning.Plan,
+                *finders: Callable[[planning.Plan], str | None]) -> str | None:
+    """Return the first reason that one of some functions finds.
+
+    :param finders: return a reason, or raise one of FREEZE_ERRORS
+    :raises libvirtError: the guest's domain is gone
+    """
+    try:
+        return next(filter(None, (find(plan) for find in finders)), None)
+    except exception.UnexpectedHeader as error:
+        return reasons.UnsafeDiskReason(error)
+    except exception.GuestBusy as error:
+        return reasons.UserReason(str(error), error.format_message())
+    except exception.SnapextError as error:
+        return str(error)
+    except FREEZE_ERRORS as error:
+        if domain.is_gone(error):
+            raise
+        return f'it could not be found out whether it can: {error}'
+
+
+def check_no_jobs(plan: planning.Plan) -> None:
+    """Check that neither a running guest nor its root disk has a job.
+
+    :raises GuestBusy: one of them has
+    """
+    jobs.check_no_job(plan.guest, plan.instance)
+    jobs.check_no_disk_job(plan.disk.target, plan.guest, plan.instance)
+
+
+def check_headers(plan: planning.Plan) -> None:
+    """Check that QEMU's programs may open the root disk.
+
+    :raises OSError: it can't be read
+    :raises UnexpectedHeader: a header in its chain is not as expected
+    """
+    os.stat(plan.disk.path)
+    expected = None
+    if plan.running:
+        # What libvirt knows since the guest started.
+        expected = disk_definition.live_chain(
+            plan.guest, plan.disk.target)[1:]
+    image_header.checked_chain(plan.disk, expected)
+
+
+def state_reason(plan: planning.Plan,
+                 host: libvirt_host.Host) -> str | None:
+    """Return why libvirt takes no snapshot in the state of a guest."""
+    reason = STATES_WITHOUT_SNAPSHOT.get(plan.guest.get_power_state(host))
+    return None if reason is None else reasons.UserReason(reason)
+
+
+def overlay_reason(plan: planning.Plan) -> str | None:
+    """Return why the root disk of a running guest can't get an overlay."""
+    if not plan.guest.has_persistent_configuration():
+        # The definition for the next start has to be changed, too.
+        return ('libvirt has no persistent definition of the guest, as after '
+                '"virsh undefine" or during a snapshot of Nova')
+    return attribute_reason(plan)
+
+
+def attribute_reason(plan: planning.Plan) -> str | None:
+    """Return why libvirt takes no snapshot of such a root disk.
+
+    qemuSnapshotPrepareDiskExternal and qemuSnapshotPrepareDiskShared of
+    libvirt's qemu_snapshot.c; a qcow2 can't be shared.
+    """
+    disks = etree.fromstring(plan.guest.get_xml_desc()).xpath(
+        './devices/disk[target/@dev=$target]', target=plan.disk.target)
+    for attribute, text in (('readonly', 'read-only'),
+                            ('shareable', 'shared with other guests'),
+                            ('transient', 'transient')):
+        if any(disk.find(attribute) is not None for disk in disks):
+            return reasons.UserReason(f'its root disk is {text}')
+    return None
+
+
+def memory_reason(plan: planning.Plan,
+                  host: libvirt_host.Host) -> str | None:
+    """Return why the memory of a running guest can't be saved.
+
+    Passthrough devices do not matter: they are detached. libvirt has the same
+    conditions in qemuMigrationSrcIsAllowed, Nova in its API of suspend.
+    """
+    definition = etree.fromstring(plan.guest.get_xml_desc())
+    if plan.guest.get_power_state(host) == power_state.CRASHED:
+        return reasons.UserReason('the guest has crashed')
+    for path, text in (
+        ('./launchSecurity', 'its memory is encrypted'),
+        ("./devices/filesystem/driver[@type='virtiofs']",
+         'it uses a share (virtiofs)'),
+        ('./devices/shmem', 'it shares memory with another process'),
+        ('./devices/disk/transient', 'it has a transient disk'),
+    ):
+        if definition.find(path) is not None:
+            return reasons.UserReason(
+                f'the memory of the guest can\'t be saved, because {text}')
+    kinds = {device.get('type', device.get('mode')) for device in
+             definition.findall('./devices/hostdev')} - {'pci', 'mdev'}
+    if kinds:
+        return reasons.UserReason(
+            f'the memory of the guest can\'t be saved, because it has a host '
+            f'device of the type {", ".join(sorted(map(str, kinds)))}')
+    return None
+
+
+def failure_of_save(
+    devices: passthrough_devices.PassthroughDevices,
+) -> type[exception.FreezeFailed]:
+    """Return what it is if libvirt does not save the memory of a guest.
+
+    :param devices: the guest's, after capture_state()
+    """
+    return (exception.FreezeFailedForGood if devices.exist
+            else exception.GuestStoodStill)
 
 
 def consistency_of_shut_off(plan: planning.Plan) -> planning.Consistency:

@@ -21,9 +21,11 @@ from nova.compute import power_state
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
+from nova_snapext import exception
 from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 from nova_snapext.resources import managed_save
 from nova_snapext.resources import nbd_export
 from nova_snapext.resources import overlay as overlay_resource
@@ -46,15 +48,26 @@ class ColdStrategy(base.FreezingStrategy):
 
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
         if not plan.running:
+            base.check_headers(plan)
             return None
         if plan.instance.image_meta.properties.get(
                 'os_require_quiesce', False):
             # Filesystems that are frozen in the saved memory are still frozen
             # when it is restored, and there may be no agent then to thaw them.
-            return ('its image has os_require_quiesce, and a guest is not '
-                    'quiesced while it is suspended')
+            return reasons.UserReason(
+                'its image has os_require_quiesce, and a guest is not '
+                'quiesced while it is suspended')
         devices = passthrough_devices.PassthroughDevices(self.driver, plan)
-        return devices.unsupported_reason(plan.guest)
+        reason = (base.state_reason(plan, self.host) or
+                  base.overlay_reason(plan) or
+                  base.memory_reason(plan, self.host) or
+                  devices.unsupported_reason(plan.guest))
+        if reason is None:
+            overlay_resource.Overlay(self.host, plan).check(plan.guest)
+        return reason
+
+    def stops_guest(self, plan: planning.Plan) -> bool:
+        return plan.running
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:
         if native.would_be_live(plan):
@@ -78,9 +91,11 @@ class ColdStrategy(base.FreezingStrategy):
             else:
                 frozen_at = timeutils.utcnow()
                 consistency = base.consistency_of_shut_off(plan)
-        return self.export_disk(
-            plan, stack, directory, consistency=consistency,
-            freeze_seconds=watch.elapsed(), frozen_at=frozen_at)
+        with self.failing_as(exception.FreezeFailedForGood if plan.running
+                             else exception.FreezeFailed, plan):
+            return self.export_disk(
+                plan, stack, directory, consistency=consistency,
+                freeze_seconds=watch.elapsed(), frozen_at=frozen_at)
 
     def _switch_to_overlay(self, plan: planning.Plan,
                            stack: journal.ReleaseStack) -> datetime.datetime:
@@ -103,10 +118,12 @@ class ColdStrategy(base.FreezingStrategy):
         # LibvirtDriver.suspend() and resume() can't do this: they check only
         # once whether a device is gone, and they wait indefinitely for a
         # guest that was paused to run.
-        with devices.detached(guest):
+        with self.failing_as(exception.FreezeFailedForGood, plan), \
+                devices.detached(guest):
             # The guest's CPUs stop here.
             frozen_at = timeutils.utcnow()
-            memory.save_memory(guest)
+            with self.failing_as(base.failure_of_save(devices), plan):
+                memory.save_memory(guest)
             try:
                 overlay.switch_suspended(guest)
                 overlay.sync_definition()

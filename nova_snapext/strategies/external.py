@@ -14,9 +14,11 @@ from __future__ import annotations
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
+from nova_snapext import exception
 from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import nbd_export
 from nova_snapext.resources import overlay as overlay_resource
@@ -35,8 +37,13 @@ class ExternalStrategy(base.FreezingStrategy):
 
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
         if not plan.running:
-            return 'the guest is shut off, and has no QEMU that could do it'
-        return None
+            return reasons.UserReason(
+                'the guest is shut off, and has no QEMU that could do it')
+        reason = (base.state_reason(plan, self.host) or
+                  base.overlay_reason(plan))
+        if reason is None:
+            overlay_resource.Overlay(self.host, plan).check(plan.guest)
+        return reason
 
     def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
         # The overlay grows there.
@@ -57,8 +64,9 @@ class ExternalStrategy(base.FreezingStrategy):
                 timeutils.StopWatch() as watch:
             overlay.switch_to_overlay(plan.guest)
         frozen_at = timeutils.utcnow()
-        overlay.sync_definition()
-        stack.mark_released(filesystems)
-        return self.export_disk(
-            plan, stack, directory, consistency=consistency,
-            freeze_seconds=watch.elapsed(), frozen_at=frozen_at)
+        with self.failing_as(exception.FreezeFailedForGood, plan):
+            overlay.sync_definition()
+            stack.mark_released(filesystems)
+            return self.export_disk(
+                plan, stack, directory, consistency=consistency,
+                freeze_seconds=watch.elapsed(), frozen_at=frozen_at)

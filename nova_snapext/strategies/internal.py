@@ -19,10 +19,14 @@ from nova.virt.libvirt import config as vconfig
 from oslo_utils import timeutils
 from oslo_utils import units
 
+from nova_snapext import exception
+from nova_snapext.hypervisor import image_header
 from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import known_defects
+from nova_snapext.hypervisor import qemu_img
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import internal_snapshot
 from nova_snapext.resources import nbd_export
@@ -55,13 +59,25 @@ class InternalStrategy(base.FreezingStrategy):
         # during the snapshot, and QEMU deletes a snapshot only if all disks
         # can contain one.
         definition = etree.fromstring(plan.guest.get_xml_desc())
-        reason = (_unsupported_disk_reason(definition) or
+        reason = (base.attribute_reason(plan) or
+                  _unsupported_disk_reason(definition) or
                   self._unsupported_nvram_reason(definition))
         if reason is None and plan.running:
+            base.check_no_jobs(plan)
             devices = passthrough_devices.PassthroughDevices(self.driver, plan)
-            reason = (_unsupported_memory_reason(plan) or
+            reason = (base.state_reason(plan, self.host) or
+                      base.memory_reason(plan, self.host) or
+                      _unsupported_memory_reason(plan) or
                       devices.unsupported_reason(plan.guest))
+        if reason is None:
+            base.check_headers(plan)
+            reason = next(filter(None, (
+                self._unsupported_header_reason(plan, path)
+                for path in _files(definition))), None)
         return reason
+
+    def stops_guest(self, plan: planning.Plan) -> bool:
+        return plan.running
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:
         return 'it stops the guest while it saves the guest\'s memory'
@@ -74,12 +90,39 @@ class InternalStrategy(base.FreezingStrategy):
             return None
         if not self.host.has_min_version(MIN_LIBVIRT_NVRAM):
             version = '.'.join(str(part) for part in MIN_LIBVIRT_NVRAM)
-            return ('the guest has UEFI variables (NVRAM), and libvirt takes '
-                    f'snapshots of them only from version {version} on')
+            return reasons.UserReason(
+                f'the guest has UEFI variables (NVRAM), and libvirt takes '
+                f'snapshots of them only from version {version} on',
+                'the guest has UEFI variables')
         nvram_format = nvram.get('format', 'raw')
         if nvram_format != 'qcow2':
-            return (f'its UEFI variables (NVRAM {nvram.text}) have the format '
-                    f'{nvram_format}, and only a qcow2 can contain a snapshot')
+            return reasons.UserReason(
+                f'its UEFI variables (NVRAM {nvram.text}) have the format '
+                f'{nvram_format}, and only a qcow2 can contain a snapshot',
+                'the guest has UEFI variables')
+        return None
+
+    def _unsupported_header_reason(self, plan: planning.Plan,
+                                   path: str) -> str | None:
+        """Return why a qcow2 can't contain another snapshot.
+
+        :raises OSError: it can't be read
+        :raises UnexpectedHeader: its header is not as expected
+        """
+        header = image_header.checked_header(path)
+        if header.features & image_header.CORRUPT:
+            return (f'QEMU has marked {path} as corrupt. Shut the guest off '
+                    f'and check it ("qemu-img check")')
+        if header.snapshots >= header.most_snapshots:
+            return reasons.UserReason(
+                f'{path} has refcount_bits={header.refcount_bits} and '
+                f'{header.snapshots} internal snapshots, and can\'t have '
+                f'another one', 'its disk can\'t contain another snapshot')
+        name = internal_snapshot.InternalSnapshot(self.host, plan, []).name
+        if header.snapshots and qemu_img.holds_snapshot(name, path):
+            return (f'{path} has a snapshot {name} already. If no other '
+                    f'snapshot of the guest is in progress, delete it '
+                    f'("qemu-img snapshot -d", when the guest is shut off)')
         return None
 
     def growing_paths(self, plan: planning.Plan) -> tuple[str, ...]:
@@ -94,8 +137,7 @@ class InternalStrategy(base.FreezingStrategy):
         definition = etree.fromstring(plan.guest.get_xml_desc())
         disks = _writable_disks(definition)
         snapshot = internal_snapshot.InternalSnapshot(
-            self.host, plan, [disk.source_path for disk in disks] + [
-                nvram.text for nvram in definition.findall('./os/nvram')])
+            self.host, plan, _files(definition))
         filesystems = guest_filesystems.GuestFilesystems(self.host, plan)
         # A thaw that failed is repeated at the end: the agent can't answer
         # while QEMU has paused the guest because its disk has no space.
@@ -107,7 +149,9 @@ class InternalStrategy(base.FreezingStrategy):
             devices.capture_state(plan.guest)
             stack.add(devices)
             stack.add(snapshot)
-            with devices.detached(plan.guest), \
+            failure = base.failure_of_save(devices)
+            with self.failing_as(failure, plan), \
+                    devices.detached(plan.guest), \
                     filesystems.frozen() as consistency, \
                     timeutils.StopWatch() as watch:
                 frozen_at = timeutils.utcnow()
@@ -115,16 +159,24 @@ class InternalStrategy(base.FreezingStrategy):
                     plan.guest, [disk.target_dev for disk in disks])
             stack.mark_released(devices)
         else:
+            failure = exception.FreezeFailed
             stack.add(snapshot)
             consistency = base.consistency_of_shut_off(plan)
             frozen_at = timeutils.utcnow()
             with timeutils.StopWatch() as watch:
                 snapshot.create()
         stack.mark_released(filesystems)
-        return self.export_disk(
-            plan, stack, directory, consistency=consistency,
-            freeze_seconds=watch.elapsed(), frozen_at=frozen_at,
-            snapshot=snapshot.name)
+        with self.failing_as(failure, plan):
+            return self.export_disk(
+                plan, stack, directory, consistency=consistency,
+                freeze_seconds=watch.elapsed(), frozen_at=frozen_at,
+                snapshot=snapshot.name)
+
+
+def _files(definition: etree._Element) -> list[str]:
+    """Return the paths of all files that contain the snapshot."""
+    return [*(disk.source_path for disk in _writable_disks(definition)),
+            *(nvram.text for nvram in definition.findall('./os/nvram'))]
 
 
 def _writable_disks(
@@ -144,12 +196,14 @@ def _unsupported_disk_reason(definition: etree._Element) -> str | None:
     for disk in _writable_disks(definition):
         name = f'its disk {disk.target_dev}'
         if disk.source_type != 'file':
-            return f'{name} is on {disk.source_type} storage'
+            return reasons.UserReason(
+                f'{name} is on {disk.source_type} storage')
         if disk.driver_format != 'qcow2':
-            return (f'{name} has the format {disk.driver_format}, and a '
-                    f'snapshot has to be inside all disks')
+            return reasons.UserReason(
+                f'{name} has the format {disk.driver_format}, and a snapshot '
+                f'has to be inside all disks')
         if disk.ephemeral_encryption or disk.volume_encryption:
-            return f'{name} is encrypted'
+            return reasons.UserReason(f'{name} is encrypted')
     return None
 
 
@@ -162,7 +216,8 @@ def _unsupported_memory_reason(plan: planning.Plan) -> str | None:
         return f'the free space of its root disk is unknown: {error}'
     if needed <= free:
         return None
-    return (f'the guest\'s memory of {needed // units.Mi} MiB is saved into '
-            f'{plan.disk.path}, and its file system has only '
-            f'{max(free, 0) // units.Mi} MiB free beyond '
-            f'[DEFAULT]reserved_host_disk_mb')
+    return reasons.NoSpaceReason(
+        f'the guest\'s memory of {needed // units.Mi} MiB is saved into '
+        f'{plan.disk.path}, and its file system has only '
+        f'{max(free, 0) // units.Mi} MiB free beyond '
+        f'[DEFAULT]reserved_host_disk_mb')

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nova_snapext import conf
 from nova_snapext.hypervisor import chain
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
 from nova_snapext.strategies import base
@@ -27,9 +28,17 @@ class NativeStrategy(base.Strategy):
         # Nova takes the first disk (libvirt_utils.find_disk).
         targets = chain.targets_of(plan.guest.get_xml_desc())
         if plan.disk.target in targets[1:]:
-            return (f'Nova would take the first disk of the guest, '
-                    f'{targets[0]}, but its root disk is {plan.disk.target}')
-        return None
+            return reasons.UserReason(
+                f'Nova would take the first disk of the guest, {targets[0]}, '
+                f'but its root disk is {plan.disk.target}')
+        if may_be_direct(plan) and plan.image_format != 'raw':
+            return (f'Nova\'s direct snapshot would make an image that is '
+                    f'called {plan.image_format} and has raw content')
+        return base.find_reason(plan, _job_reason)
+
+    def stops_guest(self, plan: planning.Plan) -> bool:
+        return (plan.running and not would_be_live(plan) and
+                not may_be_direct(plan))
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:
         if plan.running and plan.direct_refused:
@@ -38,10 +47,17 @@ class NativeStrategy(base.Strategy):
         return None
 
 
+def _job_reason(plan: planning.Plan) -> str | None:
+    # Nova aborts any job of the disk, and undefines the guest for its own.
+    if would_be_live(plan):
+        base.check_no_jobs(plan)
+    return None
+
+
 def may_be_direct(plan: planning.Plan) -> bool:
     """Return whether Nova's own snapshot may stay inside the storage.
 
-    It then copies no data.
+    It then moves no data through the host.
     """
     return plan.disk.storage == 'network' and not plan.direct_refused
 

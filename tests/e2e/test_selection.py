@@ -73,6 +73,14 @@ class SelectionTest(base.CloudTestCase):
     def test_request_for_unknown_strategy_is_refused_with_its_name(self):
         self.assertIn('Strategy bakcup', self.assert_refused('bakcup'))
 
+    def test_one_unknown_name_refuses_the_whole_list(self):
+        self.assertIn('it names hot, and',
+                      self.assert_refused('hot,cold'))
+
+    def test_auto_in_a_list_stands_for_the_strategies_of_the_host(self):
+        snapshot, _image = self.take_snapshot('cold,auto')
+        self.assertEqual('cold', snapshot.strategy)
+
     def test_flavor_that_is_not_allowed_is_refused_with_reason(self):
         self.configure('snapext.allowed_flavor_strategies=auto,backup')
         text = self.assert_refused()

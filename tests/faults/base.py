@@ -296,7 +296,8 @@ class FaultTestCase(e2e.CloudTestCase):
         wait.until(f"the end of {' and '.join(DISK_PROGRAMS)}",
                    lambda: not self.disk_programs(), SETTLE_TIMEOUT)
         self.assert_nothing_left(self.server)
-        self.assertEqual([], self.journaled())
+        wait.until('the journal to be empty', lambda: not self.journaled(),
+                   SETTLE_TIMEOUT)
         self.assertEqual('', self.host.virsh(
             'snapshot-list', '--name', self.server).strip())
         disk = self.state.instances / self.server / 'disk'

@@ -73,6 +73,7 @@ UPLOAD = 'nova_snapext.upload.'
 NOVA = 'nova.virt.libvirt.driver:LibvirtDriver.'
 
 JOURNAL = 'nova_snapext.journal.file:JournalEntry.'
+JOURNAL_IMAGE = 'nova_snapext.journal.image:ImageEntry.'
 DIRECTORY = f'{RESOURCES}work_directory:WorkDirectory.'
 FILESYSTEMS = f'{RESOURCES}guest_filesystems:GuestFilesystems.'
 OVERLAY_FILES = f'{RESOURCES}overlay_files:OverlayFiles.'
@@ -82,7 +83,7 @@ MOVE_SAVED_MEMORY = f'{RESOURCES}disk_definition:move_saved_memory'
 RESUME = f'{RESOURCES}managed_save:ManagedSave.resume'
 
 #: The nth call adds the nth resource of the strategy's freeze_disk(). The
-#: image is not added: the entry has it from its first write on.
+#: image is not added: it has a file of its own, which is created before.
 ADD = f'{JOURNAL}add'
 
 JOURNAL_CREATED = Point('the journal is created', f'{JOURNAL}write')
@@ -128,20 +129,26 @@ MERGED = (
 #: The steps that all strategies share are in this case in full, and in the
 #: others in part.
 BACKUP = Case('backup', True, (
+    Point('the image is in the journal', f'{JOURNAL_IMAGE}write'),
     Point('before the journal is created', 'os:link', BEFORE),
     JOURNAL_CREATED,
     Point('the backup job is in the journal', ADD, nth=2),
     DIRECTORY_CREATED,
+    Point('the scratch file is created',
+          f'{HYPERVISOR}qemu_img:create_scratch'),
     Point('the work directory is shared with QEMU', f'{DIRECTORY}share_with'),
     QUIESCED,
     Point('the backup job has started', 'libvirt:virDomain.backupBegin',
           guest=FROZEN),
     THAWED,
+    Point("before QEMU's socket is taken", f'{DIRECTORY}take_socket', BEFORE),
+    Point("QEMU's socket is taken", f'{DIRECTORY}take_socket'),
     Point('before the upload', f'{UPLOAD}glance:GlanceImage._attempt',
           BEFORE),
     Point('the first chunk is read', f'{UPLOAD}body:Body.read'),
     *SENT,
     Point('the digest is compared', f'{UPLOAD}glance:_mismatch'),
+    Point('the image is removed from the journal', f'{JOURNAL_IMAGE}remove'),
     Point('before the backup job is aborted', 'libvirt:virDomain.abortJob',
           BEFORE),
     Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
@@ -268,6 +275,8 @@ SNAPSHOTTED = Point('the snapshot is created',
 #: after a function is one of a function that has done its work.
 ERRORS = {
     BACKUP: (
+        Point('before the scratch file is created',
+              f'{HYPERVISOR}qemu_img:create_scratch', BEFORE),
         Point('before the work directory is shared with QEMU',
               f'{DIRECTORY}share_with', BEFORE),
         Point('before the backup job starts', 'libvirt:virDomain.backupBegin',
@@ -367,8 +376,7 @@ RECOVERY = {
         *BACKUP.since('before the backup job is aborted')[:4],
         Point('the backup job is removed from the journal',
               f'{JOURNAL}remove'),
-        Point('the image is deleted',
-              f'{RESOURCES}image:IncompleteImage.release'),
+        Point('the image is deleted', f'{RESOURCES}image:delete'),
         *JOURNAL_REMOVED,
     ),
     (EXTERNAL, READ): (

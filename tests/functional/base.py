@@ -31,6 +31,8 @@ from nova_snapext.recovery import recover
 
 DISK_SIZE = 8 * units.Mi
 
+IMAGE_ID = '5f3c8a4e-19a2-4c40-9d0b-6f8e1c1d2b7a'
+
 DOMAIN = """
 <domain type='{virt_type}'>
   <name>{name}</name>
@@ -177,7 +179,7 @@ class GuestTestCase(base.BaseTestCase):
         guest = domain.get(self.host, instance)
         return planning.Plan(
             context=None, instance=instance, guest=guest,
-            running=bool(guest.is_active()), disk=disk, image_id='',
+            running=bool(guest.is_active()), disk=disk, image_id=IMAGE_ID,
             image_format='qcow2', image_properties={}, metadata={})
 
     @classmethod

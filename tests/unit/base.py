@@ -14,6 +14,11 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import privsep
 from nova_snapext import plan as planning
 
+#: Of a guest whose QEMU runs as root.
+DOMAIN = """
+<domain><seclabel model='dac'><label>+0:+0</label></seclabel></domain>
+"""
+
 IMAGE_ID = 'c2c5d0ab-8a1c-4ac7-8b27-0ee2bd0e6d3b'
 
 QCOW2 = planning.RootDisk(target='vda', storage='file', path='/i/disk',
@@ -46,6 +51,8 @@ def fake_guest(running=True):
     guest.job_stats.return_value = {'type': libvirt.VIR_DOMAIN_JOB_NONE}
     guest.block_job_info.return_value = {}
     guest.has_managed_save.return_value = False
+    guest.has_persistent_configuration.return_value = True
+    guest.get_block_device.return_value.get_job_info.return_value = None
     return guest
 
 
@@ -62,6 +69,12 @@ class TestCase(test.NoDBTestCase):
         self.useFixture(fixtures.MockPatch(
             'nova_snapext.strategies.base.FreezingStrategy.'
             '_known_defect_reason', return_value=None))
+        # The files of a fake guest do not exist.
+        for name in ('strategies.base.FreezingStrategy._work_directory_reason',
+                     'strategies.base.check_headers',
+                     'resources.overlay.Overlay.check'):
+            self.useFixture(fixtures.MockPatch(
+                f'nova_snapext.{name}', return_value=None))
         self.journal = self.useFixture(fixtures.TempDir()).path
         self.flags(journal_directory=self.journal, group='snapext')
 
@@ -73,7 +86,7 @@ class TestCase(test.NoDBTestCase):
             expected_attrs=['system_metadata'], root_device_name='/dev/vda')
 
     def plan(self, disk=QCOW2, running=True, image_format='qcow2',
-             domain_xml='<domain/>', **image_properties):
+             domain_xml=DOMAIN, **image_properties):
         guest = fake_guest(running)
         guest.get_xml_desc.return_value = domain_xml
         return planning.Plan(

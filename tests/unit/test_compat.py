@@ -94,6 +94,7 @@ class CheckTest(base.BaseTestCase):
         def init(self, *args, **kwargs):
             self._lock = threading.Lock()
             self._uri = self._conn_event_handler = None
+            self._event_handler = None
             # It is only read here.
             return self._wrapped_conn_lock
 

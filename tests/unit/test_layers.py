@@ -15,7 +15,7 @@ LAYERS = ('cmd', 'driver', 'guards', 'snapshot', 'recovery', 'strategies',
 
 #: Below all layers.
 GROUND = frozenset({'cancel', 'checks', 'compat', 'conf', 'durable',
-                    'exception', 'plan', 'space'})
+                    'exception', 'plan', 'reason', 'space'})
 
 
 def layer(dotted):

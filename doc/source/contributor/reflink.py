@@ -77,7 +77,8 @@ class ReflinkStrategy(strategies.FreezingStrategy):
 
     def unsupported_guest_reason(self, plan):
         if not plan.running:
-            return 'the guest is shut off: there is nothing to freeze'
+            return strategies.UserReason(
+                'the guest is shut off: there is nothing to freeze')
         return None
 
     def freeze_disk(self, plan, stack):

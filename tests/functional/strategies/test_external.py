@@ -452,7 +452,8 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         with self.when_the_commit_begins(abort):
             error = self.release_fails(plan, lambda: None)
         for part in (plan.instance.uuid, 'still on the overlay',
-                     'restart nova-compute', str(self.overlay_of(plan))):
+                     'merges the overlay by itself',
+                     str(self.overlay_of(plan))):
             self.assertIn(part, error)
         self.assert_still_merges(plan)
 

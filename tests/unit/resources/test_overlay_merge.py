@@ -17,6 +17,7 @@ import tenacity
 from nova_snapext import checks
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
@@ -473,6 +474,39 @@ class Leftover(journal.Resource):
 
     def release(self):
         self._merge.run()
+
+
+class ForbiddenTest(MergeTestCase):
+    """AppArmor forbids the guest to write to its disk."""
+
+    def merge_of(self, running, rules):
+        apparmor = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.useFixture(fixtures.MockPatchObject(
+            confinement, 'APPARMOR', apparmor))
+        (apparmor / 'libvirt').mkdir()
+        (apparmor / 'libvirt' / 'libvirt-1.files').write_text(rules)
+        self.define(self.path, running=running)
+        definition = self.guest.get_xml_desc.side_effect
+        self.guest.get_xml_desc.side_effect = lambda **options: (
+            definition(**options).replace(
+                '</domain>', '<seclabel type="dynamic" model="apparmor">'
+                '<label>libvirt-1</label></seclabel></domain>'))
+        self.block_commit.side_effect = self.commit.side_effect = (
+            base.libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR))
+        return self.merge_fails(), str(apparmor / 'libvirt' / 'libvirt-1')
+
+    def test_error_names_the_line_to_remove_and_how_to_load_the_profile(self):
+        error, profile = self.merge_of(True, f'  deny "{self.disk}" w,\n')
+        for text in ('nothing is lost', 'merged when the guest is shut off',
+                     f'"deny" and names {self.disk} from {profile}.files',
+                     f'"apparmor_parser -r {profile}"'):
+            self.assertIn(text, error)
+
+    def test_other_errors_do_not_blame_apparmor(self):
+        for running, rules in ((True, f'  "{self.disk}" rwk,\n'),
+                               (False, f'  deny "{self.disk}" w,\n')):
+            error, _profile = self.merge_of(running, rules)
+            self.assertNotIn('AppArmor', error)
 
 
 class UnexpectedErrorTest(MergeTestCase):

@@ -22,6 +22,7 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
 from nova_snapext.resources import passthrough_devices
+from nova_snapext.resources import work_directory
 from nova_snapext.strategies import backup
 from nova_snapext.strategies import cold
 from nova_snapext.strategies import internal
@@ -367,7 +368,12 @@ class DetachedTest(base.TestCase):
         self.guest(*ALL)
         self.flags(work_directory=self.useFixture(fixtures.TempDir()).path,
                    group='snapext')
-        self.patch(backup, '_qemu_uid', lambda _guest: os.geteuid())
+        self.patch(backup, '_qemu_owner',
+                   lambda _guest: (os.geteuid(), os.getegid()))
+        self.patch(domain.Domain, 'disk_size', lambda *_args: 1)
+        for name in ('create_scratch', 'share_with', 'take_socket'):
+            self.patch(work_directory.WorkDirectory, name)
+        self.patch(backup.qemu_process, 'check_server')
         self.patch(backup, 'backup_job')
         self.patch(journal.JournalEntry, 'write')
         with backup.BackupStrategy(self.driver).freeze(

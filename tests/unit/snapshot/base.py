@@ -25,7 +25,7 @@ DOMAIN = """
     <driver name='qemu' type='{}'/><source file='/i/disk'/>
     <target dev='vda' bus='virtio'/>
   </disk>
-</devices></domain>
+</devices><seclabel model='dac'><label>+0:+0</label></seclabel></domain>
 """
 
 #: A guest whose ephemeral disk comes before its root disk.
@@ -47,6 +47,8 @@ class SnapshotTestCase(base.TestCase):
     """Takes snapshots of a running guest.
 
     :ivar steps: the task states, and 'freeze', 'stream' and 'release'
+    :ivar set_metadata: of the image
+    :ivar refused: names of properties that Glance refuses
     :ivar native: Nova's own snapshot()
     :ivar stream: reads, encodes and uploads
     :ivar discard: deletes an image
@@ -61,6 +63,8 @@ class SnapshotTestCase(base.TestCase):
         self.domain = mock.MagicMock()
         self.domain.XMLDesc.return_value = DOMAIN.format('qcow2')
         self.domain.isActive.return_value = 1
+        self.domain.state.return_value = [
+            libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED]
         self.domain.info.return_value = [libvirt.VIR_DOMAIN_RUNNING] * 5
         self.domain.jobStats.return_value = {
             'type': libvirt.VIR_DOMAIN_JOB_NONE}
@@ -78,8 +82,9 @@ class SnapshotTestCase(base.TestCase):
         self.patch(self.driver, '_image_api').get.return_value = self.image
         glance_image = self.patch(upload, 'GlanceImage').return_value
         glance_image.__exit__.return_value = None
-        self.set_properties = glance_image.__enter__.return_value \
-            .set_properties
+        self.set_metadata = glance_image.__enter__.return_value.set_metadata
+        self.set_metadata.side_effect = self.describe
+        self.refused = frozenset()
         self.discard = self.patch(upload, 'discard')
         self.discard.return_value = None
         self.stream = self.patch(job, 'stream')
@@ -93,6 +98,10 @@ class SnapshotTestCase(base.TestCase):
     def patch(self, target, name, *value):
         return self.useFixture(
             fixtures.MockPatchObject(target, name, *value)).mock
+
+    def describe(self, attributes, informing):
+        self.assertNotIn('freeze', self.steps)
+        return self.refused & informing.keys()
 
     def step(self, name, result=None):
         self.steps.append(name)

@@ -25,9 +25,38 @@ class ActionEventTest(snapshot_base.SnapshotTestCase):
         error = self.assertRaises(exception.StrategyRefused, self.snapshot)
         for call, name in zip(
                 self.event.event_finish_with_failure.mock_calls,
-                (str(error)[:255], action_event.EVENT), strict=True):
+                (error.format_message()[:255], action_event.EVENT),
+                strict=True):
             self.assertEqual(name, call.args[2])
-            self.assertEqual(error, call.kwargs['exc_val'])
+            self.assertEqual(str(error), call.kwargs['exc_val'])
+
+    def test_name_of_the_event_says_nothing_of_the_host(self):
+        self.flags(strategy='backup', group='snapext')
+        self.patch(self.driver.strategies['backup'], 'unsupported_reason',
+                   mock.Mock(return_value='/secret has 4711 MiB'))
+        self.assertRaises(exception.StrategyRefused, self.snapshot)
+        names = [call.args[2] for call in
+                 self.event.event_finish_with_failure.mock_calls]
+        self.assertIn('backup: the host can\'t (ask an operator', names[0])
+        for call in self.event.mock_calls:
+            self.assertNotIn('secret', call.args[2])
+        # The details are for operators.
+        self.assertIn('/secret has 4711 MiB', self.event
+                      .event_finish_with_failure.call_args.kwargs['exc_val'])
+
+    def test_unknown_name_is_refused_as_an_event_for_the_user(self):
+        self.image['properties'] = {'snapext_strategy': 'extrenal,cold'}
+        self.assertRaises(exception.StrategyRefused, self.snapshot)
+        name = self.event.event_start.mock_calls[-1].args[2]
+        self.assertIn('it names extrenal', name)
+        self.assertEqual([], self.steps)
+
+    def test_details_of_a_failure_are_complete_for_operators(self):
+        self.stream.side_effect = exception.ImageMismatch(
+            image='i', reason='/secret')
+        self.assertRaises(exception.ImageMismatch, self.snapshot)
+        self.assertIn('/secret', self.event
+                      .event_finish_with_failure.call_args.kwargs['exc_val'])
 
     def test_snapshot_without_an_action_succeeds_without_an_event(self):
         # Nova's periodic tasks and its resize between cells take such ones.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import gc
+import weakref
+
 import libvirt
 from nova.compute import task_states
 from nova import exception as nova_exception
@@ -34,6 +37,29 @@ class LogFailureTest(snapshot_base.SnapshotTestCase):
         self.assertIn('Snapshot cancelled: ', self.stdlog.logger.output)
 
 
+class FreeFramesTest(snapshot_base.SnapshotTestCase):
+
+    def test_error_of_a_snapshot_keeps_no_buffers(self):
+        gc.disable()
+        self.addCleanup(gc.enable)
+
+        class Buffer:
+            pass
+
+        buffers = []
+
+        def stream(*_args):
+            buffer = Buffer()
+            buffers.append(weakref.ref(buffer))
+            raise exception.ImageMismatch(image='i', reason='other bytes')
+
+        self.stream.side_effect = stream
+        # Nova's manager still has the error.
+        error = self.assertRaises(exception.ImageMismatch, self.snapshot)
+        self.assertIsNotNone(error.__traceback__)
+        self.assertIsNone(buffers[0]())
+
+
 class GoneGuestTest(snapshot_base.SnapshotTestCase):
 
     def test_domain_that_vanishes_means_instance_not_found(self):
@@ -52,6 +78,7 @@ class GoneGuestTest(snapshot_base.SnapshotTestCase):
         exists = self.patch(self.driver, 'instance_exists')
         exists.return_value = True
         self.assertRaises(exception.DiskReadError, self.snapshot)
+        self.steps.clear()
         exists.return_value = False
         self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
+import os
 from unittest import mock
 
 from nova.compute import task_states
@@ -12,6 +14,7 @@ from oslo_utils import units
 from nova_snapext import checks
 from nova_snapext import encode
 from nova_snapext import exception
+from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
 from nova_snapext.snapshot import job
@@ -85,19 +88,36 @@ class PlanTest(snapshot_base.SnapshotTestCase):
 
     def test_image_properties_describe_the_snapshot(self):
         instance = self.snapshot()
-        plan, strategy, frozen, *_ = self.stream.mock_calls[0].args
-        described = properties.of_frozen(strategy, plan.instance.uuid, frozen)
+        metadata, informing = self.set_metadata.call_args.args
+        plan, frozen, *_ = self.stream.mock_calls[0].args
+        self.assertEqual(plan.metadata, metadata)
         self.assertEqual(
-            {'snapext_strategy_used': 'backup', 'snapext_consistency': 'crash',
+            {'snapext_strategy': None, 'snapext_strategy_used': 'backup',
+             'snapext_consistency': 'crash',
              'snapext_frozen_at': '2026-11-01T12:00:00.250Z',
-             'instance_uuid': instance.uuid}, described.values)
+             'instance_uuid': instance.uuid},
+            informing | properties.of_frozen(frozen))
+
+    def test_refusal_of_nova_s_own_metadata_touches_nothing(self):
+        self.set_metadata.side_effect = exception.GlanceRefused(
+            server='s', image='i', reason='quota (HTTP 413)')
+        error = self.assertRaises(exception.GlanceRefused, self.snapshot)
+        self.assertEqual([task_states.IMAGE_PENDING_UPLOAD], self.steps)
+        self.discard.assert_called_once()
+        self.assertIn(str(error), self.stdlog.logger.output)
+
+    def test_refused_properties_are_not_set_after_the_freeze(self):
+        self.refused = frozenset({'snapext_frozen_at'})
+        self.snapshot()
+        _plan, _frozen, refused, *_ = self.stream.mock_calls[0].args
+        self.assertEqual(self.refused, refused)
 
     def test_refused_request_touches_nothing(self):
         self.image['properties'] = {'snapext_strategy': 'native'}
         self.assertRaises(exception.StrategyRefused, self.snapshot)
         self.assertEqual([], self.steps)
         self.native.assert_not_called()
-        self.set_properties.assert_not_called()
+        self.set_metadata.assert_not_called()
         self.driver._image_api.update.assert_not_called()
 
     def test_request_of_flavor_is_followed(self):
@@ -164,7 +184,7 @@ class AbortTest(snapshot_base.SnapshotTestCase):
         self.discard_failure = None
         self.cause = exception.ServiceStopping(instance='i')
 
-    def record_discard(self, _context, _image_api, image_id):
+    def record_discard(self, _context, _image_api, image_id, _seen_by_nova):
         self.steps.append(f'discard {image_id}')
         return self.discard_failure
 
@@ -189,8 +209,8 @@ class AbortTest(snapshot_base.SnapshotTestCase):
 
     def test_lack_of_space_prevents_the_freeze(self):
         self.flags(min_free_disk_mb=10 ** 9, group='snapext')
-        error = self.assertRaises(exception.InsufficientSpace, self.snapshot)
-        self.assertNotIn('freeze', self.steps)
+        error = self.assertRaises(exception.StrategyRefused, self.snapshot)
+        self.assertEqual([], self.steps)
         self.assertIn(str(error), self.stdlog.logger.output)
 
     def test_disk_is_released_before_the_image_is_deleted(self):
@@ -222,6 +242,182 @@ class AbortTest(snapshot_base.SnapshotTestCase):
         self.assertIn('Glance is away', self.stdlog.logger.output)
 
 
+class GoOnTest(snapshot_base.SnapshotTestCase):
+    """A strategy fails, and nothing was touched."""
+
+    def setUp(self):
+        super().setUp()
+        for name in ('external', 'internal'):
+            self.patch(self.driver.strategies[name], 'freeze', self.freeze)
+            self.patch(self.driver.strategies[name], 'unsupported_reason',
+                       mock.Mock(return_value=None))
+        self.entries = []
+        self.discard.side_effect = lambda *_args: self.step('discard')
+
+    def fail(self, name, error=None):
+        """Make a strategy fail to freeze."""
+        @contextlib.contextmanager
+        def freeze(_plan, entry):
+            self.entries.append(entry)
+            self.steps.append(f'fail {name}')
+            raise error or exception.FreezeFailed(
+                strategy=name, disk='vda', instance='i',
+                reason='bind: Permission denied')
+            yield
+
+        self.patch(self.driver.strategies[name], 'freeze', freeze)
+
+    def request(self, text):
+        self.flags(strategy=text, group='snapext')
+
+    def test_next_strategy_takes_the_snapshot(self):
+        self.fail('backup')
+        self.snapshot()
+        self.assertEqual(
+            [task_states.IMAGE_PENDING_UPLOAD, 'fail backup',
+             task_states.IMAGE_PENDING_UPLOAD, 'freeze',
+             task_states.IMAGE_UPLOADING, 'stream', 'release'], self.steps)
+        [line] = [line for line in self.stdlog.logger.output.splitlines()
+                  if 'by the strategy external, and not by' in line]
+        self.assertIn('bind: Permission denied', line)
+
+    def test_each_task_state_expects_the_one_before_it(self):
+        self.fail('backup')
+        self.snapshot()
+        self.assertEqual(
+            [mock.call(task_state=task_states.IMAGE_PENDING_UPLOAD),
+             mock.call(task_state=task_states.IMAGE_PENDING_UPLOAD,
+                       expected_state=task_states.IMAGE_PENDING_UPLOAD),
+             mock.call(task_state=task_states.IMAGE_UPLOADING,
+                       expected_state=task_states.IMAGE_PENDING_UPLOAD)],
+            self.update_task_state.mock_calls)
+
+    def test_auto_ends_with_the_snapshot_of_nova(self):
+        # As on a host whose AppArmor denies our sockets.
+        self.fail('backup')
+        self.fail('external')
+        self.snapshot()
+        self.native.assert_called_once()
+        self.assertNotIn('discard', self.steps)
+
+    def test_journal_has_the_strategy_of_each_attempt(self):
+        names = []
+        write = journal.JournalEntry.write
+        self.patch(journal.JournalEntry, 'write', lambda entry, *args, **kw: (
+            names.append(entry.strategy), write(entry, *args, **kw)))
+        self.fail('backup')
+        self.fail('external')
+        self.snapshot()
+        self.assertEqual('backup', names[0])
+        self.assertEqual({'native'}, set(names[1:]))
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_properties_are_those_of_the_strategy_that_took_it(self):
+        self.fail('backup')
+        self.snapshot()
+        self.assertEqual('external', self.set_metadata.call_args.args[1][
+            'snapext_strategy_used'])
+
+    def test_image_is_deleted_once_if_all_fail(self):
+        self.request('backup,external')
+        self.fail('backup')
+        self.fail('external')
+        error = self.assertRaises(exception.FreezeFailed, self.snapshot)
+        self.assertEqual(1, self.steps.count('discard'))
+        self.assertIn('Strategy external could not freeze', str(error))
+        self.assertIn('backup: Strategy backup could not', str(error))
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_single_strategy_is_not_replaced(self):
+        self.request('backup')
+        self.fail('backup')
+        error = self.assertRaises(exception.FreezeFailed, self.snapshot)
+        self.assertNotIn('No other', str(error))
+        self.assertNotIn('freeze', self.steps)
+
+    def test_job_that_begins_in_the_last_moment_is_a_reason_to_go_on(self):
+        self.fail('backup', exception.GuestBusy(
+            guest='g', instance='i', job='dump'))
+        self.snapshot()
+        self.assertIn('freeze', self.steps)
+
+    def test_space_that_vanishes_in_the_last_moment_is_a_reason_to_go_on(
+            self):
+        self.patch(checks.FreeSpaceCheck, 'raise_if_short', mock.Mock(
+            side_effect=[exception.InsufficientSpace(
+                instance='i', path='/w', free=1, shrinks=0, min_free=2),
+                None]))
+        self.snapshot()
+        self.assertEqual(1, self.steps.count('freeze'))
+        self.assertNotIn('discard', self.steps)
+
+    def test_other_failures_end_the_snapshot(self):
+        for error in (
+                exception.FreezeFailedForGood(
+                    strategy='s', disk='vda', instance='i', reason='r'),
+                exception.ThawFailed(instance='i', guest='g', reason='r'),
+                exception.ReleaseFailed(instance='i', reason='r'),
+                exception.JournalFailed(path='/j', reason='r'),
+                exception.ServiceStopping(instance='i'),
+                nova_exception.InstanceQuiesceFailed(reason='r')):
+            with self.subTest(type(error).__name__):
+                self.steps.clear()
+                self.fail('backup', error)
+                self.assertRaises(type(error), self.snapshot)
+                self.assertNotIn('freeze', self.steps)
+                self.assertEqual(1, self.steps.count('discard'))
+
+    def test_failure_that_leaves_something_ends_the_snapshot(self):
+        @contextlib.contextmanager
+        def freeze(_plan, entry):
+            entry.records.append(journal.JournalRecord('work directory', {},
+                                                       False))
+            raise exception.FreezeFailed(
+                strategy='backup', disk='vda', instance='i', reason='r')
+            yield
+
+        self.patch(self.driver.strategies['backup'], 'freeze', freeze)
+        self.assertRaises(exception.FreezeFailed, self.snapshot)
+        self.assertNotIn('freeze', self.steps)
+
+    def test_failed_upload_is_not_repeated_by_another_strategy(self):
+        for error in (exception.GuestBusy(guest='g', instance='i', job='j'),
+                      exception.InsufficientSpace(
+                          instance='i', path='/w', free=1, shrinks=0,
+                          min_free=2)):
+            self.steps.clear()
+            self.stream.side_effect = error
+            self.assertRaises(type(error), self.snapshot)
+            self.assertEqual(1, self.steps.count('freeze'))
+
+    def test_cancelled_snapshot_does_not_go_on(self):
+        cause = exception.ServiceStopping(instance='i')
+
+        @contextlib.contextmanager
+        def freeze(_plan, _entry):
+            self.token.cancel(cause)
+            raise exception.FreezeFailed(
+                strategy='backup', disk='vda', instance='i', reason='r')
+            yield
+
+        self.patch(self.driver.strategies['backup'], 'freeze', freeze)
+        self.assertRaises(exception.ServiceStopping, self.snapshot)
+        self.assertNotIn('freeze', self.steps)
+
+    def test_guest_that_was_shut_off_meanwhile_is_taken_as_it_is_now(self):
+        self.driver.strategies['external'].unsupported_reason.side_effect = (
+            lambda plan: None if plan.running else 'off')
+
+        def shut_off(*_args):
+            self.domain.isActive.return_value = 0
+            raise exception.FreezeFailed(
+                strategy='backup', disk='vda', instance='i', reason='r')
+
+        self.patch(self.driver.strategies['backup'], 'freeze', shut_off)
+        self.snapshot()
+        self.assertFalse(self.stream.mock_calls[0].args[0].running)
+
+
 class StreamTest(snapshot_base.SnapshotTestCase):
 
     def setUp(self):
@@ -235,18 +431,28 @@ class StreamTest(snapshot_base.SnapshotTestCase):
         self.stream.side_effect = STREAM
         self.cause = exception.ServiceStopping(instance='i')
 
-    def test_upload_sets_properties_and_removes_the_request(self):
+    def test_upload_sets_formats_and_what_was_unknown_before(self):
         self.snapshot()
-        _context, image_id, metadata, removed, *_ = self.upload.call_args.args
+        _context, image_id, attributes, informing, *_ = (
+            self.upload.call_args.args)
         self.assertEqual(base.IMAGE_ID, image_id)
-        self.assertEqual('backup',
-                         metadata['properties']['snapext_strategy_used'])
-        self.assertEqual(('snapext_strategy',), tuple(removed))
+        self.assertEqual({'disk_format': 'qcow2', 'container_format': 'bare'},
+                         attributes)
+        self.assertEqual(
+            {'snapext_consistency': 'crash',
+             'snapext_frozen_at': '2026-11-01T12:00:00.250Z'}, informing)
+
+    def test_upload_leaves_out_what_glance_has_refused(self):
+        self.refused = frozenset({'snapext_frozen_at'})
+        self.snapshot()
+        self.assertEqual({'snapext_consistency': 'crash'},
+                         self.upload.call_args.args[3])
 
     def test_rate_limit_is_in_mib_per_second(self):
         self.flags(read_timeout=7, read_rate_limit_mbps=3, group='snapext')
         self.snapshot()
-        self.open.assert_called_once_with('nbd:', 7, 3 * units.Mi)
+        self.open.assert_called_once_with(
+            'nbd:', 7, 3 * units.Mi, None)
 
     def test_cancellation_aborts_disk_and_encoder(self):
         def cancel(*_args):

@@ -27,16 +27,31 @@ class NativeJobTest(snapshot_base.SnapshotTestCase):
 
     def test_properties_are_set_and_stale_ones_removed_in_one_request(self):
         self.snapshot()
-        self.set_properties.assert_called_once_with(
-            {'properties': {'snapext_strategy_used': 'native'}},
-            ('snapext_strategy', 'snapext_consistency', 'snapext_frozen_at'))
+        self.set_metadata.assert_called_once_with(mock.ANY, {
+            'snapext_strategy_used': 'native', 'snapext_strategy': None,
+            'snapext_consistency': None, 'snapext_frozen_at': None})
         self.driver._image_api.update.assert_not_called()
 
-    def test_properties_are_set_before_nova_begins(self):
-        self.set_properties.side_effect = (
-            lambda *_args: self.native.assert_not_called())
+    def test_metadata_of_nova_is_set_before_nova_begins(self):
+        # Else ours could take the last place that Glance's quota leaves.
+        self.set_metadata.side_effect = (
+            lambda *_args: self.native.assert_not_called() or frozenset())
+        self.snapshot()
+        metadata, _informing = self.set_metadata.call_args.args
+        self.assertEqual('snapshot', metadata['properties']['image_location'])
+        self.assertEqual('ploop', metadata['disk_format'])
+        self.native.assert_called_once()
+
+    def test_refusal_of_what_informs_does_not_prevent_it(self):
+        self.refused = frozenset({'snapext_strategy_used'})
         self.snapshot()
         self.native.assert_called_once()
+
+    def test_refusal_of_nova_s_own_metadata_prevents_it(self):
+        self.set_metadata.side_effect = exception.GlanceRefused(
+            server='s', image='i', reason='quota (HTTP 413)')
+        self.assertRaises(exception.GlanceRefused, self.snapshot)
+        self.native.assert_not_called()
 
     def test_directory_of_a_live_snapshot_is_in_the_journal(self):
         def live_snapshot(driver, _context, instance, *_args):
@@ -61,6 +76,8 @@ class DirectSnapshotTest(snapshot_base.SnapshotTestCase):
     def setUp(self):
         super().setUp()
         self.domain.XMLDesc.return_value = snapshot_base.RBD_DOMAIN
+        self.flags(auto_strategies=['native', 'backup', 'external', 'cold'],
+                   group='snapext')
         self.native.side_effect = self.refuse_direct_snapshot
         self.suspend = self.patch(self.driver, 'suspend')
 
@@ -84,9 +101,21 @@ class DirectSnapshotTest(snapshot_base.SnapshotTestCase):
     def test_guest_is_backed_up_instead_of_suspended(self):
         self.snapshot()
         self.suspend.assert_not_called()
-        plan, strategy, *_ = self.stream.mock_calls[0].args
-        self.assertEqual('backup', strategy)
+        plan = self.stream.mock_calls[0].args[0]
         self.assertIn('can\'t make an image', plan.direct_refused)
+
+    def test_image_is_described_again_for_the_other_strategy(self):
+        self.snapshot()
+        self.assertEqual(
+            ['native', 'backup'],
+            [call.args[1]['snapext_strategy_used']
+             for call in self.set_metadata.mock_calls])
+
+    def test_other_strategy_leaves_out_what_glance_has_refused(self):
+        self.refused = frozenset({'snapext_strategy_used'})
+        self.snapshot()
+        self.assertNotIn('snapext_strategy_used',
+                         self.set_metadata.call_args.args[1])
 
     def test_refused_direct_snapshot_keeps_the_image(self):
         self.snapshot()

@@ -37,6 +37,9 @@ class ExternalTest(base.TestCase):
         self.frozen.return_value = mock.MagicMock()
         directory = self.calls.WorkDirectory.allocate.return_value
         directory.socket = '/s'
+        for mocked in (directory, self.calls.Overlay.return_value,
+                       self.calls.GuestFilesystems.return_value):
+            mocked.kind = 'a resource'
         self.calls.live_chain.return_value = []
         self.strategy = external.ExternalStrategy(mock.MagicMock())
 

@@ -14,6 +14,7 @@ from oslo_utils import units
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import image_header
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import internal_snapshot
@@ -86,8 +87,12 @@ class UnsupportedReasonTest(InternalTestCase):
 
     def setUp(self):
         super().setUp()
+        self.flags(min_free_disk_mb=0, group='snapext')
         self.free_bytes = self.useFixture(fixtures.MockPatchObject(
             space, 'free_bytes', return_value=9 * units.Mi)).mock
+        self.useFixture(fixtures.MockPatch(
+            f'{IMAGE_HEADER}.checked_header',
+            return_value=image_header.Header(None, None, 0, None, 0, 0)))
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host.has_min_version.return_value = False
         self.strategy = internal.InternalStrategy(mock.Mock(_host=self.host))
