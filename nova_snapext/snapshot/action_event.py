@@ -15,11 +15,13 @@ from nova.compute import utils as compute_utils
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
+from oslo_log import log as logging
 
 from nova_snapext import conf
 from nova_snapext import exception
 
 CONF = conf.CONF
+LOG = logging.getLogger(__name__)
 
 EVENT = 'compute_snapext_snapshot'
 
@@ -37,33 +39,51 @@ def report(context: nova_context.RequestContext,
     who requested a strategy needs the reason of its refusal: the name of a
     second event contains the part of it that is for users.
     """
-    with contextlib.ExitStack() as stack:
-        # Nova's periodic tasks take snapshots without an action of a user.
-        with contextlib.suppress(nova_exception.InstanceActionNotFound):
-            stack.enter_context(_event(context, instance, EVENT))
+    with _EventReporter(context, EVENT, CONF.host, instance.uuid):
         try:
             yield
         except exception.StrategyRefused as refused:
-            with contextlib.suppress(nova_exception.InstanceActionNotFound), \
-                    _event(context, instance,
-                           refused.format_message()[:NAME_LENGTH]):
+            with _EventReporter(
+                    context, refused.format_message()[:NAME_LENGTH],
+                    CONF.host, instance.uuid):
                 raise
-            raise
-
-
-def _event(context: nova_context.RequestContext, instance: objects.Instance,
-           name: str) -> _EventReporter:
-    return _EventReporter(
-        context, name, CONF.host, instance.uuid, graceful_exit=True)
 
 
 class _EventReporter(compute_utils.EventReporter):
-    """Nova's, with the text of our errors that is for operators."""
+    """Nova's, with the text of our errors that is for operators.
+
+    An event only informs: if it can't be written, the snapshot goes on. Its
+    own error is never hidden.
+    """
+
+    _is_started = False
+
+    def __enter__(self) -> _EventReporter:
+        with self._never_failing():
+            super().__enter__()
+            self._is_started = True
+        return self
 
     def __exit__(self, exc_type: ty.Any, exc_val: ty.Any,
-                 exc_tb: ty.Any) -> bool | None:
+                 exc_tb: ty.Any) -> None:
         # Nova would take format_message(), which is for users.
         if isinstance(exc_val, exception.SnapextError):
             exc_val = str(exc_val)
-        result: bool | None = super().__exit__(exc_type, exc_val, exc_tb)
-        return result
+        if self._is_started:
+            with self._never_failing():
+                super().__exit__(exc_type, exc_val, exc_tb)
+
+    @contextlib.contextmanager
+    def _never_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except nova_exception.InstanceActionNotFound:
+            # Nova's periodic tasks take snapshots without a user's action.
+            LOG.debug('No action of instance %s has this event',
+                      self.instance_uuids)
+        except Exception as error:
+            LOG.warning('The event of the snapshot of instance %(instances)s '
+                        'could not be written: %(error)s. The snapshot does '
+                        'not depend on it',
+                        {'instances': ', '.join(self.instance_uuids),
+                         'error': error})

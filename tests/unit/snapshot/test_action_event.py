@@ -3,6 +3,7 @@
 from unittest import mock
 
 from nova import exception as nova_exception
+import oslo_messaging
 
 from nova_snapext import exception
 from nova_snapext.snapshot import action_event
@@ -65,3 +66,29 @@ class ActionEventTest(snapshot_base.SnapshotTestCase):
                 request_id='r', instance_uuid='i'))
         self.snapshot()
         self.assertEqual('release', self.steps[-1])
+
+    def test_event_that_can_not_begin_fails_no_snapshot(self):
+        self.event.event_start.side_effect = (
+            oslo_messaging.MessagingTimeout('conductor'))
+        self.snapshot()
+        self.assertEqual('release', self.steps[-1])
+        self.event.event_finish_with_failure.assert_not_called()
+
+    def test_event_that_can_not_end_fails_no_complete_snapshot(self):
+        self.event.event_finish_with_failure.side_effect = (
+            oslo_messaging.MessagingTimeout('conductor'))
+        self.snapshot()
+        self.assertEqual('release', self.steps[-1])
+
+    def test_event_that_can_not_end_hides_no_error(self):
+        for error in (oslo_messaging.MessagingTimeout('conductor'),
+                      nova_exception.InstanceActionNotFound(
+                          request_id='r', instance_uuid='i')):
+            self.event.event_finish_with_failure.side_effect = error
+            self.stream.side_effect = exception.ImageMismatch(
+                image='i', reason='digest')
+            self.assertRaises(exception.ImageMismatch, self.snapshot)
+            self.image['properties'] = {'snapext_strategy': 'native'}
+            self.assertRaises(exception.StrategyRefused, self.snapshot)
+            self.image['properties'] = {}
+            self.steps.clear()
