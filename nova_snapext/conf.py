@@ -157,7 +157,7 @@ again to thaw them.
 The filesystems are frozen only if the image has the property
 ``hw_qemu_guest_agent``. If the agent does not answer in time, the snapshot
 fails if the image has ``os_require_quiesce``; otherwise it is
-crash-consistent.
+crash-consistent. It also fails if the filesystems can't be thawed.
 """),
     cfg.IntOpt(
         'operation_timeout',
@@ -224,8 +224,8 @@ every second on the file systems that fill while the root disk is frozen: the
 file system of ``[snapext]work_directory`` for ``backup``, of the instance
 directory for ``external`` and for ``cold`` of a running guest, of the disks
 themselves for ``internal``. A snapshot is aborted if less than this is free,
-or if less would be free in two seconds at the present rate. No snapshot is
-started in that case. Guests that write fast need a higher value, because
+or if less would be free in two seconds at the present rate. The strategy
+is not used in that case. Guests that write fast need a higher value, because
 their rate is known only from one check to the next.
 
 Possible values:

@@ -66,7 +66,7 @@ def _fail_check(error: exception.SnapextError,
                 _instance: objects.Instance) -> Exception:
     """Return the error after which the conductor keeps the state."""
     return ty.cast(Exception, nova_exception.MigrationPreCheckError(
-        reason=str(error)))
+        reason=error.format_message()))
 
 
 def _stay_rescued(error: exception.SnapextError,

@@ -48,15 +48,19 @@ class OtherStorageReason(UserReason):
 class NoSpaceReason(UserReason):
     """There is not enough free space on the host.
 
-    Nova's own snapshot needs more than any strategy, and does not replace one
-    that has this reason.
+    :ivar path: a file or directory on the file system. Nova's own snapshot
+        does not replace a strategy with this reason if it stages its copies
+        on the same one.
     """
 
-    __slots__ = ()
+    __slots__ = ('path',)
+    path: str
 
-    def __new__(cls, text: str) -> ty.Self:
-        return super().__new__(
+    def __new__(cls, text: str, path: str) -> ty.Self:
+        self = super().__new__(
             cls, text, 'the host has not enough free space')
+        self.path = path
+        return self
 
 
 class UnsafeDiskReason(str):

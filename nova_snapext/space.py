@@ -19,8 +19,21 @@ def free_bytes(path: str) -> int:
         nearest parent that exists is used
     :raises OSError: the file system can't be queried
     """
-    while not os.path.exists(path) and path != os.path.dirname(path):
-        path = os.path.dirname(path)
-    found = os.statvfs(path)
+    found = os.statvfs(_existing(path))
     reserve: int = CONF.reserved_host_disk_mb * units.Mi
     return found.f_bavail * found.f_frsize - reserve
+
+
+def is_same_file_system(path: str, other: str) -> bool:
+    """Return whether two files or directories are, or would be, in one.
+
+    :raises OSError: a file system can't be queried
+    """
+    return os.stat(_existing(path)).st_dev == os.stat(_existing(other)).st_dev
+
+
+def _existing(path: str) -> str:
+    """Return a path, or its nearest parent that exists."""
+    while not os.path.exists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path

@@ -251,7 +251,11 @@ def apparmor() -> str:
                 f'is not checked: {error}')
     confinement = importlib.import_module(
         'nova_snapext.hypervisor.confinement')
-    work_directory = _work_directory()
+    if not confinement.has_rules():
+        return ('AppArmor confines guests; its rules are not checked, because '
+                f'the {confinement.APPARMOR} of libvirt\'s host is not here')
+    # AppArmor sees a path without symbolic links.
+    work_directory = os.path.realpath(_work_directory())
     try:
         rules = list(confinement.guest_rules())
     except OSError as error:
@@ -300,6 +304,20 @@ def selinux() -> str:
             'documentation)')
 
 
+def work_directory() -> str:
+    """Check that the path of a Unix socket fits into the work directory."""
+    path = _work_directory()
+    limit = importlib.import_module(
+        'nova_snapext.resources.work_directory').PATH_LIMIT
+    length = len(os.fsencode(path))
+    if length > limit:
+        raise Problem(
+            f'[snapext]work_directory {path} has {length} bytes, and can have '
+            f'{limit}: only Nova\'s own snapshots are possible. Set it to a '
+            f'shorter path.')
+    return f'work directory {path}'
+
+
 def _first_line(path: str) -> str | None:
     """Return what the kernel says in a file.
 
@@ -341,7 +359,7 @@ def _work_directory() -> str:
 
 CHECKS: tuple[Callable[[], str], ...] = (
     nova_installed, nbd_binding, programs, privileges, strategies,
-    driver_loads, compatible, defects, apparmor, selinux)
+    driver_loads, compatible, defects, work_directory, apparmor, selinux)
 
 # Without these, those that come after them can't be made.
 REQUIRED = (nova_installed, driver_loads)

@@ -39,11 +39,17 @@ def configure(options: argparse.Namespace) -> None:
     monkey_patch.patch(backend='threading')
     from nova import config
     from nova import objects
+    from oslo_config import cfg
     from oslo_log import log as logging
     arguments = [argument for name in ('file', 'dir')
                  for path in getattr(options, f'config_{name}')
                  for argument in (f'--config-{name}', path)]
-    config.parse_args(['nova-compute', *arguments])
+    try:
+        config.parse_args(['nova-compute', *arguments])
+    except cfg.Error as error:
+        raise SystemExit(
+            f'Nova\'s configuration can\'t be read: {error}. Run this command '
+            f'as the user of nova-compute, or as root.') from None
     # Before anything is created: also a log file must be of that user.
     become_owner_of_state(config.CONF.state_path)
     logging.setup(config.CONF, 'nova')
@@ -138,6 +144,8 @@ def create_driver() -> ty.Any:
     # rpc.init() registers this option.
     conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
     created = driver.SnapextDriver(virtapi.VirtAPI())
+    # Nova's would enable or disable the compute service in the database.
+    created._host._conn_event_handler = None
     created._host.initialize()
     return created
 

@@ -46,7 +46,7 @@ def collect() -> dict[str, ty.Any]:
     in_use = {snapshot['image_id'] for snapshot in snapshots
               if snapshot['state'] == RUNNING}
     images = [_image(image) for image in journal.images()
-              if image.image_id not in in_use]
+              if image.image_id not in in_use and not _is_new(image, since)]
     unusable = [_unusable(file) for file in journal.unusable()]
     set_aside = journal.set_aside_files()
     return {
@@ -81,6 +81,15 @@ def _snapshot(entry: ty.Any, since: str | None) -> dict[str, ty.Any]:
             record.blocks_snapshot for record in entry.records)}
 
 
+def _is_new(image: ty.Any, since: str | None) -> bool:
+    """Return whether an image is of a snapshot that has only just begun.
+
+    Its entry was not there yet when the entries were read.
+    """
+    return (since is not None and image.reason is None and
+            image.began_at >= since)
+
+
 def _image(image: ty.Any) -> dict[str, ty.Any]:
     return {'image_id': image.image_id, 'instance_uuid': image.instance_uuid,
             'strategy': image.strategy, 'began_at': image.began_at,
@@ -94,8 +103,8 @@ def _unusable(file: ty.Any) -> dict[str, ty.Any]:
 
 def _lines(status: dict[str, ty.Any]) -> Iterator[str]:
     """Return the lines of the text for people."""
-    user = ('in use by nova-compute' if status['locked'] else
-            'nova-compute does not run')
+    user = ('in use by nova-compute (or nova-snapext recover or drain)'
+            if status['locked'] else 'nova-compute does not run')
     yield (f'Host {status["host"]}, journal {status["journal_directory"]}: '
            f'{user}.')
     for snapshot in status['snapshots']:

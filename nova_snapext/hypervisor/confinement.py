@@ -150,6 +150,14 @@ def profile_that_forbids_write(definition: etree._Element,
     return file if _denies_write(text, os.path.realpath(path)) else None
 
 
+def has_rules() -> bool:
+    """Return whether libvirt's rules are here, and not on another host.
+
+    nova-compute may be in a container.
+    """
+    return (APPARMOR / 'abstractions' / 'libvirt-qemu').exists()
+
+
 def guest_rules() -> Iterator[Rule]:
     """Return the rules that every guest's profile includes.
 
@@ -232,7 +240,7 @@ def label_for_guest(path: str, definition: etree._Element) -> None:
     The policy lets QEMU create a socket in a directory with this type, and the
     categories keep the QEMUs of other guests out: manage_sock_files_pattern
     for svirt_image_t in the module virt of selinux-policy, and the constraints
-    in its file mcs. What is created in the directory inherits both. Does
+    in its file mcs. What is created in the directory inherits the type. Does
     nothing if SELinux does not confine the guest.
 
     :param definition: libvirt's live definition of the guest

@@ -195,8 +195,9 @@ def locked(wait: bool = False) -> Iterator[None]:
                 raise is_locked from error
             LOG.warning('%s Waiting until it has ended', is_locked)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # See locked_since().
-        os.utime(descriptor)
+        # For locked_since(), which only informs.
+        with contextlib.suppress(OSError):
+            os.utime(descriptor)
         LOG.debug('Locked the journal %s', path)
         _is_locked_here = True
         stack.callback(_unlocked)

@@ -59,7 +59,7 @@ def list_of(items: Schema) -> Schema:
 ENTRY = object_of(
     instance_uuid=_UUID, instance_name=TEXT, image_id=_UUID, strategy=_NAME,
     began_at=_TIME, problem=OPTIONAL_TEXT,
-    disk=object_of(target=_NAME, storage=_NAME, path=TEXT, format=_NAME,
+    disk=object_of(target=TEXT, storage=TEXT, path=TEXT, format=TEXT,
                    unsupported_reason=OPTIONAL_TEXT),
     records=list_of(object_of(
         kind=_NAME, data=OBJECT, blocks_start=FLAG, blocks_snapshot=FLAG)))

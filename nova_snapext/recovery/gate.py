@@ -115,7 +115,16 @@ class InstanceGate:
             if uuid in self._queued:
                 return
             self._queued.add(uuid)
-        _spawn(self._recover, uuid)
+        try:
+            _spawn(self._recover, uuid)
+        except RuntimeError as error:
+            # No thread can start, and a snapshot that is complete must not
+            # fail because of that.
+            with self._changed:
+                self._queued.discard(uuid)
+                self._changed.notify_all()
+            LOG.warning('Instance %(uuid)s is recovered by the next periodic '
+                        'look: %(error)s', {'uuid': uuid, 'error': error})
 
     def recover_if_outstanding(self, uuid: str) -> None:
         """Recover an instance whose guest has changed, if anything is left.
@@ -177,10 +186,13 @@ class InstanceGate:
         :param context: of a user who may be able to delete them
         :param uuid: only images of this instance
         """
-        images = [entry for entry in journal.images()
-                  if uuid in (None, entry.instance_uuid)]
-        if images:
-            _spawn(self._delete_images, images, context)
+        if any(uuid in (None, entry.instance_uuid)
+               for entry in journal.images()):
+            try:
+                _spawn(self._delete_images, uuid, context)
+            except RuntimeError as error:
+                LOG.warning('Images of failed snapshots are deleted later: %s',
+                            error)
 
     def wait(self, timeout: float) -> list[str]:
         """Wait for the recoveries in progress.
@@ -319,14 +331,15 @@ class InstanceGate:
             return uuid in (
                 self._snapshots | self._recoveries | self._queued)
 
-    def _delete_images(self, images: list[journal.ImageEntry],
+    def _delete_images(self, uuid: str | None,
                        context: nova_context.RequestContext | None) -> None:
         # Another thread tries already, and Glance may take long.
         if not self._images.acquire(blocking=False):
             return
         try:
-            for entry in images:
-                recover.recover_image(self._driver, entry, context)
+            for entry in journal.images():
+                if uuid in (None, entry.instance_uuid):
+                    recover.recover_image(self._driver, entry, context)
         finally:
             self._images.release()
 

@@ -103,6 +103,7 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
         raise exception.NotRecovered(
             instance=entry.instance_uuid, reason=' '.join(failures),
             blocks_start=any(record.blocks_start for record in entry.records))
+    driver.failure_log.forget(entry.instance_uuid)
     LOG.info('The interrupted snapshot is cleaned up', instance=instance)
 
 
@@ -120,6 +121,10 @@ def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
     """
     journal.require_usable(instance.uuid)
     for entry in journal.find_all(instance.uuid):
+        if entry.is_set_apart and not any(
+                record.blocks_start for record in entry.records):
+            # It forbids nothing, and may take long. The periodic look tries.
+            continue
         try:
             recover_entry(driver, entry, context, instance)
         except exception.NotRecovered as error:

@@ -14,6 +14,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 import psutil
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import jobs
@@ -22,12 +23,13 @@ from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import work_directory
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # Names that Nova gives: tempdir() in nova/utils.py, which uses those of
 # Python's tempfile, and LibvirtDriver._live_snapshot.
 DIRECTORY = re.compile(r'/(?!/)(?:.*/)?tmp[a-z0-9_]{8}', re.DOTALL)
-FILE = re.compile(r'[0-9a-f]{32}(\.delta)?')
+FILE = re.compile(rf'[0-9a-f]{{32}}(\.delta)?|{work_directory.NFS}')
 
 
 class NativeSnapshot(journal.Resource):
@@ -62,23 +64,23 @@ class NativeSnapshot(journal.Resource):
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> NativeSnapshot:
         snapshot = cls(driver, target, record['power_state'])
-        directory = record['directory']
-        if not (directory is None or is_novas(directory)):
-            raise exception.JournalRecordError(
-                reason=f'the journal names {directory!r}, which is not a '
-                       f'directory that Nova creates for a snapshot. Nothing '
-                       f'is touched. End what is left of Nova\'s snapshot by '
-                       f'hand: "virsh blockjob {target.instance.name} '
-                       f'{target.disk.target} --abort"')
-        snapshot.directory = directory
+        snapshot.directory = record['directory']
         return snapshot
 
     def release(self) -> None:
         guest = domain.find(self._driver._host, self._target.instance)
-        if guest is not None:
+        host = self._target.instance.host
+        # An instance that is on another host now must not run twice.
+        if guest is not None and host in (None, CONF.host):
             self._restore_guest(guest)
-        if self.directory is not None:
-            self._remove(self.directory)
+        if self.directory is None:
+            return
+        if not is_novas(self.directory):
+            raise exception.JournalRecordError(
+                reason=f'the journal names {self.directory!r}, which is not a '
+                       f'directory that Nova creates for a snapshot, and so '
+                       f'it is not removed. If it is one, remove it by hand')
+        self._remove(self.directory)
 
     def _restore_guest(self, guest: domain.Domain) -> None:
         if guest.is_active():
@@ -135,6 +137,8 @@ def is_novas(path: ty.Any) -> bool:
 
     :param path: anything that JSON has
     """
-    return (isinstance(path, str) and os.path.normpath(path) == path and
+    # The path may have a double slash: Nova makes it from its options.
+    return (isinstance(path, str) and
+            not {'.', '..'} & {*path.split('/')} and
             DIRECTORY.fullmatch(path) is not None and
             work_directory.holds_only(path, FILE))

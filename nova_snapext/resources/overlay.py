@@ -181,9 +181,14 @@ class Overlay(journal.Resource):
         """Switch the running guest to it: this is the point in time.
 
         :raises libvirtError: libvirt refuses
-        :raises UnexpectedState: the guest uses something else afterwards
         """
         guest.create_snapshot(self._snapshot_xml(guest), SNAPSHOT_FLAGS)
+
+    def check_switched(self, guest: domain.Domain) -> None:
+        """Check that the running guest uses it, and its disk below.
+
+        :raises UnexpectedState: it uses something else
+        """
         disk_definition.check_guest_uses(self._overlay, guest)
         paths = disk_definition.live_chain(guest, self._disk.target)
         if not self._merge.is_expected(paths):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -31,6 +32,7 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 from oslo_utils import fileutils
+from oslo_utils import timeutils
 
 from nova_snapext import conf
 from nova_snapext import durable
@@ -62,7 +64,12 @@ FORM = re.compile(
     rf'[0-9a-f]{{{2 * TOKEN_BYTES}}}', re.DOTALL)
 
 SOCKET, SCRATCH, PID_FILE, QEMU = 'nbd', 'scratch', 'pid', 'qemu'
-NAME = re.compile('|'.join((SOCKET, SCRATCH, PID_FILE, QEMU)))
+# Names that an NFS client gives to removed files that are still open.
+NFS = r'\.nfs[0-9a-f]+'
+# Bytes of the names of directories that _remove() has moved to the top.
+MOVED_BYTES = 8
+NAME = re.compile('|'.join((SOCKET, SCRATCH, PID_FILE, QEMU, NFS,
+                            rf'[0-9a-f]{{{2 * MOVED_BYTES}}}')))
 
 # Bytes that a socket's path leaves for [snapext]work_directory.
 PATH_LIMIT = SOCKET_PATH_LIMIT - len(
@@ -311,13 +318,18 @@ def holds_only(path: str, name: re.Pattern[str], *parents: str) -> bool:
     :param name: the names that may be in it
     :param parents: directories that must be Nova's too
     :returns: True also if one of the directories does not exist
+    :raises OSError: the storage does not tell
     """
     try:
         return (all(map(_is_own, (*parents, path))) and
                 all(map(name.fullmatch, os.listdir(path))))
     except FileNotFoundError:
         return True
-    except (OSError, ValueError):
+    except (NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return False
 
 
@@ -329,8 +341,20 @@ def _is_own(path: str) -> bool:
     """
     status = os.lstat(path)
     return (stat.S_ISDIR(status.st_mode) and
-            status.st_uid == os.geteuid() and
+            status.st_uid in _own_uids() and
             not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _own_uids() -> tuple[int, ...]:
+    """Return the ids of Nova's user, as its directories show them.
+
+    NFS may show one owner for everything (all_squash). The owner of
+    instances_path can replace whatever is in it anyway.
+    """
+    try:
+        return os.geteuid(), os.stat(CONF.instances_path).st_uid
+    except OSError:
+        return (os.geteuid(),)
 
 
 def _create_parent(path: str) -> None:
@@ -367,8 +391,12 @@ def remove_tree(path: str) -> None:
         _take_over(path)
     except FileNotFoundError:
         return
+    watch = timeutils.StopWatch(CONF.snapext.operation_timeout).start()
     while names := os.listdir(path):
         for name in names:
+            if watch.expired():
+                raise TimeoutError(
+                    errno.ETIMEDOUT, 'Another user keeps adding files', path)
             with contextlib.suppress(FileNotFoundError):
                 _remove(os.path.join(path, name), path)
     with contextlib.suppress(FileNotFoundError):
@@ -385,7 +413,7 @@ def _remove(path: str, top: str) -> None:
         if stat.S_ISDIR(os.lstat(below).st_mode):
             # Only its owner may move a directory to another one.
             _take_over(below)
-            os.rename(below, os.path.join(top, secrets.token_hex(8)))
+            os.rename(below, os.path.join(top, secrets.token_hex(MOVED_BYTES)))
         else:
             os.unlink(below)
     os.rmdir(path)

@@ -156,8 +156,14 @@ class DirectImage:
         if _is_service(self._plan.context):
             return None
         with self._located() as image:
-            if not image.needs_service():
-                return None
+            try:
+                if not image.needs_service():
+                    return None
+            except (*upload.CLIENT_ERRORS, AttributeError, KeyError,
+                    TypeError) as error:
+                # No JSON, or another one.
+                self._token.raise_if_cancelled()
+                return f'Glance does not tell the versions of its API: {error}'
         return ('Nova sends no service token, and Glance lets only services '
                 'add a location. Set [service_user]send_service_user_token, '
                 'with a user that has the role "service"')

@@ -183,9 +183,15 @@ class SnapshotJob:
                 refused = str(error)
             else:
                 failed[strategy.name] = error
-            # Its users may have started the guest, or shut it off.
-            plan = dataclasses.replace(
-                self._make_plan(), direct_refused=refused)
+            try:
+                # Its users may have started the guest, or shut it off.
+                now = self._make_plan()
+            except exception.GONE:
+                raise
+            except Exception as again:
+                # Why the strategy failed is worth more.
+                raise error from again
+            plan = dataclasses.replace(now, direct_refused=refused)
             strategy = selection.select_after(
                 plan, request, self._driver.strategies, failed)
 

@@ -21,6 +21,7 @@ from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import plan as planning
 from nova_snapext import reason as reasons
+from nova_snapext import space
 from nova_snapext import strategies
 from nova_snapext.strategies import base
 from nova_snapext.strategies import native
@@ -331,13 +332,21 @@ class _Search:
         if self._has(reasons.UnsafeDiskReason):
             return ('Nova\'s own snapshot would open the disk, too, although '
                     'its header is not as expected')
-        if not native.may_be_direct(self._plan) and (
-                self._has(reasons.NoSpaceReason) or
-                any(isinstance(error, exception.InsufficientSpace)
-                    for error in self._failed.values())):
+        if not native.may_be_direct(self._plan) and any(
+                space.is_same_file_system(
+                    path, CONF.libvirt.snapshots_directory)
+                for path in self._paths_without_space()):
             return reasons.UserReason(
                 'Nova\'s own snapshot needs even more free space')
         return None
+
+    def _paths_without_space(self) -> Iterator[str]:
+        for reason in self.reasons.values():
+            if isinstance(reason, reasons.NoSpaceReason):
+                yield reason.path
+        for error in self._failed.values():
+            if isinstance(error, exception.InsufficientSpace):
+                yield error.kwargs['path']
 
     def _has(self, kind: type[str]) -> bool:
         return any(isinstance(reason, kind)

@@ -194,7 +194,8 @@ class FreezingStrategy(Strategy):
             f'the file system of {shortage.kwargs["path"]} has '
             f'{shortage.kwargs["free"]} MiB free (less '
             f'[DEFAULT]reserved_host_disk_mb), and [snapext]min_free_disk_mb '
-            f'keeps {shortage.kwargs["min_free"]} MiB')
+            f'keeps {shortage.kwargs["min_free"]} MiB',
+            shortage.kwargs['path'])
 
     @abc.abstractmethod
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:

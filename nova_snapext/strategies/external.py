@@ -65,6 +65,7 @@ class ExternalStrategy(base.FreezingStrategy):
             overlay.switch_to_overlay(plan.guest)
         frozen_at = timeutils.utcnow()
         with self.failing_as(exception.FreezeFailedForGood, plan):
+            overlay.check_switched(plan.guest)
             overlay.sync_definition()
             stack.mark_released(filesystems)
             return self.export_disk(

@@ -216,8 +216,10 @@ def _unsupported_memory_reason(plan: planning.Plan) -> str | None:
         return f'the free space of its root disk is unknown: {error}'
     if needed <= free:
         return None
-    return reasons.NoSpaceReason(
+    # Nova's own snapshot does not need that much.
+    return reasons.UserReason(
         f'the guest\'s memory of {needed // units.Mi} MiB is saved into '
         f'{plan.disk.path}, and its file system has only '
         f'{max(free, 0) // units.Mi} MiB free beyond '
-        f'[DEFAULT]reserved_host_disk_mb')
+        f'[DEFAULT]reserved_host_disk_mb',
+        'the host has not enough free space')

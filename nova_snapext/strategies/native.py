@@ -48,7 +48,8 @@ class NativeStrategy(base.Strategy):
 
 
 def _job_reason(plan: planning.Plan) -> str | None:
-    # Nova aborts any job of the disk, and undefines the guest for its own.
+    # Nova aborts any job of the disk. It undefines the guest for its own job,
+    # which waits for another job of the guest, and then fails.
     if would_be_live(plan):
         base.check_no_jobs(plan)
     return None

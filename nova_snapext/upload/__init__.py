@@ -8,8 +8,9 @@ from nova_snapext.upload.body import OnProgress
 from nova_snapext.upload.check import ImageDeletedCheck
 from nova_snapext.upload.discard import discard
 from nova_snapext.upload.discard import is_seen_by_nova
+from nova_snapext.upload.glance import CLIENT_ERRORS
 from nova_snapext.upload.glance import GlanceImage
 from nova_snapext.upload.glance import upload
 
-__all__ = ['GlanceImage', 'ImageDeletedCheck', 'OnProgress', 'discard',
-           'is_seen_by_nova', 'upload']
+__all__ = ['CLIENT_ERRORS', 'GlanceImage', 'ImageDeletedCheck', 'OnProgress',
+           'discard', 'is_seen_by_nova', 'upload']

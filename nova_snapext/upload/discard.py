@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import glanceclient.exc
 from nova import context as nova_context
 from nova import exception as nova_exception
@@ -10,10 +12,15 @@ from nova.image import glance as nova_glance
 from oslo_log import log as logging
 
 from nova_snapext import cancel
+from nova_snapext import conf
 from nova_snapext.upload import client as image_client
 from nova_snapext.upload import glance
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
+
+# Seconds that Keystone and Glance may take to tell what only informs.
+SEEN_TIMEOUT = 10
 
 
 def discard(context: nova_context.RequestContext | None,
@@ -57,10 +64,22 @@ def is_seen_by_nova(image_id: str) -> bool:
     Only then a 404 that this user gets later proves that the image is
     deleted: Glance answers the same for an image that a user may not see.
     """
+    if not CONF.service_user.auth_type:
+        return False
+    seen: list[bool] = []
+    # Nothing depends on it yet, and Keystone may never answer.
+    thread = threading.Thread(
+        target=lambda: seen.append(_sees_as_nova(image_id)),
+        name='snapext-service-user', daemon=True)
+    thread.start()
+    thread.join(SEEN_TIMEOUT)
+    return seen == [True]
+
+
+def _sees_as_nova(image_id: str) -> bool:
     try:
         _get(nova_context.get_nova_service_user_context(), image_id)
     except Exception as error:
-        # Without an answer, less is known. Nothing depends on it yet.
         LOG.debug('Nova\'s service user does not see image %(image)s: '
                   '%(error)s', {'image': image_id, 'error': error})
         return False

@@ -275,6 +275,13 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         except glanceclient.exc.HTTPNotFound as error:
             raise nova_exception.ImageNotFound(
                 image_id=self._image_id) from error
+        except glanceclient.exc.HTTPException as error:
+            if not str(error.code).startswith('4'):
+                # Glance, or a proxy before it, has failed.
+                raise nova_exception.GlanceConnectionFailed(
+                    server=self._client.api_server,
+                    reason=_reason(error)) from error
+            raise
         LOG.debug('Attributes of image %(image)s set or removed: %(names)s',
                   {'image': self._image_id, 'names': ', '.join(changed)})
 

@@ -42,6 +42,12 @@ LOCATION_API = 'v2.17'
 # Of Glance's tasks, see get_flow() of its location_import.py.
 TASK_TYPE = 'location_import'
 
+# Glance, or a proxy before it, does not answer now.
+UNREACHABLE = (glanceclient.exc.HTTPServiceUnavailable,
+               glanceclient.exc.HTTPBadGateway,
+               glanceclient.exc.CommunicationError,
+               nova_exception.GlanceConnectionFailed)
+
 #: Glance has not taken the location, and the image is as before.
 REFUSALS = (nova_exception.ImageNotAuthorized,
             nova_exception.Forbidden,
@@ -112,7 +118,16 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         limit = CONF.snapext.glance_reset_timeout
         watch = timeutils.StopWatch().start()
         while True:
-            image, task = self._state()
+            try:
+                image, task = self._state()
+            except UNREACHABLE as error:
+                if watch.elapsed() > limit:
+                    raise
+                LOG.debug('Glance does not tell the state of image %(image)s '
+                          'now: %(error)s',
+                          {'image': self._image_id, 'error': error})
+                self._token.wait(POLL_INTERVAL)
+                continue
             active = image['status'] == 'active'
             if task == 'failure' and not active:
                 raise exception.LocationRefused(
@@ -153,7 +168,9 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         http = self._client.connect(self._context).http_client
         try:
             _response, body = http.get(f'/v2/images/{self._image_id}/tasks')
-        except glanceclient.exc.HTTPException as error:
+        except (glanceclient.exc.HTTPNotFound,
+                glanceclient.exc.HTTPForbidden,
+                glanceclient.exc.HTTPMethodNotAllowed) as error:
             LOG.debug('The tasks of image %(image)s are not known: %(error)s',
                       {'image': self._image_id, 'error': error})
             return None

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selection of a strategy, and the refusal of a request."""
 
+import os
+import shutil
+
 from devcloud import api
 from devcloud import servers
 
@@ -99,3 +102,37 @@ class SelectionTest(base.CloudTestCase):
         finally:
             self.action(self.server, 'os-start', 'ACTIVE')
         self.await_records(self.server, 3)
+
+
+class NextStrategyTest(base.CloudTestCase):
+    """QEMU can't enter the work directory, as if AppArmor kept it out."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        closed = cls.state.nova / 'closed'
+        closed.mkdir(exist_ok=True)
+        cls.addClassCleanup(shutil.rmtree, closed)
+        owner = cls.state.nova.stat()
+        os.chown(closed, owner.st_uid, owner.st_gid)
+        closed.chmod(0o700)
+        cls.CONFIGURATION = (*cls.CONFIGURATION,
+                             f'snapext.work_directory={closed}')
+        cls.configure()
+        cls.server = cls.boot()
+
+    def test_auto_goes_on_with_a_strategy_that_can_freeze_the_disk(self):
+        snapshot = self.snapshot(self.server)
+        self.assert_snapshot_complete(snapshot)
+        self.assertEqual('external', snapshot.strategy)
+        self.assertRegex(
+            snapshot.log, 'taken by the strategy external, and not by '
+            '.*backup: .*Permission denied')
+        self.assert_nothing_left(self.server)
+        self.assert_keeps_writing(self.server)
+
+    def test_strategy_that_is_requested_alone_fails_and_leaves_nothing(self):
+        snapshot = self.snapshot(self.server, strategy='backup')
+        self.assertFalse(self.image_exists(snapshot.image))
+        self.assert_nothing_left(self.server)
+        self.assert_keeps_writing(self.server)

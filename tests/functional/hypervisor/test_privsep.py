@@ -100,9 +100,10 @@ class PrivsepDaemonTest(PrivsepTestCase):
         self.assertRaises(FileNotFoundError, privsep.read_qcow2,
                           str(self.disks / 'missing'), 0, 3)
 
-    def test_file_and_directory_of_qemus_user_are_synced(self):
-        for path in (self.qemu_disk('disk'), str(self.disks)):
-            privsep.sync(path)
+    def test_directory_of_qemus_user_is_synced_and_nothing_else(self):
+        privsep.sync(str(self.disks))
+        self.assertRaises(NotADirectoryError, privsep.sync,
+                          self.qemu_disk('disk'))
         self.assertRaises(FileNotFoundError, privsep.sync,
                           str(self.disks / 'missing'))
 

@@ -115,7 +115,7 @@ class UnsupportedTest(contract.FreezeAssertions, base.GuestTestCase):
             data = f'{self.images}/{uuid.uuid4()}.raw'
             disk = self.created('-o', f'data_file={data}')
             # libvirt does not give the file to QEMU's user.
-            os.chmod(data, 0o666)  # noqa: S103
+            os.chmod(data, 0o666)
             plan = self.guest_in_qcow2(disk, running)
             found = self.reasons(plan)
             for name in ('internal', 'cold'):

@@ -17,6 +17,7 @@ from nova_snapext import compat
 from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import privsep
+from nova_snapext.resources import work_directory
 from tests.unit import base
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -173,7 +174,8 @@ class CheckTest(base.TestCase):
         importlib.import_module.side_effect = {
             'libvirt': fake,
             'nova_snapext.hypervisor.known_defects': known_defects,
-            'nova_snapext.hypervisor.confinement': confinement}.get
+            'nova_snapext.hypervisor.confinement': confinement,
+            'nova_snapext.resources.work_directory': work_directory}.get
         return fake
 
     def test_defects_of_the_installed_versions_are_listed(self):
@@ -258,6 +260,30 @@ class CheckTest(base.TestCase):
             'Y', PermissionError('denied')]))
         self.assertIn('denied', self.problem(check.apparmor))
 
+    def test_rules_on_another_host_are_no_problem(self):
+        self.apparmor('/dev/kvm rw,')
+        self.patch(confinement, 'APPARMOR', pathlib.Path('/nonexistent'))
+        self.assertIn('not checked', check.apparmor())
+
+    def test_rules_are_compared_with_the_path_that_apparmor_sees(self):
+        link = pathlib.Path(self.useFixture(fixtures.TempDir()).path, 'link')
+        link.symlink_to('/var/lib/nova/instances/snapshots')
+        self.apparmor((ROOT / check.RULES).read_text())
+        self.patch(check, '_work_directory', lambda: str(link))
+        self.assertIn('allows each', check.apparmor())
+
+    def test_work_directory_is_short_enough_for_a_socket(self):
+        self.libvirt(7002022, 9000000)
+        for length, is_problem in ((44, False), (45, True)):
+            path = '/w'.ljust(length, 'x')
+            self.patch(check, '_work_directory', lambda path=path: path)
+            if is_problem:
+                self.assertIn('can have 44',
+                              self.problem(check.work_directory))
+            else:
+                self.assertEqual(f'work directory {path}',
+                                 check.work_directory())
+
     def test_libvirt_with_the_fix_is_told_from_its_version(self):
         self.apparmor((ROOT / check.RULES).read_text())
         for forbids, told in ((True, False), (None, False), (False, True)):
@@ -283,6 +309,7 @@ class CheckTest(base.TestCase):
     def test_security_modules_that_nobody_may_ask_are_taken_to_be_there(self):
         self.kernel(apparmor='Y', selinux='1', models=('apparmor', 'selinux'))
         self.patch(confinement, 'guest_rules', list)
+        self.patch(confinement, 'has_rules', lambda: True)
         self.patch(check, '_work_directory', lambda: '/w')
         self.patch(pathlib.Path, 'read_text', mock.Mock(
             side_effect=PermissionError('denied')))

@@ -22,10 +22,14 @@ class KnownExtentsTest(base.TestCase):
     def test_storage_that_does_not_tell_leaves_it_to_the_server(self):
         self.assertEqual([read.Extent(0, 8, True)], self.extents(None))
 
-    def test_extents_that_do_not_cover_the_disk_are_an_error(self):
-        for known in ([read.Extent(0, 4, True)],
-                      [read.Extent(0, 4, True), read.Extent(5, 3, True)],
-                      [read.Extent(1, 7, True)],
-                      [read.Extent(0, 9, True)], []):
+    def test_extents_of_another_size_leave_it_to_the_server(self):
+        # QEMU rounds the size of an odd image up.
+        for known in ([read.Extent(0, 4, True)], [read.Extent(0, 9, True)],
+                      []):
+            self.assertEqual([read.Extent(0, 8, True)], self.extents(known))
+
+    def test_extents_with_a_gap_are_an_error(self):
+        for known in ([read.Extent(0, 4, True), read.Extent(5, 3, True)],
+                      [read.Extent(1, 7, True)]):
             self.assertRaises(
                 exception.DiskReadError, self.extents, known)

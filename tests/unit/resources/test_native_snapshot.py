@@ -18,16 +18,24 @@ class RecordTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
+        self.host = self.CONF.host
         self.parent = self.useFixture(fixtures.TempDir()).path
 
     def restore(self, directory):
+        plan = self.plan()
+        plan.instance.host = self.host
         return native_snapshot.NativeSnapshot.restore(
-            mock.Mock(), self.plan(),
+            mock.Mock(), plan,
             {'power_state': 1, 'directory': directory})
+
+    def release(self, directory):
+        with mock.patch.object(native_snapshot.domain, 'find',
+                               return_value=None):
+            self.restore(directory).release()
 
     def assert_refused(self, directory):
         error = self.assertRaises(
-            exception.JournalRecordError, self.restore, directory)
+            exception.JournalRecordError, self.release, directory)
         self.assertIn(repr(directory), str(error))
 
     def novas(self, *names):
@@ -40,12 +48,36 @@ class RecordTest(base.TestCase):
 
     def test_novas_directory_is_removed(self):
         path = self.novas(NAME, f'{NAME}.delta')
-        snapshot = self.restore(path)
-        with mock.patch.object(native_snapshot.domain, 'find',
-                               return_value=None):
-            snapshot.release()
+        self.release(path)
         self.assertEqual([], os.listdir(self.parent))
-        self.restore(path)
+        self.release(path)
+
+    def test_path_with_a_double_slash_is_removed(self):
+        # Nova makes it from options that end with a slash.
+        directory, name = os.path.split(self.novas(NAME))
+        self.release(f'{directory}//{name}')
+        self.assertEqual([], os.listdir(self.parent))
+
+    def test_guest_is_put_back_whatever_the_directory_is(self):
+        guest = mock.Mock()
+        guest.is_active.return_value = True
+        guest.has_persistent_configuration.return_value = False
+        snapshot = self.restore('/etc')
+        with mock.patch.object(native_snapshot.domain, 'find',
+                               return_value=guest), \
+                mock.patch.object(native_snapshot.jobs, 'wait_for_no_job'):
+            self.assertRaises(
+                exception.JournalRecordError, snapshot.release)
+        guest.get_xml_desc.assert_called_once_with(
+            dump_inactive=True, dump_sensitive=True)
+
+    def test_guest_that_runs_on_another_host_now_is_not_started_here(self):
+        self.host = 'another'
+        guest = mock.Mock()
+        with mock.patch.object(native_snapshot.domain, 'find',
+                               return_value=guest):
+            self.restore(None).release()
+        self.assertEqual([], guest.mock_calls)
 
     def test_snapshot_without_a_directory_is_restored(self):
         self.assertIsNone(self.restore(None).directory)

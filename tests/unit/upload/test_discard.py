@@ -101,6 +101,15 @@ class DiscardTest(DiscardTestCase):
 
 class SeenByNovaTest(DiscardTestCase):
 
+    def setUp(self):
+        super().setUp()
+        self.flags(auth_type='password', group='service_user')
+
+    def test_nobody_is_asked_without_a_service_user(self):
+        self.flags(auth_type=None, group='service_user')
+        self.assertFalse(upload.is_seen_by_nova(base.IMAGE_ID))
+        self.assertEqual([], self.server.requests)
+
     def test_image_is_seen_as_service_user_and_not_as_its_owner(self):
         # Nova's own image API hides a private image from this context.
         self.assertTrue(upload.is_seen_by_nova(base.IMAGE_ID))

@@ -159,8 +159,7 @@ class SetMetadataTest(MetadataTestCase):
                         glanceclient.exc.HTTPUnauthorized,
                         glanceclient.exc.HTTPBadRequest,
                         glanceclient.exc.HTTPOverLimit,
-                        glanceclient.exc.HTTPConflict,
-                        glanceclient.exc.HTTPInternalServerError):
+                        glanceclient.exc.HTTPConflict):
             server = fake_glance.FakeGlance()
             server.http_client.patch.side_effect = refusal(
                 'the &#x27;text&#x27;\n of Glance')
@@ -169,6 +168,15 @@ class SetMetadataTest(MetadataTestCase):
                 {'a': 'b'}, {'c': 'd', 'e': None})
             self.assertIn(f"the 'text' of Glance (HTTP {refusal.code})",
                           str(error))
+
+    def test_failure_of_glance_is_no_refusal(self):
+        for failure in (glanceclient.exc.HTTPInternalServerError,
+                        glanceclient.exc.HTTPBadGateway):
+            server = fake_glance.FakeGlance()
+            server.http_client.patch.side_effect = failure('down')
+            self.assertRaises(
+                nova_exception.GlanceConnectionFailed, self.set_metadata,
+                server, {'a': 'b'}, {'c': 'd'})
 
     def test_deleted_image_raises_image_not_found(self):
         for method in ('get', 'patch'):
