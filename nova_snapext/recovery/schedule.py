@@ -94,7 +94,7 @@ class Schedule:
             return ended + max(pause, MAX_DUTY * duration) - self._clock()
 
     def forget_all_but(self, uuids: Collection[str]) -> None:
-        """Forget the instances of which nothing is left."""
+        """Forget all instances but those that still have something left."""
         with self._lock:
             for uuid in self._last.keys() - uuids:
                 del self._last[uuid]

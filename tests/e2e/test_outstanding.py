@@ -21,7 +21,7 @@ class ForeignJobTest(held.HeldUploadTestCase):
                         os.unlink(self.copy))
 
     def snapshot_with_a_job(self):
-        """Take a snapshot, and start a job that never ends meanwhile."""
+        """Take a snapshot; start a job that never ends during its upload."""
         running = self.begin(self.server)
         self.host.virsh('blockcopy', self.server, 'vda', '--dest', self.copy,
                         '--format', 'qcow2', '--transient-job')

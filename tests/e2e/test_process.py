@@ -16,8 +16,8 @@ ROUNDS = 5
 # snapshot would be four times as many.
 GROWTH = 5
 
-# Bytes by which its memory may grow. The buffers of the readers of all
-# snapshots are more than twice as many.
+# Maximum growth of its memory, in bytes. The buffers of all snapshots'
+# readers have more than twice this size.
 MEMORY_GROWTH = 64 * units.Mi
 
 

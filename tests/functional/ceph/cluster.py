@@ -14,8 +14,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import uuid
+
+from devcloud import wait
 
 PROGRAMS = ('ceph', 'ceph-authtool', 'ceph-mon', 'ceph-osd', 'monmaptool',
             'rbd')
@@ -179,15 +180,14 @@ class Cluster:
         """
         import rbd
         pool, _, name = str(spec).partition('/')
-        end = time.monotonic() + FORGET_TIMEOUT
-        while True:
-            try:
-                with self.pool(pool) as opened:
-                    return rbd.RBD().remove(opened, name)
-            except rbd.ImageBusy:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.5)
+
+        def is_removed():
+            with contextlib.suppress(rbd.ImageBusy), \
+                    self.pool(pool) as opened:
+                rbd.RBD().remove(opened, name)
+                return True
+
+        wait.until(f'{spec} is removed', is_removed, FORGET_TIMEOUT)
 
     def purge(self):
         """Remove all images and snapshots, clones before their parents."""
@@ -297,19 +297,16 @@ class Cluster:
         path.chmod(0o644)
 
     def _await(self, what, is_ready):
-        end = time.monotonic() + TIMEOUT
-        while True:
+        def is_ready_now():
             for kind, daemon in self._daemons.items():
                 if daemon.poll() is not None:
                     raise RuntimeError(
                         f'{kind} has ended: '
-                        f'{(self.directory / f"{kind}.log").read_text()}')
+                        f'{wait.tail(self.directory / f"{kind}.log")}')
             with contextlib.suppress(subprocess.SubprocessError):
-                if is_ready():
-                    return
-            if time.monotonic() > end:
-                raise RuntimeError(f'no {what} after {TIMEOUT} seconds')
-            time.sleep(0.2)
+                return is_ready()
+
+        wait.until(what, is_ready_now, TIMEOUT)
 
     @staticmethod
     def _run(*command):

@@ -42,9 +42,9 @@ END_OF_THREAD = 2
 # one reader (4 of 512 KiB) do not fit.
 KEPT_MEMORY = 2 * units.Mi
 
-# Bytes by which the process may grow, with the C libraries: less than half of
-# what is read. The allocator keeps some of what was freed, and tracemalloc has
-# memory of its own.
+# Maximum growth of the process with its C libraries, in bytes: less than half
+# of what is read. The allocator keeps some of what was freed, and tracemalloc
+# has memory of its own.
 GROWTH = 64 * units.Mi
 
 

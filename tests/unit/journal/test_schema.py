@@ -10,7 +10,7 @@ from nova_snapext import journal
 from nova_snapext.journal import schema
 from tests.unit import base as unit_base
 from tests.unit.journal import base
-
+from tests.unit import json_values
 
 DATA = ('records', 0, 'data')
 
@@ -20,27 +20,6 @@ ALLOWED = {
     ('disk', 'unsupported_reason'): (type(None),), ('records',): (list,),
     DATA: (dict,), ('records', 0, 'blocks_start'): (bool,),
     ('records', 0, 'blocks_snapshot'): (bool,)}
-
-
-def places(value, path=()):
-    """Return the path of each value in a JSON document."""
-    yield path
-    items = (value.items() if isinstance(value, dict) else
-             enumerate(value) if isinstance(value, list) else ())
-    for key, inner in items:
-        yield from places(inner, (*path, key))
-
-
-def changed(content, path, value):
-    """Return a copy of a document with another value at a path."""
-    if not path:
-        return value
-    content = copy.deepcopy(content)
-    inner = content
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return content
 
 
 def nested(depth):
@@ -74,17 +53,18 @@ class SchemaTest(base.JournalTestCase):
         self.assertEqual('thing', content['records'][0]['kind'])
 
     def test_value_of_another_type_is_invalid_wherever_it_is(self):
-        for path in places(self.good):
+        for path in json_values.places(self.good):
             if path[:3] == DATA and len(path) > 3:
                 continue  # its resource checks it
             for value in (None, [], {}, 7, 1.5, True, 'a\0b', [[]],
                           {'a': 1}):
                 if type(value) not in ALLOWED.get(path, ()) or (
                         value == [[]]):
-                    self.assert_invalid(changed(self.good, path, value))
+                    self.assert_invalid(json_values.changed(
+                        self.good, path, value))
 
     def test_missing_and_unknown_names_are_invalid(self):
-        for path in places(self.good):
+        for path in json_values.places(self.good):
             if path and isinstance(path[-1], str) and (
                     path == DATA or path[:3] != DATA):
                 content = copy.deepcopy(self.good)
@@ -108,7 +88,7 @@ class SchemaTest(base.JournalTestCase):
         for depth in (schema.MAX_DEPTH + 1, 900, 100_000):
             for text in (nested(depth), '{"a":' * depth + '1' + '}' * depth):
                 self.assert_invalid(text.encode())
-                self.assert_invalid(json.dumps(changed(
+                self.assert_invalid(json.dumps(json_values.changed(
                     self.good, ('records', 0, 'data'), {'a': '@'})).replace(
                         '"@"', text).encode())
         self.assert_invalid(b'[' * 1_000_000)
@@ -116,7 +96,7 @@ class SchemaTest(base.JournalTestCase):
     def test_numbers_that_are_none_are_invalid(self):
         for number in ('NaN', 'Infinity', '-Infinity', '1e999', '-1e999',
                        '9' * 5000):
-            text = json.dumps(changed(
+            text = json.dumps(json_values.changed(
                 self.good, ('records', 0, 'data'), {'a': '@'})).replace(
                     '"@"', number)
             self.assert_invalid(text.encode())
@@ -158,11 +138,12 @@ class SchemaTest(base.JournalTestCase):
         self.assertEqual(
             unit_base.IMAGE_ID,
             schema.load(json.dumps(good).encode(), schema.IMAGE)['image_id'])
-        for path in places(good):
+        for path in json_values.places(good):
             for value in ({}, [], 7, {'a': 1}, 1.5):
                 if path == ('version',) and value == 7:
                     continue
                 self.assertRaises(
                     exception.JournalFileInvalid, schema.load,
-                    json.dumps(changed(good, path, value)).encode(),
+                    json.dumps(json_values.changed(
+                        good, path, value)).encode(),
                     schema.IMAGE)

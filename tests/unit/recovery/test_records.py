@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of a journal that is nonsense."""
 
-import copy
 import os
 
 from nova_snapext import exception
@@ -9,6 +8,7 @@ from nova_snapext import journal
 from nova_snapext.journal import schema
 from nova_snapext.recovery import recover
 from nova_snapext.resources import overlay
+from tests.unit import json_values
 from tests.unit.recovery import base
 
 UUID = 'b48316c5-71e8-45e4-9884-6c78055b9b13'
@@ -36,27 +36,6 @@ RECORDS = {
         'persistent': ['PCI device 0000:02:00.1']},
     'work directory': {'path': f'/w/libvirt-{UUID}/01234567'},
 }
-
-
-def places(value, path=()):
-    """Return the path of each value in a record."""
-    yield path
-    items = (value.items() if isinstance(value, dict) else
-             enumerate(value) if isinstance(value, list) else ())
-    for key, inner in items:
-        yield from places(inner, (*path, key))
-
-
-def changed(record, path, value):
-    """Return a copy of a record with another value at a path."""
-    if not path:
-        return value
-    record = copy.deepcopy(record)
-    inner = record
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return record
 
 
 def allowed(kind, path):
@@ -88,14 +67,14 @@ class RecordsTest(base.RecoveryTestCase):
 
     def test_value_of_another_type_is_refused_wherever_it_is(self):
         for kind, resource_type in self.types().items():
-            for path in places(RECORDS[kind]):
+            for path in json_values.places(RECORDS[kind]):
                 for value in (None, [], {}, 7.5, 'a\0b', [[]], {'a': 1}):
                     if type(value) in allowed(kind, path):
                         continue
                     self.assertRaises(
                         exception.JournalRecordError,
                         resource_type.check_record,
-                        changed(RECORDS[kind], path, value))
+                        json_values.changed(RECORDS[kind], path, value))
 
     def test_nonsense_fails_alone_and_stays(self):
         directory = f'{self.journal}/outside'
@@ -135,4 +114,5 @@ class RecordsTest(base.RecoveryTestCase):
                     f'<devices>{DEVICE}{DEVICE}</devices>'):
             self.assertRaises(
                 exception.JournalRecordError, kind.restore, self.driver,
-                self.plan_, changed(good, ('devices', 0, 'xml'), xml))
+                self.plan_,
+                json_values.changed(good, ('devices', 0, 'xml'), xml))
