@@ -160,6 +160,17 @@ class CloudTestCase(base.BaseTestCase):
         wait.until(f'record {goal} of server {server}',
                    lambda: cls.last_record(server) >= goal, BOOT_TIMEOUT)
 
+    @classmethod
+    def expect_lost_line(cls, server):
+        """Let the file of a guest that lost its power lack a line.
+
+        The guest first writes a record to its partition, where it finds the
+        record when it boots, and then a line to a file.
+
+        :param server: id of a server that is off
+        """
+        cls.lost_lines |= {cls.last_record(server) + 1}
+
     def action(self, server, name, status, arguments=None):
         """Request an action, and wait until the server has a status."""
         servers.action(self.client, server, name, arguments)

@@ -139,9 +139,7 @@ class CancelTest(held.HeldUploadTestCase):
         self.host.virsh('destroy', self.server)
         wait.until(f'server {self.server} to be shut off', lambda: (
             'shut off' in self.host.virsh('domstate', self.server)), held.SOON)
-        # The guest writes a record first and then its line in the file, which
-        # may be missing now.
-        type(self).lost_lines |= {self.last_record(self.server) + 1}
+        self.expect_lost_line(self.server)
 
     def power_on(self):
         self.action(self.server, 'reboot', 'ACTIVE', {'type': 'HARD'})

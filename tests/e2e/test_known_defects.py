@@ -33,6 +33,7 @@ class IothreadTest(base.CloudTestCase):
         definition.write_text(ElementTree.tostring(domain, encoding='unicode'))
         self.host.virsh('define', str(definition))
         self.host.virsh('destroy', self.server)
+        self.expect_lost_line(self.server)
         self.host.virsh('start', self.server)
         self.await_records(self.server, 3)
 

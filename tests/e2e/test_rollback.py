@@ -19,6 +19,7 @@ class RollbackTest(killed.KilledTestCase):
         self.configure(NOVAS_DRIVER)
         servers.action(self.client, self.server, 'reboot', {'type': 'HARD'})
         servers.await_status(self.client, self.server, 'ERROR')
+        self.expect_lost_line(self.server)
         log = self.state.log('nova-compute').read_text(errors='replace')
         self.assertRegex(log, r'InvalidDiskInfo.*nova-snapext: the overlay')
 

@@ -49,10 +49,7 @@ class PowerLossTestCase(base.FaultTestCase):
             guest.signal(signal.SIGKILL)
             wait.until('the end of QEMU', lambda: not guest.is_alive(),
                        base.SETTLE_TIMEOUT)
-        # A guest first writes a record to its partition, where it finds the
-        # record when it boots, and then a line to a file. The line may be
-        # lost.
-        type(self).lost_lines |= {self.last_record(self.server) + 1}
+        self.expect_lost_line(self.server)
 
     def start_guest(self):
         """Start the guest as its user would. Nova may still show it active.
