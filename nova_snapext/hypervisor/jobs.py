@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import typing as ty
+
 import libvirt
 from nova import objects
 from oslo_log import log as logging
@@ -28,7 +30,7 @@ def check_no_job(guest: domain.Domain, instance: objects.Instance) -> None:
 
     :raises GuestBusy: the guest has a job
     """
-    stats = guest.job_stats()
+    stats = _stats(guest)
     if _is_job(stats):
         raise exception.GuestBusy(
             guest=instance.name, instance=instance.uuid,
@@ -60,7 +62,7 @@ def wait_for_no_job(guest: domain.Domain, instance: objects.Instance) -> None:
     timer = StallTimer(CONF.snapext.operation_timeout)
 
     def is_waiting() -> bool:
-        stats = guest.job_stats()
+        stats = _stats(guest)
         if not _is_job(stats):
             return False
         processed = stats.get('data_processed')
@@ -72,6 +74,20 @@ def wait_for_no_job(guest: domain.Domain, instance: objects.Instance) -> None:
     tenacity.Retrying(retry=tenacity.retry_if_result(bool),
                       wait=tenacity.wait_fixed(POLL_INTERVAL))(is_waiting)
     check_no_job(guest, instance)
+
+
+def _stats(guest: domain.Domain) -> dict[str, ty.Any]:
+    """Return the statistics of a guest's job; empty if the guest is off.
+
+    A guest ends in the middle of any job, and at the end of a managed save.
+    """
+    try:
+        return guest.job_stats()
+    except libvirt.libvirtError as error:
+        if (error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and
+                not guest.is_active()):
+            return {}
+        raise
 
 
 def _is_job(stats: dict[str, int]) -> bool:

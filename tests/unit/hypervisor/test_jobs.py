@@ -38,6 +38,26 @@ class JobsTest(base.TestCase):
             exception.GuestBusy, jobs.check_no_job, self.guest,
             self.instance())))
 
+    def fail_with(self, code):
+        error = libvirt.libvirtError('')
+        error.err = (code, libvirt.VIR_FROM_QEMU, 'domain is not running')
+        self.stats.side_effect = error
+
+    def test_guest_that_has_just_ended_has_no_job(self):
+        self.fail_with(libvirt.VIR_ERR_OPERATION_INVALID)
+        self.guest.is_active.return_value = False
+        jobs.check_no_job(self.guest, self.instance())
+        jobs.wait_for_no_job(self.guest, self.instance())
+
+    def test_guest_that_runs_and_tells_no_job_is_an_error(self):
+        for code in (libvirt.VIR_ERR_OPERATION_INVALID,
+                     libvirt.VIR_ERR_INTERNAL_ERROR):
+            self.fail_with(code)
+            self.guest.is_active.return_value = (
+                code == libvirt.VIR_ERR_OPERATION_INVALID)
+            self.assertRaises(libvirt.libvirtError, jobs.wait_for_no_job,
+                              self.guest, self.instance())
+
     def check_disk(self, job):
         device = self.guest.get_block_device.return_value
         device.get_job_info.return_value = job
