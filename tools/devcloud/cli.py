@@ -12,6 +12,7 @@ from devcloud import compute
 from devcloud import demo
 from devcloud import errors
 from devcloud import state as cloud_state
+from devcloud import venv
 
 DESCRIPTION = """\
 Run a small real OpenStack on this machine. All services listen on 127.0.0.1.
@@ -26,7 +27,15 @@ CHANGING = ('up', 'down', 'configure', 'restart')
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog='cloud', description=DESCRIPTION)
     commands = top.add_subparsers(dest='command', required=True)
-    commands.add_parser('up', help='install and start everything missing')
+    up = commands.add_parser(
+        'up', help='install and start everything missing')
+    up.add_argument('--ceph', action='store_true',
+                    help='add a Ceph cluster, which stays until `down '
+                         '--purge`')
+    up.add_argument('--nova', type=int, choices=venv.releases(),
+                    help='install the release of OpenStack with this Nova: '
+                         '31 is 2025.1; by default what is installed stays, '
+                         'and a new cloud has the newest')
     down = commands.add_parser('down', help='stop all services and guests')
     down.add_argument('--purge', action='store_true',
                       help='remove the state directory too')
@@ -42,9 +51,10 @@ def parser() -> argparse.ArgumentParser:
     env.add_argument('user', nargs='?', choices=['admin', 'demo'],
                      default='admin')
     configure = commands.add_parser(
-        'configure', help='change options of nova-compute and restart it')
+        'configure', help='change options of nova-compute, or of Glance, and '
+                          'restart it')
     configure.add_argument('settings', nargs='*',
-                           metavar='SECTION.OPTION=VALUE')
+                           metavar='[glance:]SECTION.OPTION=VALUE')
     configure.add_argument('--reset', action='store_true',
                            help='undo all earlier changes first')
     run = commands.add_parser(
@@ -97,7 +107,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     state = cloud_state.State.default()
     match arguments.command:
         case 'up':
-            cloud.Up(state).run()
+            if arguments.nova:
+                venv.choose_release(state, arguments.nova)
+            cloud.Up(state, arguments.ceph).run()
         case 'down':
             cloud.down(state, arguments.purge)
         case 'status':

@@ -12,6 +12,7 @@ import subprocess
 import time
 
 from devcloud import catalogue
+from devcloud import ceph
 from devcloud import compute
 from devcloud import config
 from devcloud import databases
@@ -38,16 +39,22 @@ def daemons(state: cloud_state.State) -> list[process.Daemon]:
     return [
         mariadb.daemon(state),
         *rabbitmq.daemons(state),
+        *(ceph.cluster(state).daemons if state.has_ceph else []),
         *hypervisor(state).daemons,
         *(service.daemon(state) for service in services.all_services(state)),
     ]
 
 
 class Up:
-    """One run of `up`."""
+    """One run of `up`.
 
-    def __init__(self, state: cloud_state.State) -> None:
+    :param with_ceph: add Ceph, if the cloud does not have it
+    """
+
+    def __init__(self, state: cloud_state.State,
+                 with_ceph: bool = False) -> None:
         self.state = state
+        self.with_ceph = with_ceph
         self.began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -56,7 +63,10 @@ class Up:
     def run(self) -> None:
         """Install and start everything missing."""
         state = self.state
-        if missing := packages.install():
+        if self.with_ceph:
+            state.ceph.mkdir(parents=True, exist_ok=True)
+        if missing := packages.install(
+                packages.NEEDED + (packages.CEPH if state.has_ceph else ())):
             self.say(f'Debian packages installed: {" ".join(missing)}')
         with concurrent.futures.ThreadPoolExecutor() as pool:
             built = pool.submit(images.build, state)
@@ -82,8 +92,13 @@ class Up:
             started = [pool.submit(mariadb.start, state),
                        pool.submit(rabbitmq.start, state),
                        pool.submit(host.start)]
+            if state.has_ceph:
+                started.append(pool.submit(ceph.cluster(state).start))
             for job in started:
                 job.result()
+        if state.has_ceph:
+            ceph.set_secret(state, host)
+            self.say('Ceph runs')
         self.say(f'MariaDB, RabbitMQ and libvirt run '
                  f'({"with" if host.has_kvm else "without"} KVM)')
         if databases.sync(state):
@@ -132,6 +147,8 @@ def down(state: cloud_state.State, purge: bool) -> None:
         # list() raises the exceptions of stop().
         list(pool.map(lambda service: service.stop(state),
                       services.all_services(state)))
+    if state.has_ceph:
+        ceph.cluster(state).stop()
     for daemon in (*rabbitmq.daemons(state)[::-1], mariadb.daemon(state)):
         daemon.stop()
     lvm.stop(state)

@@ -7,9 +7,7 @@ import datetime
 from devcloud import api
 from devcloud import config
 from devcloud import databases
-from devcloud import errors
 from devcloud import services
-from devcloud import shell
 from devcloud import state as cloud_state
 
 #: Seconds until the driver must have started and reported resources.
@@ -59,45 +57,23 @@ def restart(state: cloud_state.State) -> None:
 
 def configure(state: cloud_state.State, settings: Sequence[str],
               reset: bool) -> None:
-    """Change options of nova-compute and restart it.
+    """Change options of nova-compute and Glance, and restart them.
 
-    :param settings: each SECTION.OPTION=VALUE; added to earlier settings
+    :param settings: each SECTION.OPTION=VALUE for nova-compute, or
+        glance:SECTION.OPTION=VALUE; added to earlier settings
     :param reset: remove the earlier settings first
-    :raises: CloudError if a setting has a wrong form, or nova-compute does
-        not start with it
+    :raises: CloudError if a setting has a wrong form, or a service does not
+        start with it
     """
-    merged: dict[str, dict[str, object]] = {}
-    if not reset:
-        merged = overrides(state)
-    for setting in settings:
-        name, equals, value = setting.partition('=')
-        section, dot, option = name.partition('.')
-        if not (equals and dot and section and option):
-            raise errors.CloudError(
-                f'{setting!r} must have the form SECTION.OPTION=VALUE')
-        merged.setdefault(section, {})[option] = value
-    if merged:
-        changed = shell.write(state.overrides, config.render(merged),
-                              mode=0o640, group=config.USER)
-    else:
-        changed = state.overrides.exists()
-        state.overrides.unlink(missing_ok=True)
-    if changed or not services.nova_compute(state).daemon(state).is_running():
+    changed = config.override(state, settings, reset)
+    if 'glance' in changed:
+        glance = services.glance(state)
+        glance.stop(state)
+        glance.start(state)
+        glance.await_ready(state)
+    if ('nova-compute' in changed
+            or not services.nova_compute(state).daemon(state).is_running()):
         restart(state)
-
-
-def overrides(state: cloud_state.State) -> dict[str, dict[str, object]]:
-    """Return the settings of `configure`, by section and option."""
-    found: dict[str, dict[str, object]] = {}
-    section = ''
-    if state.overrides.exists():
-        for line in state.overrides.read_text().splitlines():
-            name, equals, value = line.partition(' = ')
-            if line.startswith('['):
-                section = line.strip('[]')
-            elif equals:
-                found.setdefault(section, {})[name] = value
-    return found
 
 
 def _reported(admin: api.Client, since: datetime.datetime) -> bool:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration files of the OpenStack services."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 import re
 import shutil
 
+from devcloud import ceph
+from devcloud import errors
 from devcloud import libvirtd
 from devcloud import lvm
 from devcloud import mariadb
@@ -13,14 +15,16 @@ from devcloud import rabbitmq
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: All OpenStack services run as this user.
-USER = 'nova'
+USER = cloud_state.USER
 
 #: The driver of this project.
 DRIVER = 'snapext.SnapextDriver'
 
 #: The Keystone users of the services.
 SERVICE_USERS = ('nova', 'glance', 'neutron', 'placement')
+
+#: Services whose options `configure` can change.
+CONFIGURABLE = ('nova-compute', 'glance')
 
 Sections = Mapping[str, Mapping[str, object]]
 
@@ -37,6 +41,70 @@ def render(sections: Sections) -> str:
     return '\n'.join(lines)
 
 
+def parse(text: str) -> dict[str, dict[str, object]]:
+    """Return what render() has made a text of."""
+    found: dict[str, dict[str, object]] = {}
+    section = ''
+    for line in text.splitlines():
+        name, equals, value = line.partition(' = ')
+        if line.startswith('['):
+            section = line.strip('[]')
+            found[section] = {}
+        elif equals:
+            found[section][name] = value
+    return found
+
+
+def overrides(state: cloud_state.State,
+              service: str) -> dict[str, dict[str, object]]:
+    """Return the settings of `configure`, by section and option."""
+    file = state.overrides(service)
+    return parse(file.read_text()) if file.exists() else {}
+
+
+def override(state: cloud_state.State, settings: Sequence[str],
+             reset: bool) -> set[str]:
+    """Change options of services.
+
+    :param settings: each [SERVICE:]SECTION.OPTION=VALUE, as in the help of
+        `configure`; added to earlier settings
+    :param reset: remove the earlier settings first
+    :returns: names of the services whose files changed
+    :raises: CloudError if a setting has a wrong form
+    """
+    merged = {service: {} if reset else overrides(state, service)
+              for service in CONFIGURABLE}
+    for setting in settings:
+        service, section, option, value = _parsed(setting)
+        merged[service].setdefault(section, {})[option] = value
+    changed = set()
+    for service, sections in merged.items():
+        file = state.overrides(service)
+        if sections and shell.write(file, render(sections), mode=0o640,
+                                    group=USER):
+            changed.add(service)
+        elif not sections and file.exists():
+            file.unlink()
+            changed.add(service)
+    if 'glance' in changed:
+        _write_glance(state)
+    return changed
+
+
+def _parsed(setting: str) -> tuple[str, str, str, str]:
+    """Return service, section, option and value of a setting."""
+    name, equals, value = setting.partition('=')
+    service, colon, name = name.rpartition(':')
+    section, dot, option = name.partition('.')
+    service = service if colon else 'nova-compute'
+    if not (equals and dot and section and option
+            and service in CONFIGURABLE):
+        raise errors.CloudError(
+            f'{setting!r} must have the form [SERVICE:]SECTION.OPTION=VALUE, '
+            f'where SERVICE is one of {", ".join(CONFIGURABLE)}')
+    return service, section, option, value
+
+
 def write_all(state: cloud_state.State,
               hypervisor: libvirtd.Libvirtd) -> set[str]:
     """Write every configuration file.
@@ -46,7 +114,6 @@ def write_all(state: cloud_state.State,
     changed = set()
     for service, name, sections in (
             ('keystone', 'keystone.conf', _keystone(state)),
-            ('glance', 'glance-api.conf', _glance(state)),
             ('placement', 'placement.conf', _placement(state)),
             ('neutron', 'neutron.conf', _neutron(state)),
             ('nova', 'nova.conf', _nova(state)),
@@ -57,6 +124,8 @@ def write_all(state: cloud_state.State,
         if shell.write(state.etc / directory / name, render(sections),
                        mode=0o640, group=USER):
             changed.add(service)
+    if _write_glance(state):
+        changed.add('glance')
     shutil.copy2(state.venv / 'etc/nova/api-paste.ini',
                  state.etc / 'nova/api-paste.ini')
     entry = pathlib.Path(__file__).with_name('wsgi_entry.py')
@@ -106,16 +175,30 @@ def _keystone(state: cloud_state.State) -> Sections:
     }
 
 
+def _write_glance(state: cloud_state.State) -> bool:
+    """Write Glance's file, with the settings of `configure`."""
+    sections = {name: dict(options)
+                for name, options in _glance(state).items()}
+    for name, options in overrides(state, 'glance').items():
+        sections.setdefault(name, {}).update(options)
+    return shell.write(state.etc / 'glance' / 'glance-api.conf',
+                       render(sections), mode=0o640, group=USER)
+
+
 def _glance(state: cloud_state.State) -> Sections:
     home = state.root / 'glance'
     return {
         'DEFAULT': {
-            'enabled_backends': 'local:file',
+            'enabled_backends': 'local:file,ceph:rbd' if state.has_ceph
+                                else 'local:file',
+            # Nova clones only an image whose place in Ceph it is told.
+            'show_image_direct_url': state.has_ceph,
             'worker_self_reference_url': cloud_state.url('glance'),
         },
         'database': {'connection': mariadb.connection(state, 'glance')},
         'glance_store': {'default_backend': 'local'},
         'local': {'filesystem_store_datadir': state.glance_store},
+        **(_glance_ceph_store(state) if state.has_ceph else {}),
         'os_glance_staging_store': {
             'filesystem_store_datadir': home / 'staging'},
         'os_glance_tasks_store': {
@@ -129,6 +212,16 @@ def _glance(state: cloud_state.State) -> Sections:
             'config_file': state.venv / 'etc/glance/glance-api-paste.ini',
         },
     }
+
+
+def _glance_ceph_store(state: cloud_state.State) -> Sections:
+    return {'ceph': {
+        'rbd_store_ceph_conf': ceph.cluster(state).configuration,
+        'rbd_store_user': 'glance',
+        'rbd_store_pool': 'images',
+        # Zeros take no space, so that a clone has extents without data.
+        'rbd_thin_provisioning': True,
+    }}
 
 
 def _placement(state: cloud_state.State) -> Sections:
@@ -172,6 +265,8 @@ def _nova(state: cloud_state.State) -> Sections:
             'instances_path': state.instances,
             'transport_url': rabbitmq.transport_url(state),
             'rootwrap_config': state.etc / 'nova/rootwrap.conf',
+            # There is one host only.
+            'allow_resize_to_same_host': True,
             # Guests are small and overcommitted.
             'initial_cpu_allocation_ratio': 16,
             'initial_disk_allocation_ratio': 16,
@@ -216,11 +311,22 @@ def _nova_compute(state: cloud_state.State,
             'images_volume_group': lvm.VOLUME_GROUP,
             # Clearing deleted volumes would fill their sparse files.
             'volume_clear': 'none',
+            **(_ceph_disks(state) if state.has_ceph else {}),
         },
         'snapext': {
             'libvirt_config_directory': hypervisor.state_dir / 'etc/qemu',
             'libvirt_save_directory': hypervisor.state_dir / 'lib/qemu/save',
         },
+    }
+
+
+def _ceph_disks(state: cloud_state.State) -> dict[str, object]:
+    """Return options: disks in Ceph. `images_type = rbd` uses them."""
+    return {
+        'images_rbd_pool': 'vms',
+        'images_rbd_ceph_conf': ceph.cluster(state).configuration,
+        'rbd_user': 'nova',
+        'rbd_secret_uuid': ceph.SECRET,
     }
 
 

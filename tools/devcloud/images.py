@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the guest images, and register them in Glance."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -26,11 +27,14 @@ class Registration:
     :param name: its name
     :param file: name of its file, without suffix
     :param properties: for Nova: the guest's hardware
+    :param store: Glance's store for its data; in `ceph` it is raw, so that
+        Nova clones it
     """
 
     name: str
     file: str
     properties: Mapping[str, str]
+    store: str = 'local'
 
 
 #: The image has a guest agent.
@@ -46,6 +50,12 @@ REGISTRATIONS = (
         **AGENT, 'hw_disk_bus': 'scsi', 'hw_scsi_model': 'virtio-scsi'}),
     Registration('snap-guest-ide', 'snap-guest', {
         **AGENT, 'hw_disk_bus': 'ide'}),
+)
+
+#: Images of a cloud with Ceph, in addition.
+CEPH_REGISTRATIONS = (
+    Registration('snap-guest-ceph', 'snap-guest', AGENT, 'ceph'),
+    Registration('snap-guest-ceph-noagent', 'snap-guest', {}, 'ceph'),
 )
 
 
@@ -107,25 +117,53 @@ def register(state: cloud_state.State,
     :param files: the result of build()
     :returns: names of the uploaded images
     """
-    wanted = repr((REGISTRATIONS, sorted(map(str, files.values()))))
-    if state.is_done('images', wanted):
+    uploaded = _register(state, 'images', REGISTRATIONS, files)
+    if state.has_ceph:
+        uploaded += _register(state, 'images-ceph', CEPH_REGISTRATIONS, files)
+    return uploaded
+
+
+def _register(state: cloud_state.State, step: str,
+              registrations: tuple[Registration, ...],
+              files: dict[str, pathlib.Path]) -> list[str]:
+    wanted = repr((registrations, sorted(map(str, files.values()))))
+    if state.is_done(step, wanted):
         return []
     admin = api.Client.admin(state)
+    names = [one.name for one in registrations]
     for image in admin.get('glance', '/images?limit=1000')['images']:
-        if image['name'] in [one.name for one in REGISTRATIONS]:
+        if image['name'] in names:
             admin.delete('glance', f'/images/{image["id"]}')
-    for one in REGISTRATIONS:
-        _upload(admin, one, files[one.file])
-    state.mark_done('images', wanted)
-    return [one.name for one in REGISTRATIONS]
+    for one in registrations:
+        with _content(one, files[one.file]) as file:
+            _upload(admin, one, file)
+    state.mark_done(step, wanted)
+    return names
+
+
+@contextlib.contextmanager
+def _content(one: Registration,
+             file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Return the file to upload: the qcow2 image, or a raw copy of it."""
+    if one.store != 'ceph':
+        yield file
+        return
+    raw = file.with_suffix('.raw')
+    try:
+        shell.run(['qemu-img', 'convert', '-O', 'raw', file, raw])
+        yield raw
+    finally:
+        raw.unlink(missing_ok=True)
 
 
 def _upload(admin: api.Client, one: Registration,
             file: pathlib.Path) -> None:
     image = admin.post('glance', '/images', {
-        'name': one.name, 'disk_format': 'qcow2', 'visibility': 'public',
-        'container_format': 'bare', 'os_type': 'linux', **one.properties})
+        'name': one.name, 'disk_format': file.suffix.lstrip('.'),
+        'visibility': 'public', 'container_format': 'bare',
+        'os_type': 'linux', **one.properties})
     with open(file, 'rb') as content:
         admin.open('PUT', 'glance', f'/images/{image["id"]}/file', content, {
             'Content-Type': 'application/octet-stream',
-            'Content-Length': str(file.stat().st_size)}).close()
+            'Content-Length': str(file.stat().st_size),
+            'X-Image-Meta-Store': one.store}).close()

@@ -41,6 +41,16 @@ NEEDED = (
     'util-linux',
 )
 
+#: Packages that Ceph needs in addition.
+CEPH = (
+    'ceph-common',
+    'ceph-mgr',
+    'ceph-mon',
+    'ceph-osd',
+    'python3-rados',
+    'python3-rbd',
+)
+
 POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
 
 

@@ -17,6 +17,9 @@ from devcloud import shell
 HOST = '127.0.0.1'
 REGION = 'RegionOne'
 
+#: All OpenStack services run as this user.
+USER = 'nova'
+
 #: Ports. They differ from the usual ones, to avoid conflicts.
 PORTS = {
     'epmd': 18369,
@@ -28,6 +31,8 @@ PORTS = {
     'placement': 18778,
     'neutron': 18696,
     'nova-api': 18774,
+    'ceph-mon': 18300,
+    'ceph-mon-v1': 18789,
 }
 
 #: Names of the cloud's secrets: for database, message queue, and users.
@@ -99,9 +104,39 @@ class State:
         return self.root / 'lvm'
 
     @property
-    def overrides(self) -> pathlib.Path:
-        """Return the file with the settings of `configure`."""
-        return self.etc / 'nova' / 'nova-compute.d' / '90-configure.conf'
+    def ceph(self) -> pathlib.Path:
+        return self.root / 'ceph'
+
+    @property
+    def has_ceph(self) -> bool:
+        """Return whether `up --ceph` has run: Ceph then stays."""
+        return self.ceph.is_dir()
+
+    def overrides(self, service: str) -> pathlib.Path:
+        """Return the file with the settings of `configure`.
+
+        :param service: `nova-compute`, which reads the file, or `glance`,
+            into whose file they are merged, because it reads no other
+        """
+        if service == 'nova-compute':
+            return self.etc / 'nova' / 'nova-compute.d' / '90-configure.conf'
+        return self.etc / service / 'configure.conf'
+
+    @property
+    def nova_release(self) -> int | None:
+        """Return the major version of Nova that `up --nova` has asked for.
+
+        :returns: None if the cloud has the newest one
+        """
+        return (int(self._nova_release.read_text())
+                if self._nova_release.exists() else None)
+
+    def record_nova_release(self, nova: int) -> None:
+        shell.write(self._nova_release, f'{nova}\n')
+
+    @property
+    def _nova_release(self) -> pathlib.Path:
+        return self.root / 'nova-release'
 
     def bin(self, program: str) -> str:
         """Return the path of a program in the virtual environment."""

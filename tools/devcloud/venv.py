@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The virtual environment with OpenStack and the wheel of this checkout."""
 
+import configparser
 import hashlib
 import pathlib
 import shutil
@@ -9,17 +10,25 @@ from devcloud import errors
 from devcloud import shell
 from devcloud import state as cloud_state
 
-#: Packages from PyPI, in their newest versions.
+#: Packages from PyPI that are the same in all releases of OpenStack.
 REQUIREMENTS = (
-    'glance',
     'gunicorn',
-    'keystone',
-    'neutron',
-    'nova',
-    'openstack-placement',
     'PyMySQL',
     'python-openstackclient',
 )
+
+#: The services, and by how much their major version is behind that of Nova.
+#: Each release of OpenStack raises all of them by one.
+SERVICES = {
+    'glance': 1,
+    'keystone': 4,
+    'neutron': 5,
+    'nova': 0,
+    'openstack-placement': 18,
+}
+
+#: Files `nova31.txt` and so on: the versions of a release of OpenStack.
+CONSTRAINTS = cloud_state.CHECKOUT / 'tools' / 'constraints'
 
 #: Patches for bugs of packages: file, wrong lines, right lines.
 #: NOTE: Nova 34.0 lets libvirt select the firmware of UEFI guests, and also
@@ -43,7 +52,8 @@ def install(state: cloud_state.State) -> bool:
     :returns: whether it was created
     """
     libvirt = shell.run(['pkg-config', '--modversion', 'libvirt']).strip()
-    wanted = [*REQUIREMENTS, f'libvirt-python=={libvirt}']
+    wanted = [*_requirements(state.nova_release),
+              f'libvirt-python=={libvirt}']
     inputs = repr((wanted, PATCHES))
     if state.is_done('venv', inputs):
         return False
@@ -56,6 +66,45 @@ def install(state: cloud_state.State) -> bool:
         _patch(state)
     state.mark_done('venv', inputs)
     return True
+
+
+def releases() -> list[int]:
+    """Return the major versions of Nova that have constraints."""
+    return sorted(int(file.stem.removeprefix('nova'))
+                  for file in CONSTRAINTS.glob('nova*.txt'))
+
+
+def choose_release(state: cloud_state.State, nova: int) -> None:
+    """Record which release of OpenStack the cloud is.
+
+    :param nova: major version of its Nova
+    :raises CloudError: the cloud is another one already
+    """
+    if nova == state.nova_release:
+        return
+    if state.venv.exists():
+        raise errors.CloudError(
+            f'{state.root} has {_name(state.nova_release)}, whose databases '
+            f'fit no other release. Remove it with `cloud down --purge`, or '
+            f'set SNAPEXT_CLOUD_DIR to another directory')
+    state.record_nova_release(nova)
+
+
+def _name(nova: int | None) -> str:
+    return f'Nova {nova}' if nova else 'the newest Nova'
+
+
+def _requirements(nova: int | None) -> list[str]:
+    """Return what pip installs: requirements, and `-c` with constraints.
+
+    :param nova: major version of Nova; None: the newest of each service
+    """
+    if nova is None:
+        # In the order that existing clouds were made with.
+        return sorted((*SERVICES, *REQUIREMENTS), key=str.lower)
+    return [*(f'{name}=={nova - behind}.*'
+              for name, behind in SERVICES.items()),
+            *REQUIREMENTS, '-c', str(CONSTRAINTS / f'nova{nova}.txt')]
 
 
 def _patch(state: cloud_state.State) -> None:
@@ -84,14 +133,18 @@ def install_checkout(state: cloud_state.State) -> bool:
         shutil.copytree(cloud_state.CHECKOUT / '.git', source / '.git',
                         symlinks=True)
     else:
-        env['PBR_VERSION'] = '0.0.1'
+        setup = configparser.ConfigParser()
+        setup.read(source / 'setup.cfg')
+        env['PBR_VERSION'] = setup['metadata']['version']
     wheels = state.root / 'build' / 'wheels'
     _pip(state, 'wheel', '--no-deps', '-w', wheels, source, env=env)
     (wheel,) = wheels.glob('*.whl')
     # The first command replaces an installed wheel of the same version; the
     # second one installs missing dependencies.
     _pip(state, 'install', '--no-deps', '--force-reinstall', wheel)
-    _pip(state, 'install', wheel)
+    constraints = [] if state.nova_release is None else [
+        '-c', CONSTRAINTS / f'nova{state.nova_release}.txt']
+    _pip(state, 'install', f'{wheel}[zstd]', *constraints)
     shutil.rmtree(source)
     state.mark_done('wheel', fingerprint)
     return True

@@ -26,7 +26,7 @@ DOMAIN = """
   <os><type arch='x86_64'>hvm</type></os>
   <devices>
     <disk type='network' device='disk'>
-      <driver name='qemu' type='raw'/>
+      <driver name='qemu' type='raw'{discard}/>
       <source protocol='rbd' name='{image}'>
         <config file='{configuration}'/>
       </source>
@@ -35,6 +35,12 @@ DOMAIN = """
   </devices>
 </domain>
 """
+
+
+class FakeInstance(base.FakeInstance):
+
+    def __getitem__(self, name):
+        return getattr(self, name)
 
 
 class CephTestCase(base.GuestTestCase):
@@ -70,7 +76,7 @@ class CephTestCase(base.GuestTestCase):
             images_rbd_ceph_conf=str(self.cluster.configuration))
 
     def purge(self):
-        self.cluster.respond()
+        self.cluster.resume()
         self.cluster.purge()
 
     def rbd(self):
@@ -116,8 +122,8 @@ class CephTestCase(base.GuestTestCase):
         with self.cluster.image(image) as opened:
             return [snapshot['name'] for snapshot in opened.list_snaps()]
 
-    def guest(self, disk, running=True):
-        instance = base.FakeInstance(f'guest-{uuid.uuid4()}')
+    def guest(self, disk, running=True, discard=None):
+        instance = FakeInstance(f'guest-{uuid.uuid4()}')
         image = ceph.image_of(disk)
         if uuidutils.is_uuid_like(image.name.removesuffix('_disk')):
             instance.uuid = image.name.removesuffix('_disk')
@@ -126,6 +132,7 @@ class CephTestCase(base.GuestTestCase):
         defined = self.host.get_connection().defineXML(DOMAIN.format(
             virt_type=conf.CONF.libvirt.virt_type, name=instance.name,
             uuid=instance.uuid, image=image,
+            discard=f' discard=\'{discard}\'' if discard else '',
             configuration=self.cluster.configuration))
         self.addCleanup(self.remove, instance)
         if running:
