@@ -19,12 +19,16 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
+import os
+import threading
+import time
 import typing as ty
 
 from nova.storage import rbd_utils
-from nova import utils
+from oslo_utils import timeutils
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import plan as planning
@@ -38,8 +42,22 @@ PREFIX = 'rbd:'
 #: (glance_store/_drivers/rbd.py, DEFAULT_SNAPNAME).
 IMAGE_SNAPSHOT = 'snap'
 
+#: End of Nova's name of a root disk, after the uuid of the instance
+#: (nova/virt/libvirt/imagebackend.py, class Rbd).
+DISK_SUFFIX = '_disk'
+
+# Name of an object that nobody creates.
+NO_OBJECT = 'nova-snapext-no-such-object'
+
+# Seconds to open each disk in a pool: some 10,000 of them.
+LIST_TIMEOUT = 600
+
 # Seconds between two checks of a flatten for a stall.
 POLL_INTERVAL = 1
+
+# Seconds between two checks for the end of a call, in a green thread: little
+# beside the 0.1 s for which a snapshot's creation freezes the filesystems.
+GREEN_INTERVAL = 0.01
 
 _R = ty.TypeVar('_R')
 
@@ -139,8 +157,20 @@ class Call(ty.Generic[_R]):
 
 
 def _wait_for(event: ty.Any, seconds: float) -> bool:
-    """Wait for an event of native threads, also in a green thread."""
-    return bool(utils.tpool_wrap(event.wait)(seconds))
+    """Wait for an event of native threads, also in a green thread.
+
+    A green thread does not use eventlet's pool of native threads. When Ceph
+    does not respond, Nova's own calls may occupy all of them, and filesystems
+    would stay frozen until one is free.
+    """
+    # Green threads run in the first native thread, which has this id.
+    if (compat.concurrency_mode_threading() or
+            threading.get_native_id() != os.getpid()):
+        return bool(event.wait(seconds))
+    watch = timeutils.StopWatch(seconds).start()
+    while not event.is_set() and not watch.expired():
+        time.sleep(GREEN_INTERVAL)
+    return bool(event.is_set())
 
 
 # The calls that create something, also of a snapshot that has failed. What one
@@ -175,7 +205,25 @@ def _await_creation(spec: ImageSpec | SnapSpec) -> None:
 
 def is_forbidden(error: exception.CephError) -> bool:
     """Return whether Ceph's user lacks the right for what has failed."""
-    return isinstance(error.__cause__, rbd_utils.rbd.PermissionError)
+    # Both bindings have errors with the number of the cause.
+    return getattr(error.__cause__, 'errno', None) in (
+        errno.EPERM, errno.EACCES)
+
+
+def check_writable(pool: str) -> None:
+    """Check that Nova's user may write to a pool, and change nothing.
+
+    A user without the right may not even remove an object that does not exist.
+
+    :raises CephError: it may not (see :func:`is_forbidden`), the pool does
+        not exist, or Ceph does not respond
+    """
+    def remove_nothing() -> None:
+        with _client(pool) as client, contextlib.suppress(
+                rbd_utils.rados.ObjectNotFound):
+            client.ioctx.remove_object(NO_OBJECT)
+
+    call(f'write to the pool {pool}', remove_nothing)
 
 
 class SnapshotCreation:
@@ -328,6 +376,22 @@ def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
     return call(f'list what is allocated of {snapshot}', diff)
 
 
+def has_one_writer(image: ImageSpec) -> bool:
+    """Return whether an image is locked by the client that writes to it.
+
+    That client creates the image's snapshots then, and before that writes all
+    that it has cached: librbd, feature ``exclusive-lock``.
+
+    :raises CephError: Ceph does not tell
+    """
+    def is_locked() -> bool:
+        with _opened(image, read_only=True) as volume:
+            return bool(volume.features() &
+                        rbd_utils.rbd.RBD_FEATURE_EXCLUSIVE_LOCK)
+
+    return call(f'tell the features of {image}', is_locked)
+
+
 def size_of(snapshot: SnapSpec) -> int:
     """Return the size of a snapshot, in bytes.
 
@@ -352,6 +416,33 @@ def snapshot_names(image: ImageSpec) -> list[str]:
         return []
 
     return call(f'list the snapshots of {image}', names)
+
+
+def snapshots_in(pool: str) -> dict[ImageSpec, list[str]]:
+    """List the snapshots of all disks of instances in a pool.
+
+    It opens each of them, which takes some milliseconds.
+
+    :returns: names by image; images without a snapshot are left out
+    :raises CephError: Ceph does not tell
+    """
+    def found() -> dict[ImageSpec, list[str]]:
+        rbd = rbd_utils.rbd
+        snapshots: dict[ImageSpec, list[str]] = {}
+        with _client(pool) as client:
+            for name in rbd.RBD().list(client.ioctx):
+                # Another host may delete it now.
+                with contextlib.suppress(rbd.ImageNotFound):
+                    if not name.endswith(DISK_SUFFIX):
+                        continue
+                    with rbd.Image(client.ioctx, name,
+                                   read_only=True) as volume:
+                        if names := _names(volume):
+                            snapshots[ImageSpec(pool, name)] = names
+        return snapshots
+
+    return Call(f'list the snapshots in the pool {pool}', found).result(
+        LIST_TIMEOUT)
 
 
 def children(snapshot: SnapSpec) -> list[ImageSpec]:

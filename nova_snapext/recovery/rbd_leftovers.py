@@ -2,16 +2,20 @@
 """Snapshots of ours inside Ceph that no journal of this host has.
 
 The pool has the snapshots of all hosts, and the journal of each host has its
-own. So only the disks of the guests of this host are looked at: no other host
-takes a snapshot of these.
+own. So only the disks of the guests of this host are looked at, of which no
+other host takes a snapshot, and those of instances that Nova has deleted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Iterator
 
 import libvirt
 from lxml import etree
+from nova import context as nova_context
+from nova import exception as nova_exception
+from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 from oslo_utils import uuidutils
@@ -30,18 +34,54 @@ LOG = logging.getLogger(__name__)
 def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[ceph.SnapSpec]:
     """Find the snapshots of this host's guests that no journal has.
 
+    Those of disks whose instance Nova has deleted are among them.
+
     :raises CephError: Ceph does not tell
     :raises libvirtError: libvirt can't be asked
     """
     if not _is_used():
         return
+    here = _images(driver)
+    for snapshot in without_journal(here):
+        if snapshot.image in here or _is_deleted(snapshot.image):
+            yield snapshot
+
+
+def without_journal(images: Collection[ceph.ImageSpec] = (),
+                    ) -> Iterator[ceph.SnapSpec]:
+    """Find the snapshots of any host that the journal of this host lacks.
+
+    :param images: disks that may be outside of Nova's pool
+    :raises CephError: Ceph does not tell
+    """
     known = {record.data.get('snapshot') for entry in journal.entries()
              for record in entry.records
              if record.kind == rbd_snapshot.RbdSnapshot.kind}
-    for image in sorted(_images(driver), key=str):
-        for name in ceph.snapshot_names(image):
+    found = ceph.snapshots_in(CONF.libvirt.images_rbd_pool)
+    for image in images:
+        if image.pool != CONF.libvirt.images_rbd_pool:
+            found[image] = ceph.snapshot_names(image)
+    for image, names in sorted(found.items(), key=str):
+        for name in names:
             if rbd_snapshot.NAME.fullmatch(name) and name not in known:
                 yield ceph.SnapSpec(image, name)
+
+
+def _is_deleted(image: ceph.ImageSpec) -> bool:
+    """Return whether Nova has deleted the instance of a disk."""
+    uuid = image.name.removesuffix(ceph.DISK_SUFFIX)
+    if not uuidutils.is_uuid_like(uuid):
+        return False
+    try:
+        objects.Instance.get_by_uuid(
+            nova_context.get_admin_context(), uuid, expected_attrs=[])
+    except nova_exception.InstanceNotFound:
+        return True
+    except Exception as error:
+        LOG.warning('Nova does not tell whether instance %(instance)s '
+                    'exists: what a snapshot has left of it stays: %(error)s',
+                    {'instance': uuid, 'error': error})
+    return False
 
 
 def remove(snapshot: ceph.SnapSpec) -> None:
@@ -83,7 +123,7 @@ def _images(driver: libvirt_driver.LibvirtDriver) -> set[ceph.ImageSpec]:
                 "./devices/disk/source[@protocol='rbd']/@name"):
             pool, _, image = name.partition('/')
             # Volumes of Cinder have other names, and may be elsewhere.
-            if image == f'{listed.uuid}_disk':
+            if image == f'{listed.uuid}{ceph.DISK_SUFFIX}':
                 found.add(ceph.ImageSpec(pool, image))
     return found
 
@@ -99,10 +139,14 @@ def remove_of_instance(uuid: str) -> None:
     """
     if not _is_used():
         return
-    image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool, f'{uuid}_disk')
+    image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
+                           f'{uuid}{ceph.DISK_SUFFIX}')
+    novas = {record.data.get('snapshot') for entry in journal.find_all(uuid)
+             for record in entry.records
+             if record.kind == rbd_snapshot.NovaRbdSnapshot.kind}
     try:
         for name in ceph.snapshot_names(image):
-            if rbd_snapshot.NAME.fullmatch(name):
+            if rbd_snapshot.NAME.fullmatch(name) or name in novas:
                 remove(ceph.SnapSpec(image, name))
     except exception.CephError as error:
         LOG.error('%(image)s of the deleted instance %(instance)s may stay '

@@ -32,6 +32,7 @@ class RbdClone(journal.Resource):
     its image is deleted first: removing the data alone would leave an active
     image without data.
 
+    :param seen_by_nova: see :func:`upload.is_seen_by_nova`
     :ivar spec: pool and name, which is the image's id in Glance
     """
 
@@ -43,12 +44,12 @@ class RbdClone(journal.Resource):
         seen_by_nova=schema.FLAG)
 
     def __init__(self, image_api: glance.API, target: planning.Target,
-                 spec: ceph.ImageSpec):
+                 spec: ceph.ImageSpec, seen_by_nova: bool):
         self._image_api = image_api
         self._target = target
         self.spec = spec
         self._offered = False
-        self._seen_by_nova = False
+        self._seen_by_nova = seen_by_nova
         self._flatten: ceph.Flatten | None = None
         self._is_forbidden = False
 
@@ -66,13 +67,18 @@ class RbdClone(journal.Resource):
                 spec.name):
             raise exception.JournalRecordError(
                 reason=f'{spec} is not of the image {target.image_id}')
-        clone = cls(driver._image_api, target, spec)
+        clone = cls(driver._image_api, target, spec,
+                    bool(record['seen_by_nova']))
         clone._offered = bool(record['offered'])
-        clone._seen_by_nova = bool(record['seen_by_nova'])
         return clone
 
     def __str__(self) -> str:
         return f'the RBD image {self.spec}'
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether Glance may have taken it over."""
+        return self._offered
 
     def create(self, snapshot: ceph.SnapSpec) -> None:
         """Clone a snapshot, which becomes protected.
@@ -110,9 +116,6 @@ class RbdClone(journal.Resource):
         :raises OSError: the journal can't be written
         """
         self._offered = offered
-        if offered:
-            self._seen_by_nova = upload.is_seen_by_nova(
-                self._target.image_id)
         self.save()
 
     def release(self) -> None:

@@ -31,10 +31,12 @@ class RbdSnapshot(journal.Resource):
     Recorded: pool, image and name. Restored: as recorded. Released: removed,
     protected or not.
 
+    :cvar names: names that are allowed in a record
     :ivar spec: pool, image and name
     """
 
     kind = 'RBD snapshot'
+    names: ty.ClassVar[re.Pattern[str]] = NAME
     # A disk can have any number of them.
     blocks_snapshot = False
     record_schema = schema.object_of(
@@ -59,13 +61,13 @@ class RbdSnapshot(journal.Resource):
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target,
-                record: dict[str, ty.Any]) -> RbdSnapshot:
+                record: dict[str, ty.Any]) -> ty.Self:
         spec = ceph.SnapSpec(
             ceph.ImageSpec(record['pool'], record['image']),
             record['snapshot'])
-        if not NAME.fullmatch(spec.name):
+        if not cls.names.fullmatch(spec.name):
             raise exception.JournalRecordError(
-                reason=f'{spec} is no snapshot of nova-snapext')
+                reason=f'{spec} is no snapshot that is only taken for a copy')
         return cls(target.instance.uuid, spec)
 
     def __str__(self) -> str:
@@ -107,3 +109,14 @@ class RbdSnapshot(journal.Resource):
         LOG.debug('RBD snapshot %(snapshot)s of instance %(instance)s is '
                   'removed', {'snapshot': self.spec,
                               'instance': self._instance})
+
+
+class NovaRbdSnapshot(RbdSnapshot):
+    """The snapshot of a root disk that Nova's own direct snapshot creates.
+
+    Nova leaves it if it is killed, or if the copy of its data fails.
+    """
+
+    kind = 'native RBD snapshot'
+    # uuidutils.generate_uuid(dashed=False), in LibvirtDriver.snapshot.
+    names = re.compile('[0-9a-f]{32}')

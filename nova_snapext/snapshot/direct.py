@@ -11,7 +11,9 @@ streamed from the same snapshot if Glance refuses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 import typing as ty
 
 from nova import context as nova_context
@@ -29,19 +31,39 @@ from nova_snapext import plan as planning
 from nova_snapext.resources import rbd_clone
 from nova_snapext import upload
 from nova_snapext.upload import location
+from nova_snapext.upload import service_user
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
-# Glance's role of users that may add locations since release 29
-# (glance/api/v2/images.py, add_location).
-SERVICE_ROLE = 'service'
+# Seconds until Glance has made an image active, or never does: it takes less
+# than one.
+SETTLE_TIMEOUT = 10
 
 
-def make_image(driver: libvirt_driver.LibvirtDriver, plan: planning.Plan,
-               snapshot: ceph.SnapSpec, attributes: dict[str, ty.Any],
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a snapshot hands to the image that is made inside Ceph.
+
+    All of it is used in the snapshot's worker thread. Under eventlet that is
+    a native thread, which shares no lock of Nova's.
+
+    :ivar stack: releases the image's data if the snapshot fails, in the
+        thread that runs the snapshot
+    :ivar seen_by_nova: see :func:`upload.is_seen_by_nova`
+    :ivar complete: called when the image is complete
+    """
+
+    driver: libvirt_driver.LibvirtDriver
+    stack: journal.ReleaseStack
+    seen_by_nova: bool
+    complete: Callable[[], None]
+
+
+def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
+               making: Making, attributes: dict[str, ty.Any],
                described: Mapping[str, str | None],
-               entry: journal.JournalEntry, token: cancel.CancelToken,
+               token: cancel.CancelToken,
                on_progress: upload.OnProgress) -> bool:
     """Make an image inside Ceph, if that is possible.
 
@@ -54,9 +76,8 @@ def make_image(driver: libvirt_driver.LibvirtDriver, plan: planning.Plan,
     :raises ImageNotFound: the image was deleted
     """
     try:
-        image = DirectImage(
-            driver, plan, snapshot, ceph.size_of(snapshot), entry, token,
-            on_progress)
+        image = DirectImage(plan, snapshot, ceph.size_of(snapshot), making,
+                            token, on_progress)
         with token.prefer_cause():
             image.check()
             # Glance would overwrite later changes with what it has read when
@@ -81,24 +102,22 @@ class DirectImage:
 
     :param snapshot: where the frozen disk is
     :param size: of the disk, in bytes
-    :param entry: the snapshot's entry in the journal
     :param token: its cancellation ends the copy within seconds
     :param on_progress: called with the number of bytes that are in the image,
         and the total
     """
 
-    def __init__(self, driver: libvirt_driver.LibvirtDriver,
-                 plan: planning.Plan, snapshot: ceph.SnapSpec, size: int,
-                 entry: journal.JournalEntry, token: cancel.CancelToken,
+    def __init__(self, plan: planning.Plan, snapshot: ceph.SnapSpec,
+                 size: int, making: Making, token: cancel.CancelToken,
                  on_progress: upload.OnProgress):
-        self._image_api = driver._image_api
         self._plan = plan
         self._snapshot = snapshot
         self._size = size
-        self._entry = entry
+        self._making = making
         self._token = token
         self._on_progress = on_progress
         self._pool = ''
+        self._store: str | None = None
 
     def check(self) -> None:
         """Check all that can be known before anything is created.
@@ -113,25 +132,39 @@ class DirectImage:
     def make(self) -> None:
         """Make the image after its check, and have Glance take it over.
 
+        After any other error than these, the stack releases the clone.
+
         :raises DirectImageRefused: it is not possible; nothing is left, and
             the disk can be streamed
         :raises ReleaseFailed: it is not possible, and the clone is left
         :raises ImageNotFound: the image was deleted
         """
+        stack = self._making.stack
         clone = rbd_clone.RbdClone(
-            self._image_api, self._plan,
-            ceph.ImageSpec(self._pool, self._plan.image_id))
-        with journal.ReleaseStack(self._entry) as stack:
-            self._token.raise_if_cancelled()
-            stack.add(clone)
+            self._making.driver._image_api, self._plan,
+            ceph.ImageSpec(self._pool, self._plan.image_id),
+            self._making.seen_by_nova)
+        self._token.raise_if_cancelled()
+        stack.add(clone)
+        with self._located() as image:
             try:
                 url = self._fill(clone)
-                self._register(clone, url)
-            except (exception.CephError,
-                    exception.LocationRefused) as error:
+                self._register(clone, image, url)
+            except (exception.CephError, exception.LocationRefused) as error:
+                self._token.raise_if_cancelled()
+                clone.release()
+                stack.mark_released(clone)
                 raise self._refused(str(error)) from error
-            # From here on the image is the only one that has the data.
+            # From here on the image is the only one that has the data. Nobody
+            # may delete it, whatever happens while Glance still reads it.
             stack.mark_released(clone)
+            self._making.complete()
+            verified = self._wait_until_hashed(image)
+        LOG.info('Image %(image)s was made inside Ceph, as %(spec)s%(digest)s',
+                 {'image': self._plan.image_id, 'spec': clone.spec,
+                  'digest': ('' if verified else
+                             '. Glance has no digest of it')},
+                 instance=self._plan.instance)
 
     def _find_pool(self) -> str:
         """Return the pool that Glance has its images in.
@@ -140,16 +173,37 @@ class DirectImage:
         """
         try:
             pool = (ceph.parent_pool(self._snapshot.image) or
-                    self._pool_of_base_image() or
-                    CONF.snapext.rbd_image_pool)
+                    pool_of_base_image(self._plan, self._token))
         except exception.CephError as error:
             raise self._refused(str(error)) from error
-        if not pool:
+        if pool:
+            return pool
+        if not CONF.snapext.rbd_image_pool:
             raise self._refused(
                 'the root disk is no clone, the image that the instance was '
                 'booted from is not in this cluster, and '
                 '[snapext]rbd_image_pool is not set')
-        return pool
+        self._store = CONF.snapext.rbd_image_store
+        if self._store:
+            self._check_store(self._store)
+        return str(CONF.snapext.rbd_image_pool)
+
+    def _check_store(self, store: str) -> None:
+        """Check that Glance has a store.
+
+        :raises DirectImageRefused: it has none of this name
+        """
+        with self._located() as image:
+            try:
+                stores = image.stores()
+            except upload.CLIENT_ERRORS as error:
+                self._token.raise_if_cancelled()
+                raise self._refused(
+                    f'Glance does not tell its stores: {error}') from error
+        if store not in stores:
+            raise self._refused(
+                f'[snapext]rbd_image_store is {store}, and Glance has '
+                f'{f"the stores {stores}" if stores else "one store only"}')
 
     def _glance_reason(self) -> str | None:
         """Return why Glance would refuse the location; None if not known."""
@@ -164,36 +218,11 @@ class DirectImage:
                 # No JSON, or another one.
                 self._token.raise_if_cancelled()
                 return f'Glance does not tell the versions of its API: {error}'
-        return ('Nova sends no service token, and Glance lets only services '
-                'add a location. Set [service_user]send_service_user_token, '
-                'with a user that has the role "service"')
+        return service_user.missing_reason(self._token)
 
     def _located(self) -> location.LocatedImage:
         return location.LocatedImage(
-            self._image_api, self._plan.context, self._plan.image_id,
-            self._token)
-
-    def _pool_of_base_image(self) -> str | None:
-        """Return the pool of the image that the instance was booted from."""
-        try:
-            image = self._image_api.get(
-                self._plan.context, self._plan.instance.image_ref,
-                include_locations=True)
-        except Exception as error:
-            # As in Nova: the image may be deleted, or be none of the user's.
-            LOG.debug('The image that the instance was booted from can\'t be '
-                      'read: %s', error, instance=self._plan.instance)
-            return None
-        cluster = ceph.cluster_id(self._snapshot.image.pool)
-        driver = rbd_utils.RBDDriver(pool=self._snapshot.image.pool)
-        for found in image.get('locations', []):
-            try:
-                fsid, pool, _name, _snapshot = driver.parse_url(found['url'])
-            except nova_exception.ImageUnacceptable:
-                continue
-            if fsid == cluster:
-                return str(pool)
-        return None
+            self._plan.context, self._plan.image_id, self._token)
 
     def _fill(self, clone: rbd_clone.RbdClone) -> str:
         """Create the clone, and copy the data into it.
@@ -210,25 +239,62 @@ class DirectImage:
         cluster = ceph.cluster_id(clone.spec.pool)
         return f'rbd://{cluster}/{finished.image}/{finished.name}'
 
-    def _register(self, clone: rbd_clone.RbdClone, url: str) -> None:
+    def _register(self, clone: rbd_clone.RbdClone,
+                  image: location.LocatedImage, url: str) -> None:
         """Have Glance take over the clone.
 
         :raises LocationRefused: Glance does not
         """
         self._token.raise_if_cancelled()
         clone.set_offered(True)
-        with self._located() as image:
-            try:
-                image.add(url)
-                verified = image.wait_until_active(self._size)
-            except exception.LocationRefused:
-                clone.set_offered(False)
+        try:
+            image.add(url, self._store)
+            image.wait_until_active(CONF.snapext.glance_reset_timeout)
+        except exception.LocationRefused:
+            clone.set_offered(False)
+            raise
+        except Exception as error:
+            # Nova would delete the image, which Glance already reads.
+            if not self._is_active():
                 raise
-        LOG.info('Image %(image)s was made inside Ceph, as %(spec)s%(digest)s',
-                 {'image': self._plan.image_id, 'spec': clone.spec,
-                  'digest': ('' if verified else
-                             '. Glance has no digest of it')},
-                 instance=self._plan.instance)
+            LOG.warning('Image %(image)s is complete, in spite of an error: '
+                        '%(error)s', {'image': self._plan.image_id,
+                                      'error': error},
+                        instance=self._plan.instance)
+
+    def _is_active(self) -> bool:
+        """Return whether the image is active, also after a cancellation."""
+        with location.LocatedImage(
+                self._plan.context, self._plan.image_id,
+                cancel.CancelToken()) as image:
+            try:
+                image.wait_until_active(SETTLE_TIMEOUT)
+            except Exception as error:
+                LOG.debug('Image %(image)s is not active: %(error)s',
+                          {'image': self._plan.image_id, 'error': error},
+                          instance=self._plan.instance)
+                return False
+        return True
+
+    def _wait_until_hashed(self, image: location.LocatedImage) -> bool:
+        """Wait until Glance is done with the image, which is complete.
+
+        :returns: whether Glance has a digest of it
+        """
+        try:
+            return image.wait_until_hashed(self._size)
+        except nova_exception.ImageNotFound:
+            LOG.warning('Image %s was deleted while Glance read it for its '
+                        'digest. If Glance shows it again, active and without '
+                        'data, delete it again', self._plan.image_id,
+                        instance=self._plan.instance)
+        except Exception as error:
+            LOG.warning('Image %(image)s is complete, but Glance may still '
+                        'read it for its digest: do not delete it before it '
+                        'has one (%(error)s)',
+                        {'image': self._plan.image_id, 'error': error},
+                        instance=self._plan.instance)
+        return False
 
     def _report(self, done: int, total: int) -> None:
         self._on_progress(self._size * done // max(total, 1), self._size)
@@ -236,6 +302,50 @@ class DirectImage:
     def _refused(self, reason: str) -> exception.DirectImageRefused:
         return exception.DirectImageRefused(
             instance=self._plan.instance.uuid, reason=reason)
+
+
+def pool_of_base_image(plan: planning.Plan,
+                       token: cancel.CancelToken) -> str | None:
+    """Return the pool of the image that an instance was booted from.
+
+    :returns: None if it is not in Nova's cluster, or not known
+    :raises CephError: Ceph does not tell which cluster it is
+    """
+    disk = ceph.image_of(plan.disk)
+    if disk is None or not plan.instance.image_ref:
+        return None
+    try:
+        with location.LocatedImage(
+                plan.context, plan.instance.image_ref, token) as image:
+            locations = image.locations()
+    except Exception as error:
+        # As in Nova: the image may be deleted, or be none of the user's.
+        token.raise_if_cancelled()
+        LOG.debug('The image that the instance was booted from can\'t be '
+                  'read: %s', error, instance=plan.instance)
+        return None
+    return _pool_of(locations, disk.pool)
+
+
+def _pool_of(locations: list[str], any_pool: str) -> str | None:
+    """Return the pool of the first location that is in Nova's cluster.
+
+    :param locations: of an image, in Glance's words
+    :param any_pool: name of a pool of the cluster
+    :raises CephError: Ceph does not tell which cluster it is
+    """
+    driver = rbd_utils.RBDDriver(pool=any_pool)
+    cluster: str | None = None
+    for url in locations:
+        try:
+            fsid, pool, _name, _snapshot = driver.parse_url(url)
+        except nova_exception.ImageUnacceptable:
+            continue
+        if cluster is None:
+            cluster = ceph.cluster_id(any_pool)
+        if fsid == cluster:
+            return str(pool)
+    return None
 
 
 def unsupported_reason(plan: planning.Plan) -> str | None:
@@ -250,6 +360,5 @@ def unsupported_reason(plan: planning.Plan) -> str | None:
 
 
 def _is_service(context: nova_context.RequestContext) -> bool:
-    """Return whether Glance takes a request for one of a service."""
-    return (CONF.service_user.send_service_user_token or
-            SERVICE_ROLE in (context.roles or []))
+    """Return whether the user of a request is one of a service."""
+    return service_user.ROLE in (context.roles or [])

@@ -12,14 +12,23 @@ from collections.abc import Iterator
 import contextlib
 import os
 
+from nova import context as nova_context
+from nova import exception as nova_exception
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import imagebackend
 from oslo_log import log as logging
 
+from nova_snapext import cancel
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
+from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_snapshot
+from nova_snapext.snapshot import direct
+from nova_snapext.snapshot import worker
 
 LOG = logging.getLogger(__name__)
 
@@ -29,13 +38,19 @@ class NativeJob:
 
     :param driver: a SnapextDriver
     :param may_suspend: Nova may suspend the guest
+    :param seen_by_nova: see :func:`upload.is_seen_by_nova`
     """
 
     def __init__(self, driver: libvirt_driver.LibvirtDriver,
-                 plan: planning.Plan, may_suspend: bool):
+                 plan: planning.Plan, may_suspend: bool,
+                 seen_by_nova: bool = False):
         self._driver = driver
         self._plan = plan
+        self._seen_by_nova = seen_by_nova
         self._may_suspend = may_suspend
+        self._stack: journal.ReleaseStack | None = None
+        # Of a direct snapshot, which makes the image inside Ceph.
+        self._clone: rbd_clone.RbdClone | None = None
         self._snapshot = native_snapshot.NativeSnapshot(
             driver, plan, plan.guest.get_power_state(driver._host))
 
@@ -51,6 +66,7 @@ class NativeJob:
         """
         plan = self._plan
         with journal.ReleaseStack(entry) as stack:
+            self._stack = stack
             stack.add(guest_filesystems.GuestFilesystems(
                 self._driver._host, plan))
             stack.enter_context(self._registered())
@@ -58,6 +74,9 @@ class NativeJob:
             libvirt_driver.LibvirtDriver.snapshot(
                 self._driver, plan.context, plan.instance, plan.image_id,
                 update_task_state)
+            if self._clone is not None and self._clone.is_offered:
+                # It is the image.
+                stack.mark_released(self._clone)
             complete()
 
     @contextlib.contextmanager
@@ -78,6 +97,63 @@ class NativeJob:
         self._snapshot.save()
         LOG.debug('Nova mirrors the root disk to %s', path,
                   instance=self._plan.instance)
+
+    def watch(self, disk: imagebackend.Image) -> None:
+        """Record what Nova creates inside Ceph, before it does.
+
+        :param disk: Nova's object for the disk that it takes a snapshot of
+        """
+        if not isinstance(disk, imagebackend.Rbd):
+            return
+        direct_snapshot = disk.direct_snapshot
+        cleanup = disk.cleanup_direct_snapshot
+
+        def recorded(context: nova_context.RequestContext, snapshot_name: str,
+                     image_format: str, image_id: str,
+                     base_image_id: str) -> str:
+            if image_format != 'raw':
+                # Nova would only call it so. It converts the disk then.
+                raise nova_exception.ImageUnacceptable(
+                    image_id=image_id,
+                    reason=f'Ceph can\'t make {image_format} images')
+            self._record_direct(snapshot_name)
+            return str(direct_snapshot(
+                context, snapshot_name, image_format, image_id,
+                base_image_id))
+
+        def cleaned_up(location: dict[str, str] | None,
+                       also_destroy_volume: bool = False,
+                       ignore_errors: bool = False) -> None:
+            if also_destroy_volume and self._clone is not None:
+                # Glance has not taken it. Another way may fill the image.
+                self._clone.set_offered(False)
+            cleanup(location, also_destroy_volume=also_destroy_volume,
+                    ignore_errors=ignore_errors)
+
+        disk.direct_snapshot = recorded
+        disk.cleanup_direct_snapshot = cleaned_up
+
+    def _record_direct(self, snapshot_name: str) -> None:
+        """Put the snapshot and the clone of a direct snapshot on the stack.
+
+        :raises CephError: Ceph does not respond; Nova would wait for it
+            indefinitely
+        """
+        image = ceph.image_of(self._plan.disk)
+        if image is None or self._stack is None:
+            return
+        self._stack.add(rbd_snapshot.NovaRbdSnapshot(
+            self._plan.instance.uuid, ceph.SnapSpec(image, snapshot_name)))
+        pool = ceph.parent_pool(image) or worker.run(
+            direct.pool_of_base_image, self._plan, cancel.CancelToken())
+        if pool is None:
+            return
+        self._clone = rbd_clone.RbdClone(
+            self._driver._image_api, self._plan,
+            ceph.ImageSpec(pool, self._plan.image_id), self._seen_by_nova)
+        # Nova does not say when it offers it to Glance.
+        self._clone.set_offered(True)
+        self._stack.add(self._clone)
 
     def on_suspend(self) -> None:
         """Check that Nova may suspend the guest.

@@ -31,8 +31,10 @@ from nova_snapext import read
 from nova_snapext import reason as reasons
 from nova_snapext.resources import backup_job
 from nova_snapext.resources import guest_filesystems
+from nova_snapext.resources import rbd_snapshot
 from nova_snapext.resources import work_directory
 from nova_snapext.strategies import base
+from nova_snapext.strategies import rbd_extents
 
 CONF = conf.CONF
 
@@ -44,7 +46,8 @@ class BackupStrategy(base.FreezingStrategy):
     STORAGES = frozenset({'file', 'block', 'network'})
     mechanisms = frozenset({known_defects.Mechanism.BACKUP_JOB})
     resource_types = (guest_filesystems.GuestFilesystems,
-                      backup_job.BackupJob)
+                      backup_job.BackupJob,
+                      rbd_snapshot.RbdSnapshot)
 
     def unsupported_guest_reason(self, plan: planning.Plan) -> str | None:
         if not plan.running:
@@ -82,9 +85,11 @@ class BackupStrategy(base.FreezingStrategy):
         stack.mark_released(filesystems)
         directory.take_socket()
         qemu_process.check_server(directory.socket, plan.guest, uid)
+        extents = rbd_extents.superset_of_frozen(plan, stack)
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
-            consistency=consistency, freeze_seconds=watch.elapsed())
+            consistency=consistency, freeze_seconds=watch.elapsed(),
+            extents=None if extents is None else lambda: extents)
 
 
 def _qemu_owner(guest: domain.Domain) -> tuple[int, int]:

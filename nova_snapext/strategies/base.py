@@ -42,6 +42,7 @@ CONF = conf.CONF
 # Not reported as FreezeFailed: each names the instance and the remedy itself.
 COMPLETE_ERRORS = (exception.FreezeFailed,
                    exception.GuestBusy,
+                   exception.QuiesceFailed,
                    exception.ThawFailed,
                    exception.ReleaseFailed,
                    exception.JournalFailed,
@@ -147,8 +148,7 @@ class FreezingStrategy(Strategy):
         if disk.storage not in self.STORAGES:
             return reasons.OtherStorageReason(
                 f'its root disk is on {disk.storage} storage' + (
-                    ' (Ceph RBD): name the strategy rbd too'
-                    if ceph.image_of(disk) else ''))
+                    ' (Ceph RBD)' if ceph.image_of(disk) else ''))
         if disk.format not in self.FORMATS:
             return reasons.UserReason(
                 f'its root disk has the format {disk.format}')

@@ -12,6 +12,8 @@ from nova_snapext import plan as planning
 from nova_snapext import reason as reasons
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
+from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_snapshot
 from nova_snapext.strategies import base
 
 CONF = conf.CONF
@@ -22,7 +24,9 @@ class NativeStrategy(base.Strategy):
 
     name = 'native'
     resource_types = (guest_filesystems.GuestFilesystems,
-                      native_snapshot.NativeSnapshot)
+                      native_snapshot.NativeSnapshot,
+                      rbd_snapshot.NovaRbdSnapshot,
+                      rbd_clone.RbdClone)
 
     def unsupported_reason(self, plan: planning.Plan) -> str | None:
         # Nova takes the first disk (libvirt_utils.find_disk).
@@ -31,9 +35,12 @@ class NativeStrategy(base.Strategy):
             return reasons.UserReason(
                 f'Nova would take the first disk of the guest, {targets[0]}, '
                 f'but its root disk is {plan.disk.target}')
-        if may_be_direct(plan) and plan.image_format != 'raw':
-            return (f'Nova\'s direct snapshot would make an image that is '
-                    f'called {plan.image_format} and has raw content')
+        if (plan.running and not would_be_live(plan) and
+                plan.instance.image_meta.properties.get(
+                    'os_require_quiesce', False)):
+            return reasons.UserReason(
+                'its image has os_require_quiesce, and Nova freezes the '
+                'filesystems for live snapshots of files only')
         return base.find_reason(plan, _job_reason)
 
     def stops_guest(self, plan: planning.Plan) -> bool:
@@ -41,9 +48,12 @@ class NativeStrategy(base.Strategy):
                 not may_be_direct(plan))
 
     def auto_skip_reason(self, plan: planning.Plan) -> str | None:
-        if plan.running and plan.direct_refused:
+        if (plan.running and plan.disk.storage == 'network' and
+                not may_be_direct(plan)):
+            reason = plan.direct_refused or (
+                f'it makes no {plan.image_format} images')
             return ('it would suspend the guest, because the direct snapshot '
-                    f'is not possible: {plan.direct_refused}')
+                    f'is not possible: {reason}')
         return None
 
 
@@ -60,7 +70,8 @@ def may_be_direct(plan: planning.Plan) -> bool:
 
     It then moves no data through the host.
     """
-    return plan.disk.storage == 'network' and not plan.direct_refused
+    return (plan.disk.storage == 'network' and plan.image_format == 'raw' and
+            not plan.direct_refused)
 
 
 def would_be_live(plan: planning.Plan) -> bool:

@@ -29,6 +29,7 @@ from nova_snapext.resources import rbd_export
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.resources import work_directory
 from nova_snapext.strategies import base
+from nova_snapext.strategies import rbd_extents
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -115,32 +116,4 @@ class RbdStrategy(base.FreezingStrategy):
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=freeze_seconds,
             frozen_at=frozen_at, snapshot=snapshot,
-            extents=lambda: extents_of(snapshot))
-
-
-def extents_of(snapshot: ceph.SnapSpec) -> list[read.Extent] | None:
-    """Return the extents of a snapshot, as Ceph knows them.
-
-    :returns: None if Ceph does not tell; QEMU's are then good enough
-    """
-    try:
-        size, parts = ceph.allocated(snapshot)
-    except exception.CephError as error:
-        LOG.warning('All that QEMU takes for data of %(snapshot)s is read: '
-                    '%(error)s', {'snapshot': snapshot, 'error': error})
-        return None
-    extents = []
-    position = 0
-    for offset, length in parts:
-        # Parts of a snapshot that is smaller than its image end with it, and
-        # a part of a parent may be one of its clone too.
-        begin, end = max(offset, position), min(offset + length, size)
-        if begin >= end:
-            continue
-        if begin > position:
-            extents.append(read.Extent(position, begin - position, False))
-        extents.append(read.Extent(begin, end - begin, True))
-        position = end
-    if position < size:
-        extents.append(read.Extent(position, size - position, False))
-    return list(read.coalesced(extents))
+            extents=lambda: rbd_extents.of_snapshot(snapshot))

@@ -11,6 +11,7 @@ from nova_snapext.upload.discard import is_seen_by_nova
 from nova_snapext.upload.glance import CLIENT_ERRORS
 from nova_snapext.upload.glance import GlanceImage
 from nova_snapext.upload.glance import upload
+from nova_snapext.upload.refusal import for_users as refusal_for_users
 
 __all__ = ['CLIENT_ERRORS', 'GlanceImage', 'ImageDeletedCheck', 'OnProgress',
-           'discard', 'is_seen_by_nova', 'upload']
+           'discard', 'is_seen_by_nova', 'refusal_for_users', 'upload']

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from concurrent import futures
 import hashlib
 
+from nova_snapext import compat
 from nova_snapext import encode
 
 # Chunks of the encoder (512 KiB) that one call of the thread hashes. To wake
@@ -33,7 +34,7 @@ class Digest:
     def __init__(self, algorithm: str):
         self.algorithm = algorithm
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
-        self._thread = futures.ThreadPoolExecutor(max_workers=1)
+        self._thread = compat.thread_pool(1, 'snapext-digest')
         self._batch: list[encode.Chunk] = []
         self._backlog: collections.deque[futures.Future[None]] = (
             collections.deque())

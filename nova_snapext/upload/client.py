@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import json
 import typing as ty
 
+from glanceclient.common import utils as glanceclient_utils
+import glanceclient.exc
 from nova import context as nova_context
 
 from nova_snapext import cancel
@@ -14,6 +16,13 @@ from nova_snapext.upload import connection
 
 # Of Glance's API, as Nova's client wants it.
 API_VERSION = 2
+
+# The first version of Glance's API with locations of their own, as in
+# python-glanceclient's add_image_location.
+LOCATION_API = 'v2.17'
+
+# The type of Glance's task, see get_flow() of its location_import.py.
+LOCATION_TASK = 'location_import'
 
 PATCH_HEADERS = {
     'Content-Type': 'application/openstack-images-v2.1-json-patch'}
@@ -66,6 +75,57 @@ class ImageRequests:
             self._http_client.patch(self._url, data=json.dumps(patch),
                                     headers=dict(PATCH_HEADERS))
         return [*changed, *removed]
+
+    def has_location_api(self) -> bool:
+        """Return whether Glance adds a location in a request of its own.
+
+        Since release 29 (2024.2).
+        """
+        return bool(glanceclient_utils.has_version(
+            self._http_client, LOCATION_API))
+
+    def add_location(self, url: str, store: str | None) -> None:
+        """Add a location, by the request that Nova's image API makes.
+
+        See GlanceImageServiceV2._add_location in nova/image/glance.py, and
+        the two functions of python-glanceclient that it calls.
+
+        :param store: Glance's name of the store that the location is in, for
+            a Glance that does not find it out by itself; None if not known
+        """
+        if self.has_location_api():
+            self._http_client.post(f'{self._url}/locations', data={
+                'url': url, 'validation_data': {}})
+            return
+        value = {'url': url, 'metadata': {'store': store} if store else {}}
+        self._http_client.patch(
+            self._url, headers=dict(PATCH_HEADERS), data=json.dumps(
+                [{'op': 'add', 'path': '/locations/-', 'value': value}]))
+
+    def location_task(self) -> dict[str, ty.Any] | None:
+        """Return Glance's last task that takes over a location.
+
+        :returns: None if there is none, as before release 29, or if Glance
+            does not show it
+        """
+        try:
+            _response, body = self._http_client.get(f'{self._url}/tasks')
+        except (glanceclient.exc.HTTPNotFound,
+                glanceclient.exc.HTTPForbidden,
+                glanceclient.exc.HTTPMethodNotAllowed):
+            return None
+        tasks = [task for task in body['tasks']
+                 if task['type'] == LOCATION_TASK]
+        return max(tasks, key=lambda task: str(task.get('created_at')),
+                   default=None)
+
+    def stores(self) -> list[str]:
+        """List the names of Glance's stores; none if they have no names."""
+        try:
+            _response, body = self._http_client.get('/v2/info/stores')
+        except glanceclient.exc.HTTPNotFound:
+            return []
+        return [str(store['id']) for store in body['stores']]
 
 
 def _pointer(name: str) -> str:

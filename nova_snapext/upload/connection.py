@@ -15,9 +15,9 @@ from keystoneauth1 import service_token
 from keystoneauth1 import session as ks_session
 from nova import context as nova_context
 from nova.image import glance
-from nova import utils
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import conf
 
 CONF = conf.CONF
@@ -54,7 +54,7 @@ class CancellableClient(glance.GlanceClientWrapper):
         client = super()._create_onetime_client(context, version)
         # All of Nova shares Nova's session, and its connections.
         client.http_client.session = self._own_session()
-        if not utils.concurrency_mode_threading():
+        if not compat.concurrency_mode_threading():
             client.http_client.auth = self._own_auth(context)
         return client
 
@@ -65,7 +65,7 @@ class CancellableClient(glance.GlanceClientWrapper):
 
     def _own_session(self) -> ks_session.Session:
         if self._session is None:
-            self._session = _session(self._token)
+            self._session = cancellable_session(self._token)
         return self._session
 
     def _own_auth(self, context: nova_context.RequestContext) -> ty.Any:
@@ -91,7 +91,7 @@ class CancellableClient(glance.GlanceClientWrapper):
             self._session.session.close()
 
 
-def _session(token: cancel.CancelToken) -> ks_session.Session:
+def cancellable_session(token: cancel.CancelToken) -> ks_session.Session:
     """Create a session from the [glance] options that a token cancels."""
     session = loading.load_session_from_conf_options(CONF, 'glance')
     if session.timeout is None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import threading
 
 import glanceclient.exc
@@ -12,15 +14,20 @@ from nova.image import glance as nova_glance
 from oslo_log import log as logging
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext.upload import client as image_client
 from nova_snapext.upload import glance
+from nova_snapext.upload import location
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # Seconds that Keystone and Glance may take to tell what only informs.
 SEEN_TIMEOUT = 10
+
+HASHED_NOW = ('Glance reads it for its digest, and would save it again, '
+              'without its data, if it were deleted now')
 
 
 def discard(context: nova_context.RequestContext | None,
@@ -38,6 +45,8 @@ def discard(context: nova_context.RequestContext | None,
     :returns: why the image could not be deleted; None if it is gone
     """
     if context is not None and context.auth_token is not None:
+        if _is_hashed_now(context, image_id):
+            return HASHED_NOW
         try:
             image_api.delete(context, image_id)
             LOG.debug('Image %s discarded', image_id)
@@ -78,7 +87,7 @@ def is_seen_by_nova(image_id: str) -> bool:
 
 def _sees_as_nova(image_id: str) -> bool:
     try:
-        _get(nova_context.get_nova_service_user_context(), image_id)
+        _get(compat.get_nova_service_user_context(), image_id)
     except Exception as error:
         LOG.debug('Nova\'s service user does not see image %(image)s: '
                   '%(error)s', {'image': image_id, 'error': error})
@@ -93,7 +102,9 @@ def _discard_as_nova(image_api: nova_glance.API, image_id: str,
     :returns: why it could not be deleted; None if it is gone
     """
     try:
-        context = nova_context.get_nova_service_user_context()
+        context = compat.get_nova_service_user_context()
+        if _is_hashed_now(context, image_id):
+            return HASHED_NOW
         image_api.delete(context, image_id)
         LOG.debug('Image %s discarded as [service_user]', image_id)
         return None
@@ -129,6 +140,21 @@ def _protected(image_id: str) -> str:
             f'{image_id}"')
 
 
+def _is_hashed_now(context: nova_context.RequestContext,
+                   image_id: str) -> bool:
+    """Return whether Glance reads the image now, see location.is_hashed_now().
+
+    :returns: False if Glance does not tell
+    """
+    try:
+        with _requests(context, image_id) as connected:
+            return location.is_hashed_now(connected)
+    except Exception as error:
+        LOG.debug('Could not ask whether image %(image)s is being read: '
+                  '%(error)s', {'image': image_id, 'error': error})
+        return False
+
+
 def _get(context: nova_context.RequestContext,
          image_id: str) -> dict[str, object]:
     """Return an image. Nova's own function leaves ``protected`` out.
@@ -136,10 +162,15 @@ def _get(context: nova_context.RequestContext,
     It also hides private images from a context without a token, as Nova's
     service user has.
     """
-    token = cancel.CancelToken()
-    client = image_client.ImageClient(token, image_id)
+    with _requests(context, image_id) as connected:
+        return connected.get()
+
+
+@contextlib.contextmanager
+def _requests(context: nova_context.RequestContext,
+              image_id: str) -> Iterator[image_client.ImageRequests]:
+    client = image_client.ImageClient(cancel.CancelToken(), image_id)
     try:
-        image: dict[str, object] = client.connect(context).snapext_image.get()
-        return image
+        yield client.connect(context).snapext_image
     finally:
         client.close()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import hashlib
-import html
 import inspect
 import typing as ty
 
@@ -22,11 +21,13 @@ from oslo_utils import units
 import tenacity
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.upload import body
 from nova_snapext.upload import client as image_client
+from nova_snapext.upload import refusal
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -289,7 +290,8 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                  ) -> exception.GlanceRefused:
         return exception.GlanceRefused(
             server=self._client.api_server, image=self._image_id,
-            reason=_reason(error))
+            reason=_reason(error), user_reason=refusal.for_users(
+                error.code, error.details))
 
     def _log_refusal(self, informing: Mapping[str, str | None],
                      error: glanceclient.exc.HTTPException) -> None:
@@ -372,7 +374,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                      {'error': error, 'image': self._image_id})
         try:
             return self._client.get(
-                nova_context.get_nova_service_user_context())
+                compat.get_nova_service_user_context())
         except CLIENT_ERRORS as error:
             self._token.raise_if_cancelled()
             # A 404 does not prove a deletion here: Nova's user may only not
@@ -419,12 +421,8 @@ def upload(context: nova_context.RequestContext, image_id: str,
 
 
 def _reason(error: glanceclient.exc.HTTPException) -> str:
-    """Return the text of a refusal, on one line.
-
-    Glance responds in HTML; python-glanceclient removes only the tags.
-    """
-    text = html.unescape(str(error.details))
-    return f'{" ".join(text.split())} (HTTP {error.code})'
+    """Return the text of a refusal, on one line."""
+    return f'{refusal.one_line(error.details)} (HTTP {error.code})'
 
 
 def _listed(names: Iterable[str]) -> str:

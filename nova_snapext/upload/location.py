@@ -4,19 +4,20 @@
 Glance takes over a location in the background since release 29 (2024.2): it
 makes the image active, then reads all of it for its digest. If the image is
 deleted during that, the end of this task saves it again, active and without
-data (glance/async_/flows/location_import.py). So the caller waits for the end.
+data (glance/async_/flows/location_import.py). So nothing of ours deletes such
+an image before the end, see is_hashed_now(), and a snapshot ends after it:
+Nova may delete the image of a backup next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import typing as ty
 
-from glanceclient.common import utils as glanceclient_utils
 import glanceclient.exc
 from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance
 from oslo_log import log as logging
 from oslo_utils import timeutils
 
@@ -24,6 +25,7 @@ from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.upload import client
+from nova_snapext.upload import glance
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -31,43 +33,31 @@ LOG = logging.getLogger(__name__)
 # Seconds between two requests for the image's state.
 POLL_INTERVAL = 2
 
-# Bytes a second that Glance hashes at least, before the wait for it ends: a
-# tenth of what it did on a busy machine with one disk.
+# Bytes a second that Glance hashes at least, before nobody waits for it any
+# more: a tenth of what it did on a busy machine with one disk.
 SLOWEST_HASH = 4 * 1024 * 1024
 
-# The first version of Glance's API with locations of their own, as in
-# glanceclient's add_image_location.
-LOCATION_API = 'v2.17'
+# States of Glance's task that is not at its end.
+UNFINISHED = ('pending', 'processing')
 
-# Of Glance's tasks, see get_flow() of its location_import.py.
-TASK_TYPE = 'location_import'
-
-# Glance, or a proxy before it, does not answer now.
-UNREACHABLE = (glanceclient.exc.HTTPServiceUnavailable,
-               glanceclient.exc.HTTPBadGateway,
-               glanceclient.exc.CommunicationError,
+# No answer: Glance, or a proxy before it, has failed or can't be reached. It
+# may have got the request all the same.
+UNREACHABLE = (*glance.CONNECTION_ERRORS,
+               glanceclient.exc.HTTPInternalServerError,
                nova_exception.GlanceConnectionFailed)
-
-#: Glance has not taken the location, and the image is as before.
-REFUSALS = (nova_exception.ImageNotAuthorized,
-            nova_exception.Forbidden,
-            nova_exception.ImageUnacceptable,
-            nova_exception.ImageBadRequest,
-            glanceclient.exc.HTTPException)
 
 
 class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
     """One image in Glance that gets its data by a location.
 
-    A context manager, which closes its connections.
+    It may be used in a native thread under eventlet, because it shares no lock
+    with Nova's own client. A context manager, which closes its connections.
 
     :param token: its cancellation ends each wait, with the cause
     """
 
-    def __init__(self, image_api: glance.API,
-                 context: nova_context.RequestContext, image_id: str,
+    def __init__(self, context: nova_context.RequestContext, image_id: str,
                  token: cancel.CancelToken):
-        self._image_api = image_api
         self._context = context
         self._image_id = image_id
         self._token = token
@@ -75,6 +65,10 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
 
     def __exit__(self, *_exc: object) -> None:
         self._client.close()
+
+    def _requests(self) -> client.ImageRequests:
+        return ty.cast(client.ImageRequests,
+                       self._client.connect(self._context).snapext_image)
 
     def needs_service(self) -> bool:
         """Return whether Glance takes RBD locations from services only.
@@ -85,37 +79,71 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         :raises HTTPException: Glance does not answer
         """
         with self._token.prefer_cause():
-            http = self._client.connect(self._context).http_client
-            return bool(glanceclient_utils.has_version(http, LOCATION_API))
+            return self._requests().has_location_api()
 
-    def add(self, url: str) -> None:
-        """Have Glance take over a location, in the way of Nova.
+    def stores(self) -> list[str]:
+        """List the names of Glance's stores.
 
+        :returns: none if Glance has one store only, without a name
+        :raises HTTPException: Glance does not answer
+        """
+        with self._token.prefer_cause():
+            return self._requests().stores()
+
+    def locations(self) -> list[str]:
+        """List the locations of the image, as far as Glance shows them.
+
+        :raises HTTPException: Glance does not show the image
+        """
+        with self._token.prefer_cause():
+            image = self._requests().get()
+        return [str(url) for url in (
+            *(location['url'] for location in image.get('locations') or ()),
+            image.get('direct_url')) if url]
+
+    def add(self, url: str, store: str | None = None) -> None:
+        """Have Glance take over a location.
+
+        :param store: see :meth:`ImageRequests.add_location`
         :raises LocationRefused: Glance has not taken it
         :raises ImageNotFound: the image was deleted
+        :raises GlanceConnectionFailed: it is not known whether it has
         """
-        try:
-            self._image_api.update(
-                self._context, self._image_id, {'location': url},
-                purge_props=False)
-        except nova_exception.ImageNotFound:
-            raise
-        except REFUSALS as error:
-            raise exception.LocationRefused(
-                image=self._image_id, reason=str(error)) from error
-        LOG.debug('Location %(url)s is offered to Glance for image %(image)s',
-                  {'url': url, 'image': self._image_id})
+        for attempt in range(1, CONF.glance.num_retries + 2):
+            try:
+                with self._token.prefer_cause():
+                    self._requests().add_location(url, store)
+            except glanceclient.exc.HTTPNotFound as error:
+                raise nova_exception.ImageNotFound(
+                    image_id=self._image_id) from error
+            except UNREACHABLE as error:
+                last: Exception = error
+                LOG.debug('Attempt %(number)d to add a location to image '
+                          '%(image)s got no answer: %(error)s',
+                          {'number': attempt, 'image': self._image_id,
+                           'error': error})
+                self._token.wait(POLL_INTERVAL)
+                continue
+            except glanceclient.exc.HTTPConflict as error:
+                # Glance has got an attempt whose answer was lost.
+                if attempt == 1:
+                    raise self._refused(error) from error
+            except glanceclient.exc.HTTPException as error:
+                raise self._refused(error) from error
+            LOG.debug('Location %(url)s is offered to Glance for image '
+                      '%(image)s', {'url': url, 'image': self._image_id})
+            return
+        raise nova_exception.GlanceConnectionFailed(
+            server=self._client.api_server, reason=str(last)) from last
 
-    def wait_until_active(self, size: int) -> bool:
-        """Wait until Glance is done with the image.
+    def wait_until_active(self, limit: float) -> None:
+        """Wait until the image has its data.
 
-        :param size: of the image, in bytes
-        :returns: whether Glance has a digest of the image
+        :param limit: in seconds
         :raises LocationRefused: Glance has given the location up
         :raises ImageNotVerified: it is not active in time
         :raises ImageNotFound: the image was deleted
         """
-        limit = CONF.snapext.glance_reset_timeout
         watch = timeutils.StopWatch().start()
         while True:
             try:
@@ -123,57 +151,86 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             except UNREACHABLE as error:
                 if watch.elapsed() > limit:
                     raise
-                LOG.debug('Glance does not tell the state of image %(image)s '
-                          'now: %(error)s',
-                          {'image': self._image_id, 'error': error})
-                self._token.wait(POLL_INTERVAL)
-                continue
-            active = image['status'] == 'active'
-            if task == 'failure' and not active:
-                raise exception.LocationRefused(
-                    image=self._image_id,
-                    reason='Glance could not read it, see its log')
-            if active and task in ('success', 'failure', None):
-                return image.get('os_hash_value') is not None
-            if watch.elapsed() > limit + (
-                    size / SLOWEST_HASH if active else 0):
-                break
+                self._log_unreachable(error)
+            else:
+                if image['status'] == 'active':
+                    return
+                if task is not None and task['status'] == 'failure':
+                    raise self._refused('it could not read it, see its log')
+                if watch.elapsed() > limit:
+                    raise exception.ImageNotVerified(
+                        image=self._image_id,
+                        reason=f'its status is {image["status"]}, not '
+                               f'active, after {limit:g} seconds')
             self._token.wait(POLL_INTERVAL)
-        if not active:
-            raise exception.ImageNotVerified(
-                image=self._image_id,
-                reason=f'its status is {image["status"]}, not active, after '
-                       f'{limit} seconds')
-        LOG.warning('Glance has not finished the digest of image %s. Do not '
+
+    def wait_until_hashed(self, size: int) -> bool:
+        """Wait until Glance has read the active image for its digest.
+
+        Glance's task is at its end then, and the image can be deleted.
+
+        :param size: of the image, in bytes
+        :returns: whether Glance has a digest of the image
+        :raises ImageNotFound: the image was deleted
+        """
+        limit = CONF.snapext.glance_reset_timeout + size / SLOWEST_HASH
+        watch = timeutils.StopWatch().start()
+        while True:
+            try:
+                image, task = self._state()
+            except UNREACHABLE as error:
+                self._log_unreachable(error)
+            else:
+                if task is None or task['status'] not in UNFINISHED:
+                    return image.get('os_hash_value') is not None
+            if watch.elapsed() > limit:
+                LOG.warning(
+                    'Glance has not finished the digest of image %s. Do not '
                     'delete the image before it has one: Glance would leave '
                     'an active image without data', self._image_id)
-        return False
+                return False
+            self._token.wait(POLL_INTERVAL)
 
-    def _state(self) -> tuple[dict[str, ty.Any], str | None]:
-        """Return the image, and the state of the task that takes it over.
+    def _state(self) -> tuple[dict[str, ty.Any], dict[str, ty.Any] | None]:
+        """Return the image, and the task that takes it over.
 
-        :returns: None for the task if there is none, as with the locations
-            API of before release 29
+        :returns: None for the task if there is none
         """
+        connected = self._requests()
         with self._token.prefer_cause():
             # The task comes first: it ends after the image is complete.
-            task = self._task_state()
+            task = connected.location_task()
             try:
-                return self._client.get(self._context), task
+                return connected.get(), task
             except glanceclient.exc.HTTPNotFound as error:
                 raise nova_exception.ImageNotFound(
                     image_id=self._image_id) from error
 
-    def _task_state(self) -> str | None:
-        http = self._client.connect(self._context).http_client
-        try:
-            _response, body = http.get(f'/v2/images/{self._image_id}/tasks')
-        except (glanceclient.exc.HTTPNotFound,
-                glanceclient.exc.HTTPForbidden,
-                glanceclient.exc.HTTPMethodNotAllowed) as error:
-            LOG.debug('The tasks of image %(image)s are not known: %(error)s',
-                      {'image': self._image_id, 'error': error})
-            return None
-        states = [task['status'] for task in body['tasks']
-                  if task['type'] == TASK_TYPE]
-        return str(states[-1]) if states else None
+    def _log_unreachable(self, error: Exception) -> None:
+        LOG.debug('Glance does not tell the state of image %(image)s now: '
+                  '%(error)s', {'image': self._image_id, 'error': error})
+
+    def _refused(self, reason: object) -> exception.LocationRefused:
+        return exception.LocationRefused(
+            image=self._image_id, reason=str(reason))
+
+
+def is_hashed_now(connected: client.ImageRequests) -> bool:
+    """Return whether Glance reads an active image for its digest.
+
+    Its deletion would leave an active image without data. A task that has not
+    ended after a long time was that of a Glance that was stopped.
+
+    :raises HTTPException: Glance does not answer
+    """
+    task = connected.location_task()
+    if task is None or task['status'] not in UNFINISHED:
+        return False
+    image = connected.get()
+    if image['status'] != 'active':
+        return False
+    limit = CONF.snapext.glance_reset_timeout + (
+        image.get('size') or 0) / SLOWEST_HASH
+    begun = timeutils.normalize_time(
+        timeutils.parse_isotime(f'{task["created_at"].rstrip("Z")}Z'))
+    return begun + datetime.timedelta(seconds=limit) > timeutils.utcnow()

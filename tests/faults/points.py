@@ -263,6 +263,83 @@ NATIVE = Case('native', True, (
 
 CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
 
+CEPH = f'{HYPERVISOR}ceph:'
+RBD_SNAPSHOT = f'{RESOURCES}rbd_snapshot:RbdSnapshot.'
+RBD_CLONE = f'{RESOURCES}rbd_clone:RbdClone.'
+LOCATED_IMAGE = f'{UPLOAD}location:LocatedImage.'
+
+RBD_SNAPSHOT_ADDED = Point('the RBD snapshot is in the journal', ADD, nth=3)
+RBD_FROZEN = (
+    Point('the RBD image is open', f'{RBD_SNAPSHOT}open'),
+    QUIESCED,
+    Point('the RBD snapshot is created', f'{RBD_SNAPSHOT}create',
+          guest=FROZEN),
+    THAWED,
+)
+RBD_SERVED = (
+    Point('the RBD export is in the journal', ADD, nth=4),
+    Point('qemu-nbd serves', f'{HYPERVISOR}rbd_nbd:serve'),
+)
+RBD_REMOVED = (
+    Point('before the RBD snapshot is removed', f'{CEPH}remove_snapshot',
+          BEFORE),
+    Point('the RBD snapshot is removed', f'{CEPH}remove_snapshot'),
+)
+COPYING = Point('the data is being copied', f'{RBD_CLONE}flatten', DURING,
+                delay=0.3)
+
+#: A raw image that is made inside Ceph.
+RBD_DIRECT = Case('rbd', True, (
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
+    RBD_SNAPSHOT_ADDED,
+    *RBD_FROZEN,
+    *RBD_SERVED,
+    Point('the clone is in the journal', ADD, nth=5),
+    Point('the RBD snapshot is protected', f'{CEPH}protect'),
+    Point('the clone is created', f'{CEPH}clone'),
+    COPYING,
+    Point('the data is copied', f'{RBD_CLONE}flatten'),
+    Point("the image's snapshot is created", f'{CEPH}finish_image'),
+    Point('the clone is about to be offered', f'{RBD_CLONE}set_offered'),
+    Point('the location is added', f'{LOCATED_IMAGE}add'),
+    Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
+    # After the filesystems.
+    Point('the clone is removed from the journal', f'{JOURNAL}remove', nth=2),
+    Point('the image is removed from the journal', f'{JOURNAL_IMAGE}remove'),
+    Point('Glance has the digest', f'{LOCATED_IMAGE}wait_until_hashed'),
+    SERVER_ENDED,
+    *RBD_REMOVED,
+    *DONE,
+))
+
+#: An image of any format that is sent to Glance.
+RBD_STREAMED = Case('rbd', True, (
+    JOURNAL_CREATED,
+    DIRECTORY_CREATED,
+    RBD_SNAPSHOT_ADDED,
+    *RBD_FROZEN,
+    *RBD_SERVED,
+    *SENT,
+    SERVER_ENDED,
+    *RBD_REMOVED,
+    *DONE,
+))
+
+RBD_OFF = Case('rbd', False, (
+    JOURNAL_CREATED,
+    RBD_SNAPSHOT_ADDED,
+    Point('the RBD snapshot is created', f'{RBD_SNAPSHOT}create'),
+    *RBD_SERVED,
+    *SENT,
+    SERVER_ENDED,
+    *RBD_REMOVED,
+    *DONE,
+))
+
+#: Cases of a host whose disks are in Ceph.
+CEPH_CASES = (RBD_DIRECT, RBD_STREAMED, RBD_OFF)
+
 SERVING = Point('before qemu-nbd serves', f'{HYPERVISOR}qemu_nbd:serve',
                 BEFORE)
 COMPARING = Point('before the digest is compared', f'{UPLOAD}glance:_mismatch',
@@ -308,6 +385,34 @@ ERRORS = {
     ),
 }
 
+RBD_FREEZE_ERRORS = (
+    Point('before the RBD image is opened', f'{RBD_SNAPSHOT}open', BEFORE),
+    Point('before the RBD snapshot is created', f'{RBD_SNAPSHOT}create',
+          BEFORE, guest=FROZEN),
+    Point('the RBD snapshot is created', f'{RBD_SNAPSHOT}create',
+          guest=FROZEN),
+    Point('before qemu-nbd serves', f'{HYPERVISOR}rbd_nbd:serve', BEFORE),
+)
+ERRORS |= {
+    RBD_DIRECT: (
+        *RBD_FREEZE_ERRORS,
+        Point('before the RBD snapshot is protected', f'{CEPH}protect',
+              BEFORE),
+        Point('before the clone is created', f'{CEPH}clone', BEFORE),
+        Point('the clone is created', f'{CEPH}clone'),
+        Point('before the data is copied', f'{RBD_CLONE}flatten', BEFORE),
+        Point('the data is copied', f'{RBD_CLONE}flatten'),
+        Point("the image's snapshot is created", f'{CEPH}finish_image'),
+        Point('the clone is about to be offered', f'{RBD_CLONE}set_offered'),
+        Point('before the location is added', f'{LOCATED_IMAGE}add', BEFORE),
+        # The image is complete: the snapshot succeeds.
+        Point('the location is added', f'{LOCATED_IMAGE}add'),
+        Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
+        Point('Glance has the digest', f'{LOCATED_IMAGE}wait_until_hashed'),
+    ),
+    RBD_STREAMED: (*RBD_FREEZE_ERRORS, READ, COMPARING),
+}
+
 REMOVING = Point('before the work directory is removed', f'{DIRECTORY}remove',
                  BEFORE)
 COMMITTING = (
@@ -339,6 +444,15 @@ RELEASE_ERRORS = {
 }
 
 
+_RBD_RELEASE_ERRORS = (
+    Point('before qemu-nbd has ended', f'{HYPERVISOR}qemu_nbd:Server.stop',
+          BEFORE),
+    *RBD_REMOVED,
+)
+RELEASE_ERRORS |= dict.fromkeys(
+    (RBD_DIRECT, RBD_STREAMED), (*_RBD_RELEASE_ERRORS, REMOVING))
+
+
 def _named(points, *names):
     return tuple(point for point in points if point.name in names)
 
@@ -367,6 +481,18 @@ HANGS = {
                 'before the guest is resumed'),
         *_named(COMMITTING, 'before the commit'),
     ),
+}
+
+#: Points before calls to Ceph, at which it does not respond any more, by case.
+CEPH_HANGS = {
+    RBD_DIRECT: (
+        *_named(RBD_FREEZE_ERRORS, 'before the RBD image is opened',
+                'before the RBD snapshot is created'),
+        *_named(ERRORS[RBD_DIRECT], 'before the clone is created',
+                'before the data is copied'),
+        RBD_REMOVED[0],
+    ),
+    RBD_STREAMED: (READ,),
 }
 
 #: Points of the recovery after a first kill, by case and by the point of the
@@ -401,12 +527,26 @@ RECOVERY = {
         COLD.point('the guest is being resumed'),
         COLD.point('the guest is resumed'),
     ),
+    (RBD_DIRECT, COPYING): (
+        Point('before the clone is removed', f'{CEPH}remove_image', BEFORE),
+        Point('the clone is removed', f'{CEPH}remove_image'),
+        *RBD_REMOVED,
+        Point('the RBD snapshot is removed from the journal',
+              f'{JOURNAL}remove', nth=3),
+        Point('the image is deleted', f'{RESOURCES}image:delete'),
+        *JOURNAL_REMOVED,
+    ),
+    (RBD_STREAMED, READ): (
+        *RBD_REMOVED,
+        RBD_STREAMED.point('the work directory is removed'),
+    ),
 }
 
 #: All functions that the hook wraps.
 FUNCTIONS = tuple(sorted({
     point.function
-    for points in (*(case.points for case in CASES), *ERRORS.values(),
-                   *RELEASE_ERRORS.values(), *HANGS.values(),
+    for points in (*(case.points for case in (*CASES, *CEPH_CASES)),
+                   *ERRORS.values(), *RELEASE_ERRORS.values(),
+                   *HANGS.values(), *CEPH_HANGS.values(),
                    *RECOVERY.values())
     for point in points}))

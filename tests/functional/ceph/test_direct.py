@@ -7,11 +7,13 @@ import uuid
 
 from nova import context as nova_context
 from nova import exception as nova_exception
+from nova.storage import rbd_utils
 
 from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
+from nova_snapext import read
 from nova_snapext.resources import rbd_clone
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.snapshot import direct
@@ -37,14 +39,14 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         self.progress = []
         glance = mock.create_autospec(location.LocatedImage, instance=True)
         glance.__enter__ = mock.Mock(return_value=glance)
-        glance.wait_until_active.return_value = True
+        glance.wait_until_hashed.return_value = True
+        glance.locations.return_value = []
         self.glance = glance
         self.useFixture(functional_base.fixtures.MockPatchObject(
             direct.location, 'LocatedImage', return_value=glance))
         self.useFixture(functional_base.fixtures.MockPatchObject(
             self.driver, '_image_api'))
-        self.useFixture(functional_base.fixtures.MockPatchObject(
-            rbd_clone.upload, 'is_seen_by_nova', return_value=True))
+        self.complete = mock.Mock()
 
     def guest(self, disk, **kwargs):
         plan = super().guest(disk, **kwargs)
@@ -59,9 +61,12 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
     @contextlib.contextmanager
     def frozen(self, plan):
         with journal.new_entry(plan, 'rbd') as entry, \
-                self.strategy.freeze(plan, entry) as frozen:
+                self.strategy.freeze(plan, entry) as frozen, \
+                journal.ReleaseStack(entry) as stack:
             yield frozen, direct.DirectImage(
-                self.driver, plan, frozen.snapshot, DISK_SIZE, entry,
+                plan, frozen.snapshot, DISK_SIZE, direct.Making(
+                    driver=self.driver, stack=stack, seen_by_nova=True,
+                    complete=self.complete),
                 self.token, lambda *args: self.progress.append(args))
 
     @staticmethod
@@ -91,7 +96,8 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
             self.make(image)
         made = self.image_of(plan)
         self.glance.add.assert_called_once_with(
-            f'rbd://{self.cluster.fsid}/{made}/snap')
+            f'rbd://{self.cluster.fsid}/{made}/snap', None)
+        self.complete.assert_called_once_with()
         self.assertEqual((DISK_SIZE, DISK_SIZE), self.progress[-1])
         self.assertEqual({BEFORE}, set(self.content_of(made, 'snap')))
         with self.cluster.image(made) as opened:
@@ -105,7 +111,6 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         disk = self.rbd()
         self.fill(disk, BEFORE)
         self.use_user('vms')
-        self.driver._image_api.get.return_value = {'locations': []}
         self.configure('snapext', rbd_image_pool='images')
         self.is_refused(self.guest(disk))
         self.glance.add.assert_not_called()
@@ -113,7 +118,6 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
     def test_disk_that_is_no_clone_needs_an_option(self):
         disk = self.rbd()
         self.fill(disk, BEFORE)
-        self.driver._image_api.get.return_value = {'locations': []}
         self.assertIn('rbd_image_pool', self.is_refused(self.guest(disk)))
         disk = self.rbd()
         self.fill(disk, BEFORE)
@@ -128,10 +132,10 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         disk = self.rbd()
         self.fill(disk, BEFORE)
         plan = self.guest(disk)
-        self.driver._image_api.get.return_value = {'locations': [
-            {'url': f'rbd://{uuid.uuid4()}/elsewhere/base/snap'},
-            {'url': 'file:///var/lib/glance/images/base'},
-            {'url': f'rbd://{self.cluster.fsid}/images/base/snap'}]}
+        self.glance.locations.return_value = [
+            f'rbd://{uuid.uuid4()}/elsewhere/base/snap',
+            'file:///var/lib/glance/images/base',
+            f'rbd://{self.cluster.fsid}/images/base/snap']
         with self.frozen(plan) as (_frozen, image):
             self.make(image)
         self.assertEqual(
@@ -166,6 +170,44 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         # The same image is filled in another way.
         discard.assert_not_called()
 
+    def test_copy_that_fails_leaves_nothing(self):
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        with mock.patch.object(
+                ceph.Flatten, '_flatten',
+                side_effect=rbd_utils.rbd.OSError('no space', errno=28)):
+            self.assertIn('no space', self.is_refused(plan))
+
+    def test_image_that_is_complete_is_kept_whatever_comes_next(self):
+        plan = self.guest(self.cloned_rbd(BEFORE))
+        self.glance.wait_until_active.side_effect = [
+            nova_exception.GlanceConnectionFailed(server='s', reason='r'),
+            None]
+        self.glance.wait_until_hashed.side_effect = (
+            exception.ServiceStopping(instance='i'))
+        with self.frozen(plan) as (_frozen, image):
+            self.make(image)
+        self.complete.assert_called_once_with()
+        self.assertEqual(
+            {BEFORE}, set(self.content_of(self.image_of(plan), 'snap')))
+        self.assert_nothing_left(plan)
+
+    def test_image_without_an_object_map_is_made_and_read(self):
+        parent = ceph.ImageSpec('images', str(uuid.uuid4()))
+        self.cluster.create(parent, DISK_SIZE, features=1)  # layering alone
+        self.write(parent, BEFORE)
+        spec = ceph.ImageSpec('vms', f'{uuid.uuid4()}_disk')
+        self.cluster.clone(parent, spec, features=1)
+        plan = self.guest(self.disk(spec))
+        with self.frozen(plan) as (frozen, image):
+            self.assertEqual({BEFORE}, self.content(frozen))
+            self.assertEqual(
+                [read.Extent(0, DISK_SIZE, True)], frozen.extents())
+            self.make(image)
+        self.assertEqual(
+            {BEFORE}, set(self.content_of(self.image_of(plan), 'snap')))
+        self.assert_nothing_left(plan)
+        self.assert_deletable(plan)
+
     def test_cancel_ends_the_copy_and_leaves_nothing(self):
         # More objects than librbd copies at the same time.
         parent = ceph.ImageSpec('images', str(uuid.uuid4()))
@@ -195,7 +237,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
                 original = rbd_clone.RbdClone.flatten
 
                 def flatten(*args):
-                    self.cluster.hang()
+                    self.cluster.suspend_osd()
                     original(*args)
 
                 with mock.patch.object(rbd_clone.RbdClone, 'flatten',
@@ -206,7 +248,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         kinds = {record.kind
                  for record in journal.find(plan.instance.uuid).records}
         self.assertEqual({'RBD clone', 'RBD snapshot'}, kinds)
-        self.cluster.respond()
+        self.cluster.resume()
         self.configure('snapext', operation_timeout=60)
         self.recover(plan)
         self.assert_nothing_left(plan)
@@ -220,7 +262,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         snapshot = rbd_snapshot.RbdSnapshot.allocate(
             plan.instance.uuid, ceph.image_of(plan.disk))
         clone = rbd_clone.RbdClone(
-            self.driver._image_api, plan, self.image_of(plan))
+            self.driver._image_api, plan, self.image_of(plan), True)
         with journal.new_entry(plan, 'rbd') as entry:
             entry.add(snapshot)
             snapshot.open()

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from unittest import mock
 import uuid
+
+from nova import exception as nova_exception
+from nova import objects
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import rbd_snapshot
+from nova_snapext.strategies import native
 from tests.functional.ceph import base
 
 
@@ -55,6 +60,41 @@ class LeftoversTest(base.CephTestCase):
             image.create_snap(f'snapext-{uuid.uuid4().hex}')
         self.assertEqual([], self.found())
 
+    def test_disk_of_a_deleted_instance_is_looked_at_too(self):
+        # It is what Nova leaves of an instance that it could not clean up.
+        image = ceph.image_of(self.rbd())
+        with self.cluster.image(image) as opened:
+            opened.create_snap(name := f'snapext-{uuid.uuid4().hex}')
+        uuids = []
+
+        def get_by_uuid(_context, uuid, **_kwargs):
+            uuids.append(uuid)
+            raise nova_exception.InstanceNotFound(instance_id=uuid)
+
+        with mock.patch.object(objects.Instance, 'get_by_uuid', get_by_uuid):
+            self.assertEqual([ceph.SnapSpec(image, name)], self.found())
+        self.assertEqual([image.name.removesuffix('_disk')], uuids)
+
+    def test_nova_s_own_snapshot_goes_with_the_instance(self):
+        plan = self.guest(self.cloned_rbd(1))
+        image = ceph.image_of(plan.disk)
+        self.driver.strategies['native'] = native.NativeStrategy(self.driver)
+        lost = rbd_snapshot.NovaRbdSnapshot(
+            plan.instance.uuid, ceph.SnapSpec(image, uuid.uuid4().hex))
+        with journal.new_entry(plan, 'native') as entry:
+            entry.add(lost)
+        lost.open()
+        lost.create(60)
+        ceph.protect(lost.spec)
+        ceph.clone(lost.spec, ceph.ImageSpec('images', str(uuid.uuid4())))
+        with self.cluster.image(image) as opened:
+            opened.create_snap(uuid.uuid4().hex)  # of somebody else
+        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        [left] = self.snapshots(image)
+        self.assertNotEqual(lost.spec.name, left)
+        self.recover(plan)
+        self.assertEqual([], journal.entries())
+
     def test_half_flattened_image_goes_with_its_snapshot(self):
         plan = self.guest(self.cloned_rbd(1))
         lost = self.snapshot_of(plan)
@@ -90,7 +130,7 @@ class LeftoversTest(base.CephTestCase):
         plan = self.guest(self.rbd())
         self.snapshot_of(plan)
         self.configure('snapext', operation_timeout=1)
-        self.cluster.hang()
+        self.cluster.suspend_osd()
         rbd_leftovers.remove_of_instance(plan.instance.uuid)
-        self.cluster.respond()
+        self.cluster.resume()
         self.await_calls()

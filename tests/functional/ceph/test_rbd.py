@@ -7,6 +7,7 @@ from unittest import mock
 import libvirt
 from nova import exception as nova_exception
 from nova import objects
+from oslo_utils import timeutils
 from oslo_utils import units
 
 from nova_snapext import encode
@@ -190,36 +191,54 @@ class RbdTest(contract.FreezeAssertions, base.CephTestCase):
         self.assertNotIn(key, command)
 
 
+# Seconds that the guest's agent may take.
+AGENT_TIMEOUT = 2
+
+
 class HungCephTest(contract.FreezeAssertions, base.CephTestCase):
     """A Ceph that does not respond, whose monitor still does."""
 
     def setUp(self):
         super().setUp()
-        self.configure('snapext', agent_timeout=2, operation_timeout=3)
+        self.configure('snapext', agent_timeout=AGENT_TIMEOUT,
+                       operation_timeout=3)
+        self.hanging = self.cluster.osd
         self.calls = []
 
     @contextlib.contextmanager
     def frozen(self):
         """Hang Ceph as soon as the guest's filesystems are frozen."""
         self.calls.append('frozen')
-        self.cluster.hang()
+        self.cluster.suspend(self.hanging)
         try:
-            yield planning.Consistency.FILESYSTEM
+            with timeutils.StopWatch() as watch:
+                yield planning.Consistency.FILESYSTEM
         finally:
             self.calls.append('thawed')
+            self.freeze_seconds = watch.elapsed()
 
-    def test_guest_is_thawed_though_ceph_does_not_respond(self):
+    def test_guest_is_thawed_though_the_osd_does_not_respond(self):
+        self.thawed_though_hanging(self.cluster.osd)
+
+    def test_guest_is_thawed_though_the_monitor_does_not_respond(self):
+        # It gives each snapshot its number.
+        self.thawed_though_hanging(self.cluster.monitor)
+
+    def thawed_though_hanging(self, daemon):
+        self.hanging = daemon
         plan = self.guest(self.rbd())
         with mock.patch.object(
                 guest_filesystems.GuestFilesystems, 'frozen', self.frozen):
-            text = self.freeze_fails(plan, exception.ReleaseFailed)
+            text = self.freeze_fails(plan, exception.SnapextError)
         self.assertEqual(['frozen', 'thawed'], self.calls)
-        self.assertIn('rbd snap rm', text)
+        self.assertLess(self.freeze_seconds, 2 * AGENT_TIMEOUT)
+        if daemon is self.cluster.osd:
+            self.assertIn('rbd snap rm', text)
         # It is still in the journal, because it may come into being later.
         [record] = [record for record in
                     journal.find(plan.instance.uuid).records
                     if record.kind == 'RBD snapshot']
-        self.cluster.respond()
+        self.cluster.resume()
         self.configure('snapext', operation_timeout=60)
         self.recover(plan)
         self.assert_nothing_left(plan)
@@ -227,12 +246,12 @@ class HungCephTest(contract.FreezeAssertions, base.CephTestCase):
 
     def test_guest_is_not_frozen_if_ceph_does_not_respond(self):
         plan = self.guest(self.rbd())
-        self.cluster.hang()
+        self.cluster.suspend_osd()
         with mock.patch.object(
                 guest_filesystems.GuestFilesystems, 'frozen', self.frozen):
             self.freeze_fails(plan, exception.ReleaseFailed)
         self.assertEqual([], self.calls)
-        self.cluster.respond()
+        self.cluster.resume()
         self.configure('snapext', operation_timeout=60)
         self.recover(plan)
         self.assert_nothing_left(plan)

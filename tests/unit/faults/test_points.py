@@ -57,8 +57,10 @@ class FaultPointsTest(base.TestCase):
 
     def test_points_of_a_case_have_unique_names(self):
         for cases in (
-            {case: case.points for case in points.CASES}, points.ERRORS,
-            points.RELEASE_ERRORS, points.HANGS, points.RECOVERY,
+            {case: case.points
+             for case in (*points.CASES, *points.CEPH_CASES)},
+            points.ERRORS, points.RELEASE_ERRORS, points.HANGS,
+            points.CEPH_HANGS, points.RECOVERY,
         ):
             for case_points in cases.values():
                 names = [point.identifier for point in case_points]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
-import threading
+import errno
+import os
 from unittest import mock
 
 import fixtures
 from nova.storage import rbd_utils
 
+from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from tests.unit import base
@@ -22,7 +25,7 @@ class Rbd:
         pass
 
     class PermissionError(Error):
-        pass
+        errno = errno.EPERM
 
 
 class ImageTest(base.TestCase):
@@ -54,7 +57,7 @@ class CallTest(base.TestCase):
         self.assertEqual(3, ceph.call('add', lambda: 1 + 2))
 
     def test_call_that_does_not_end_is_left_alone(self):
-        ended = threading.Event()
+        ended = cancel.native_threading().Event()
         self.addCleanup(ended.set)
         call = ceph.Call('open vms/disk', ended.wait)
         error = self.assertRaises(exception.CephTimeout, call.result, 0.01)
@@ -65,7 +68,7 @@ class CallTest(base.TestCase):
     def test_nothing_is_removed_before_its_creation_has_ended(self):
         self.flags(operation_timeout=1, group='snapext')
         spec = ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name')
-        ended = threading.Event()
+        ended = cancel.native_threading().Event()
         self.addCleanup(ended.set)
         call = ceph.Call('create', ended.wait, creates=spec)
         with mock.patch.object(ceph.Call, 'wait', return_value=False), \
@@ -105,6 +108,33 @@ class CallTest(base.TestCase):
         self.assertTrue(ceph.is_installed())
         with mock.patch.object(rbd_utils, 'rbd', None):
             self.assertFalse(ceph.is_installed())
+
+
+class GreenThreadTest(CallTest):
+    """Under eventlet, a call in the thread that has all green threads."""
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(
+            compat, 'concurrency_mode_threading', return_value=False))
+        self.useFixture(fixtures.MockPatchObject(
+            ceph.threading, 'get_native_id', return_value=os.getpid()))
+        # When Ceph hangs, Nova's calls may have all threads of the pool.
+        self.useFixture(fixtures.MockPatchObject(
+            compat, 'tpool_wrap', side_effect=AssertionError))
+
+    def test_snapshot_that_is_not_created_in_time_lets_the_caller_go_on(self):
+        creation = ceph.SnapshotCreation(
+            ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name'))
+        ended = cancel.native_threading().Event()
+        self.addCleanup(ended.set)
+        volume = mock.MagicMock()
+        volume.create_snap.side_effect = lambda _name: ended.wait()
+        with mock.patch.object(ceph, '_opened') as opened:
+            opened.return_value.__enter__.return_value = volume
+            opened.return_value.__exit__.return_value = None
+            creation.open()
+            self.assertRaises(exception.CephTimeout, creation.create, 0.05)
 
 
 class OptionsTest(base.TestCase):

@@ -1,84 +1,272 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
 from unittest import mock
 
 import fixtures
 from nova import context as nova_context
 from nova import exception as nova_exception
+from nova.storage import rbd_utils
 
 from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
+from nova_snapext.resources import rbd_clone
 from nova_snapext.snapshot import direct
+from nova_snapext.upload import location
+from nova_snapext.upload import service_user
 from tests.unit import base
 
 SPEC = ceph.SnapSpec(ceph.ImageSpec('vms', 'uuid_disk'), 'snapext-1')
+DISK = dataclasses.replace(base.QCOW2, storage='network', format='raw',
+                           path='rbd:vms/uuid_disk')
 
 
-class MakeImageTest(base.TestCase):
-    """The order of steps; the steps themselves need a real Ceph."""
+class DirectTestCase(base.TestCase):
+    """Ceph and Glance are fakes; the functional tests have a real Ceph."""
 
     def setUp(self):
         super().setUp()
-        self.steps = mock.Mock()
-        self.useFixture(fixtures.MockPatchObject(
-            ceph, 'size_of', return_value=1))
-        self.image = self.useFixture(fixtures.MockPatchObject(
-            direct, 'DirectImage', autospec=True)).mock.return_value
-        glance = self.useFixture(fixtures.MockPatchObject(
-            direct.upload, 'GlanceImage', autospec=True)).mock.return_value
-        glance.__enter__.return_value = glance
-        self.steps.attach_mock(self.image, 'image')
-        self.steps.attach_mock(glance, 'glance')
         self.token = cancel.CancelToken()
+        self.steps = mock.Mock()
+        self.steps.stack.has.return_value = True
+        self.patch(ceph, 'size_of', 1)
+        self.patch(ceph, 'cluster_id', 'fsid')
+        self.patch(ceph, 'finish_image', ceph.SnapSpec(
+            ceph.ImageSpec('images', base.IMAGE_ID), 'snap'))
+        self.parent_pool = self.patch(ceph, 'parent_pool', 'images')
+        self.clone = self.patch(rbd_clone, 'RbdClone', mock.create_autospec(
+            rbd_clone.RbdClone, instance=True)).return_value
+        self.clone.spec = ceph.ImageSpec('images', base.IMAGE_ID)
+        self.glance = mock.create_autospec(location.LocatedImage,
+                                           instance=True)
+        self.glance.__enter__ = mock.Mock(return_value=self.glance)
+        self.glance.needs_service.return_value = True
+        self.glance.locations.return_value = []
+        self.located = self.patch(direct.location, 'LocatedImage',
+                                  self.glance)
+        metadata = self.patch(direct.upload, 'GlanceImage',
+                              mock.MagicMock()).return_value
+        metadata.__enter__.return_value = metadata
+        metadata.__exit__.return_value = None
+        self.metadata = metadata
+        self.missing = self.patch(service_user, 'missing_reason', None)
+        self.useFixture(fixtures.MockPatchObject(
+            rbd_utils.RBDDriver, '_check_for_import_failure'))
+        for name, step in (('clone', self.clone), ('glance', self.glance),
+                           ('metadata', metadata)):
+            self.steps.attach_mock(step, name)
 
-    def make(self):
+    def patch(self, owner, name, value):
+        return self.useFixture(fixtures.MockPatchObject(
+            owner, name, return_value=value)).mock
+
+    def plan(self, **changes):
+        plan = dataclasses.replace(
+            super().plan(DISK), image_format='raw', context=mock.Mock(
+                spec=nova_context.RequestContext, roles=['member']))
+        plan.instance.image_ref = 'base-image'
+        return dataclasses.replace(plan, **changes)
+
+    def make(self, **changes):
         return direct.make_image(
-            mock.Mock(), mock.Mock(), SPEC, {'disk_format': 'raw'},
-            {'snapext_consistency': 'filesystem'}, mock.Mock(), self.token,
-            mock.Mock())
+            self.plan(**changes), SPEC, direct.Making(
+                driver=mock.Mock(), stack=self.steps.stack,
+                seen_by_nova=True, complete=self.steps.complete),
+            {'disk_format': 'raw'}, {'snapext_consistency': 'filesystem'},
+            self.token, mock.Mock())
 
-    def test_properties_are_set_before_glance_takes_the_image_over(self):
+    def names(self):
+        return [name for name, _, _ in self.steps.method_calls]
+
+    def assert_streamed(self, text, **changes):
+        """Check that no image is made, and that the log says why."""
+        with self.assertLogs('nova_snapext.snapshot.direct', 'INFO') as logs:
+            self.assertFalse(self.make(**changes))
+        self.assertIn(text, ' '.join(logs.output))
+        self.steps.complete.assert_not_called()
+
+    def assert_nothing_begun(self):
+        self.assertNotIn('stack.add', self.names())
+
+
+class MakeImageTest(DirectTestCase):
+
+    def test_image_is_complete_before_anybody_waits_for_its_digest(self):
         self.assertTrue(self.make())
-        names = [name for name, _, _ in self.steps.method_calls]
-        self.assertEqual(
-            ['image.check', 'glance.update_metadata', 'image.make'], names)
+        names = self.names()
+        order = [names.index(name) for name in (
+            'metadata.update_metadata', 'stack.add', 'clone.create',
+            'clone.flatten', 'clone.set_offered', 'glance.add',
+            'glance.wait_until_active', 'stack.mark_released', 'complete',
+            'glance.wait_until_hashed')]
+        self.assertEqual(sorted(order), order, names)
+        self.glance.add.assert_called_once_with(
+            f'rbd://fsid/images/{base.IMAGE_ID}/snap', None)
+        self.clone.release.assert_not_called()
 
-    def test_refusal_leaves_the_disk_to_be_streamed(self):
-        for step in (self.image.check, self.image.make):
-            step.side_effect = exception.DirectImageRefused(
-                instance='i', reason='no rights')
-            with self.assertLogs('nova_snapext.snapshot.direct',
-                                 'INFO') as logs:
-                self.assertFalse(self.make())
-            self.assertIn('no rights', logs.output[0])
+    def test_service_user_s_sight_of_the_image_is_passed_on(self):
+        # Under eventlet, this thread can't ask for it.
+        self.make()
+        self.assertIs(True, rbd_clone.RbdClone.call_args.args[3])
+
+    def test_any_step_that_fails_in_ceph_leaves_the_disk_to_be_streamed(self):
+        for step in (self.clone.create, self.clone.flatten,
+                     ceph.finish_image):
+            self.steps.reset_mock()
+            step.side_effect = exception.CephError(
+                action='x', reason='no rights')
+            self.assert_streamed('no rights')
+            self.clone.release.assert_called_once_with()
+            self.steps.stack.mark_released.assert_called_once_with(self.clone)
+            step.side_effect = None
+
+    def test_location_that_glance_refuses_leaves_it_to_be_streamed(self):
+        for step in (self.glance.add, self.glance.wait_until_active):
+            self.steps.reset_mock()
+            step.side_effect = exception.LocationRefused(
+                image='i', reason='403')
+            self.assert_streamed('403')
+            # The same image is filled in another way.
+            self.assertEqual([mock.call(True), mock.call(False)],
+                             self.clone.set_offered.mock_calls)
+            self.clone.release.assert_called_once_with()
+            step.side_effect = None
 
     def test_clone_that_is_left_fails_the_snapshot(self):
-        self.image.make.side_effect = exception.ReleaseFailed(
+        self.clone.flatten.side_effect = exception.CephError(
+            action='flatten', reason='r')
+        self.clone.release.side_effect = exception.ReleaseFailed(
             instance='i', reason='r')
         self.assertRaises(exception.ReleaseFailed, self.make)
+        self.steps.stack.mark_released.assert_not_called()
 
-    def test_cancellation_is_the_error(self):
+    def test_cancellation_leaves_the_release_to_the_stack(self):
         cause = nova_exception.ImageNotFound(image_id='i')
-        self.token.cancel(cause)
-        self.image.make.side_effect = exception.CephError(
-            action='flatten', reason='cancelled')
+
+        def flatten(*_args):
+            self.token.cancel(cause)
+            raise exception.CephError(action='flatten', reason='cancelled')
+
+        self.clone.flatten.side_effect = flatten
         self.assertIs(cause, self.assertRaises(
             nova_exception.ImageNotFound, self.make))
+        self.clone.release.assert_not_called()
+        self.steps.stack.mark_released.assert_not_called()
+
+    def test_image_that_glance_already_has_is_complete_after_any_error(self):
+        # Nova would delete it, and Glance would save it without its data.
+        for error in (exception.ServiceStopping(instance='i'),
+                      exception.ImageNotVerified(image='i', reason='r'),
+                      OSError(5, 'EIO')):
+            self.steps.reset_mock()
+            self.glance.wait_until_active.side_effect = [error, None]
+            self.assertTrue(self.make())
+            self.steps.complete.assert_called_once_with()
+            self.steps.stack.mark_released.assert_called_once_with(self.clone)
+
+    def test_image_that_glance_does_not_get_fails_with_the_error(self):
+        error = exception.ImageNotVerified(image='i', reason='queued')
+        self.glance.wait_until_active.side_effect = [error, error]
+        self.assertIs(error, self.assertRaises(
+            exception.ImageNotVerified, self.make))
+        self.steps.complete.assert_not_called()
+        self.steps.stack.mark_released.assert_not_called()
+
+    def test_nothing_fails_an_image_whose_digest_is_not_there_yet(self):
+        for error in (nova_exception.ImageNotFound(image_id='i'),
+                      exception.ServiceStopping(instance='i'),
+                      nova_exception.GlanceConnectionFailed(
+                          server='s', reason='r')):
+            self.glance.wait_until_hashed.side_effect = error
+            with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
+                self.assertTrue(self.make())
 
 
-class ReasonTest(base.TestCase):
+class CheckTest(DirectTestCase):
 
     def test_only_raw_images_are_made_by_ceph(self):
-        self.assertIsNone(
-            direct.unsupported_reason(mock.Mock(image_format='raw')))
-        self.assertIn('qcow2', direct.unsupported_reason(
-            mock.Mock(image_format='qcow2')))
+        self.assert_streamed('qcow2', image_format='qcow2')
+        self.assert_nothing_begun()
 
-    def test_service_token_or_role_makes_a_service(self):
-        user = nova_context.RequestContext(roles=['member'])
-        self.assertFalse(direct._is_service(user))
-        self.assertTrue(direct._is_service(
-            nova_context.RequestContext(roles=['service'])))
-        self.flags(send_service_user_token=True, group='service_user')
-        self.assertTrue(direct._is_service(user))
+    def test_missing_service_token_is_known_before_anything_is_created(self):
+        self.missing.return_value = 'Nova sends no service token'
+        self.assert_streamed('no service token')
+        self.assert_nothing_begun()
+
+    def test_user_with_the_role_needs_no_token(self):
+        self.missing.return_value = 'Nova sends no service token'
+        self.assertTrue(self.make(context=mock.Mock(
+            spec=nova_context.RequestContext, roles=['service'])))
+
+    def test_old_glance_needs_no_service(self):
+        self.missing.return_value = 'Nova sends no service token'
+        self.glance.needs_service.return_value = False
+        self.assertTrue(self.make())
+
+    def test_glance_that_answers_something_else_is_streamed_to(self):
+        for error in (KeyError('versions'), TypeError(),
+                      nova_exception.GlanceConnectionFailed(
+                          server='s', reason='r')):
+            self.glance.needs_service.side_effect = error
+            self.assert_streamed('versions of its API')
+            self.assert_nothing_begun()
+
+
+class PoolTest(DirectTestCase):
+    """The pool that Glance has its images in."""
+
+    def setUp(self):
+        super().setUp()
+        self.parent_pool.return_value = None
+        self.flags(rbd_image_pool='option', group='snapext')
+
+    def pool(self):
+        self.assertTrue(self.make())
+        return rbd_clone.RbdClone.call_args.args[2].pool
+
+    def test_parent_of_the_disk_precedes_all_else(self):
+        self.parent_pool.return_value = 'parent'
+        self.flags(rbd_image_store='ceph', group='snapext')
+        self.assertEqual('parent', self.pool())
+        # It is of another pool, perhaps.
+        self.assertIsNone(self.glance.add.call_args.args[1])
+
+    def test_image_of_the_guest_precedes_the_option(self):
+        self.glance.locations.return_value = [
+            'rbd://elsewhere/a/b/snap', 'file:///x', 'rbd://fsid/b/c/snap']
+        self.assertEqual('b', self.pool())
+        self.assertIn('base-image', [
+            call.args[1] for call in self.located.call_args_list])
+
+    def test_option_is_for_all_else(self):
+        for locations in ([], ['rbd://elsewhere/a/b/snap'], ['rbd://fsid']):
+            self.glance.locations.return_value = locations
+            self.assertEqual('option', self.pool())
+        self.glance.locations.side_effect = (
+            nova_exception.ImageNotAuthorized(image_id='i'))
+        self.assertEqual('option', self.pool())
+
+    def test_unknown_pool_is_streamed(self):
+        self.flags(rbd_image_pool=None, group='snapext')
+        self.assert_streamed('rbd_image_pool')
+        self.assert_nothing_begun()
+
+    def test_store_of_the_option_is_told_to_glance(self):
+        self.flags(rbd_image_store='ceph', group='snapext')
+        self.glance.stores.return_value = ['local', 'ceph']
+        self.pool()
+        self.assertEqual('ceph', self.glance.add.call_args.args[1])
+
+    def test_store_that_glance_does_not_have_is_streamed(self):
+        self.flags(rbd_image_store='ceph', group='snapext')
+        for stores in ([], ['local']):
+            self.glance.stores.return_value = stores
+            self.assert_streamed('rbd_image_store is ceph')
+            self.assert_nothing_begun()
+
+    def test_glance_that_does_not_tell_its_stores_is_streamed_to(self):
+        self.flags(rbd_image_store='ceph', group='snapext')
+        self.glance.stores.side_effect = (
+            nova_exception.GlanceConnectionFailed(server='s', reason='r'))
+        self.assert_streamed('does not tell its stores')

@@ -2,10 +2,16 @@
 
 from unittest import mock
 
+import glanceclient.exc
 from nova.compute import power_state
 from nova.compute import task_states
+from nova import exception as nova_exception
+from nova.virt.libvirt import imagebackend
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
+from nova_snapext import journal
+from nova_snapext.snapshot import direct
 from tests.unit import base
 from tests.unit.snapshot import base as snapshot_base
 
@@ -68,6 +74,128 @@ class NativeJobTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(ZeroDivisionError, self.snapshot)
         self.discard.assert_called_once()
         self.assertEqual({}, self.driver.native_jobs)
+
+
+class InsideCephTest(snapshot_base.SnapshotTestCase):
+    """What Nova's direct snapshot creates, and what is left of it."""
+
+    NAME = '0123456789abcdef0123456789abcdef'
+    POOL = 'images'
+
+    def setUp(self):
+        super().setUp()
+        self.domain.XMLDesc.return_value = snapshot_base.RBD_DOMAIN
+        self.flags(strategy='native', group='snapext')
+        self.native.side_effect = self.take
+        self.disk = mock.create_autospec(imagebackend.Rbd, instance=True)
+        self.nova_direct = self.disk.direct_snapshot
+        self.nova_direct.return_value = 'rbd://fsid/images/id/snap'
+        self.nova_cleanup = self.disk.cleanup_direct_snapshot
+        self.patch(self.driver, '_nova_root_disk').return_value = self.disk
+        self.parent_pool = self.patch(ceph, 'parent_pool')
+        self.parent_pool.return_value = self.POOL
+        self.removed_image = self.patch(ceph, 'remove_image')
+        self.removed_snapshot = self.patch(ceph, 'remove_snapshot')
+        self.location_error = None
+        self.image_format = 'raw'
+        self.recorded = []
+
+    def take(self, driver, context, instance, image_id, update_task_state):
+        """Do what LibvirtDriver.snapshot does with its image backend."""
+        disk = driver.image_backend.by_libvirt_path(
+            instance, 'rbd:vms/i_disk', image_type='rbd')
+        url = None
+        try:
+            url = disk.direct_snapshot(
+                context, self.NAME, self.image_format, image_id, 'base')
+            if self.location_error is not None:
+                raise self.location_error
+        except (nova_exception.ImageUnacceptable,
+                nova_exception.Forbidden):
+            disk.cleanup_direct_snapshot(
+                {'url': url} if url else None, also_destroy_volume=True,
+                ignore_errors=True)
+            self.recorded.append('converted')
+
+    def fails(self, error):
+        return self.assertRaises(error, self.snapshot)
+
+    def record(self, *_args):
+        [entry] = journal.entries()
+        self.recorded += [
+            (record.kind, record.data) for record in entry.records
+            if 'RBD' in record.kind]
+        return 'rbd://fsid/images/id/snap'
+
+    def test_snapshot_and_clone_are_recorded_before_nova_creates_them(self):
+        self.nova_direct.side_effect = self.record
+        self.snapshot()
+        self.assertEqual([
+            ('native RBD snapshot', {
+                'pool': 'vms', 'image': 'i_disk', 'snapshot': self.NAME}),
+            ('RBD clone', {
+                'pool': 'images', 'image': base.IMAGE_ID, 'offered': True,
+                'seen_by_nova': False})], self.recorded)
+
+    def test_image_that_glance_has_is_kept(self):
+        self.snapshot()
+        self.removed_image.assert_not_called()
+        self.discard.assert_not_called()
+        self.removed_snapshot.assert_called_once()
+        self.assertEqual([], journal.entries())
+
+    def test_failed_copy_leaves_neither_clone_nor_snapshot(self):
+        # Nova hides the cause, and can't unprotect a snapshot with a clone.
+        self.nova_direct.side_effect = ZeroDivisionError
+        steps = mock.Mock()
+        steps.attach_mock(self.removed_image, 'image')
+        steps.attach_mock(self.removed_snapshot, 'snapshot')
+        self.fails(ZeroDivisionError)
+        self.assertEqual(
+            [mock.call.image(ceph.ImageSpec('images', base.IMAGE_ID)),
+             mock.call.snapshot(ceph.SnapSpec(
+                 ceph.ImageSpec('vms', 'i_disk'), self.NAME))],
+            steps.mock_calls)
+
+    def test_failed_registration_deletes_the_image_before_its_data(self):
+        self.location_error = glanceclient.exc.HTTPForbidden()
+        steps = mock.Mock()
+        steps.attach_mock(self.discard, 'discard')
+        steps.attach_mock(self.removed_image, 'remove')
+        self.fails(glanceclient.exc.HTTPForbidden)
+        self.assertEqual(['discard', 'remove'],
+                         [name for name, _, _ in steps.mock_calls][:2])
+
+    def test_image_that_nova_fills_in_another_way_is_kept(self):
+        self.location_error = nova_exception.Forbidden()
+        self.snapshot()
+        self.assertEqual(['converted'], self.recorded)
+        self.discard.assert_not_called()
+        # What Nova may have left of its clone.
+        self.removed_image.assert_called_once()
+
+    def test_image_of_another_format_is_converted(self):
+        self.flags(snapshot_image_format='qcow2', group='libvirt')
+        self.image_format = 'qcow2'
+        self.snapshot()
+        self.assertEqual(['converted'], self.recorded)
+        self.nova_direct.assert_not_called()
+        self.assertEqual([], journal.entries())
+
+    def test_pool_that_is_unknown_has_no_clone(self):
+        self.parent_pool.return_value = None
+        self.patch(direct, 'pool_of_base_image').return_value = None
+        self.nova_direct.side_effect = (
+            nova_exception.ImageUnacceptable(image_id='i', reason='pool'))
+        self.snapshot()
+        self.removed_image.assert_not_called()
+
+    def test_ceph_that_does_not_respond_ends_the_snapshot_before_nova_waits(
+            self):
+        self.parent_pool.side_effect = exception.CephTimeout(
+            action='tell', seconds='1')
+        self.fails(exception.CephTimeout)
+        self.nova_direct.assert_not_called()
 
 
 class DirectSnapshotTest(snapshot_base.SnapshotTestCase):

@@ -30,6 +30,7 @@ from nova_snapext.strategies import base as strategy_base
 from nova_snapext.strategies import cold
 from nova_snapext.strategies import external
 from nova_snapext.strategies import internal
+from tests import concurrency
 from tests.unit import base
 
 # The base class of the tests replaces them.
@@ -42,8 +43,6 @@ ALL = (backup.BackupStrategy, external.ExternalStrategy,
 
 # In a process of its own: eventlet's patches can't be undone.
 TIMES_OUT = """
-from nova import monkey_patch
-monkey_patch.patch(backend='{}')
 from nova_snapext.hypervisor import errors
 from oslo_concurrency import processutils
 try:
@@ -56,12 +55,10 @@ except errors.HYPERVISOR_ERRORS as error:
 class HypervisorErrorsTest(base.TestCase):
 
     def test_timeout_of_program_is_included_in_both_modes(self):
-        environment = {name: value for name, value in os.environ.items()
-                       if name != 'OS_NOVA_DISABLE_EVENTLET_PATCHING'}
-        for backend in ('threading', 'eventlet'):
+        for backend in concurrency.BACKENDS:
             printed = subprocess.run(
                 [sys.executable, '-W', 'ignore', '-c',
-                 TIMES_OUT.format(backend)], env=environment, check=True,
+                 concurrency.beginning(backend) + TIMES_OUT], check=True,
                 capture_output=True, text=True).stdout
             self.assertEqual('TimeoutExpired\n', printed)
 
@@ -309,7 +306,7 @@ class UnsupportedReasonTest(base.TestCase):
         reason = self.reason()
         self.assertIn('virsh blockjob', reason)
         self.assertNotIn('virsh', reasons.for_users(reason))
-        self.assertIn("'copy'", reasons.for_users(reason))
+        self.assertIn('(copy)', reasons.for_users(reason))
 
     def test_unexpected_header_keeps_others_from_the_disk(self):
         self.raising(exception.UnexpectedHeader(path='/d', reason='names /x'))

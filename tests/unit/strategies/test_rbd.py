@@ -9,6 +9,7 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import read
 from nova_snapext.strategies import rbd
+from nova_snapext.strategies import rbd_extents
 from tests.unit import base
 
 DISK = dataclasses.replace(base.QCOW2, storage='network', format='raw',
@@ -45,7 +46,7 @@ class ExtentsTest(base.TestCase):
         with mock.patch.object(ceph, 'allocated',
                                return_value=(size, list(parts))):
             return [(extent.offset, extent.length, extent.data)
-                    for extent in rbd.extents_of(SPEC)]
+                    for extent in rbd_extents.of_snapshot(SPEC)]
 
     def test_extents_cover_the_disk(self):
         self.assertEqual(
@@ -69,9 +70,9 @@ class ExtentsTest(base.TestCase):
         with mock.patch.object(
                 ceph, 'allocated', side_effect=exception.CephTimeout(
                     action='list', seconds='1')):
-            self.assertIsNone(rbd.extents_of(SPEC))
+            self.assertIsNone(rbd_extents.of_snapshot(SPEC))
 
     def test_extents_are_those_of_the_reader(self):
         with mock.patch.object(ceph, 'allocated', return_value=(4, [])):
             self.assertEqual([read.Extent(0, 4, False)],
-                             rbd.extents_of(SPEC))
+                             rbd_extents.of_snapshot(SPEC))

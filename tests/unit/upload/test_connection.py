@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import gc
 import ipaddress
-import os
 import pathlib
 import socket
 import ssl
@@ -24,6 +23,7 @@ from nova import context as nova_context
 
 from nova_snapext import cancel
 from nova_snapext.upload import connection
+from tests import concurrency
 from tests.unit import base
 from tests.unit.upload import http_glance
 
@@ -33,10 +33,8 @@ CHUNK = bytes(128 * 1024)
 # In a process of its own, because eventlet's patches can't be undone. As in
 # nova-compute, a native thread uploads, and a green thread cancels.
 UPLOAD = """
-from nova import monkey_patch
-monkey_patch.patch(backend={backend!r})
-from nova import utils
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext.upload import connection
 import sys
@@ -47,7 +45,7 @@ token = cancel.CancelToken()
 
 def cancel_upload():
     # The test has seen that the server receives no more.
-    utils.tpool_wrap(sys.stdin.readline)()
+    compat.tpool_wrap(sys.stdin.readline)()
     token.cancel(ZeroDivisionError())
 
 def body():
@@ -55,7 +53,7 @@ def body():
         yield bytes(128 * 1024)
 
 def put(url):
-    session = connection._session(token)
+    session = connection.cancellable_session(token)
     try:
         session.put(url, data=body(), authenticated=False)
     except ZeroDivisionError as error:
@@ -63,7 +61,7 @@ def put(url):
 
 thread = threading.Thread(target=cancel_upload)
 thread.start()
-print(utils.tpool_wrap(put)(sys.argv[1]))
+print(compat.tpool_wrap(put)(sys.argv[1]))
 thread.join()
 """
 
@@ -151,7 +149,7 @@ class ConnectionTest(base.TestCase):
         self.flags(upload_stall_timeout=60, group='snapext')
 
     def session(self):
-        session = connection._session(self.token)
+        session = connection.cancellable_session(self.token)
         self.addCleanup(session.session.close)
         return session
 
@@ -198,7 +196,7 @@ class ConnectionTest(base.TestCase):
         self.addCleanup(gc.enable)
         server = self.enterContext(http_glance.HttpGlance())
         token = cancel.CancelToken()
-        session = connection._session(token)
+        session = connection.cancellable_session(token)
         session.get(f'{server.url}/v2/images/i', authenticated=False)
         session.session.close()
         found = weakref.ref(token)
@@ -238,14 +236,12 @@ class ConnectionTest(base.TestCase):
         self.assertRaises(SnapshotAborted, self.put, server, session)
 
     def test_cancelled_upload_ends_in_both_concurrency_modes(self):
-        environment = {name: value for name, value in os.environ.items()
-                       if name != 'OS_NOVA_DISABLE_EVENTLET_PATCHING'}
-        for backend in ('threading', 'eventlet'):
+        for backend in concurrency.BACKENDS:
             server = self.stalled()
             process = self.enterContext(subprocess.Popen(
                 [sys.executable, '-W', 'ignore', '-c',
-                 UPLOAD.format(backend=backend), server.url], text=True,
-                env=environment, stdin=subprocess.PIPE,
+                 concurrency.beginning(backend) + UPLOAD, server.url],
+                text=True, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE))
             server.silent.wait()
             self.assertEqual('ZeroDivisionError\n',

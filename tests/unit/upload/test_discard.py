@@ -8,7 +8,9 @@ from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
 
+from nova_snapext import compat
 from nova_snapext import upload
+from nova_snapext.upload import location
 from tests.unit import base
 from tests.unit.upload import fake_glance
 
@@ -25,7 +27,7 @@ class DiscardTestCase(base.TestCase):
             'user', 'project', auth_token='token')
         self.service = nova_context.RequestContext('nova', 'service')
         self.service_user = self.useFixture(fixtures.MockPatchObject(
-            nova_context, 'get_nova_service_user_context',
+            compat, 'get_nova_service_user_context',
             return_value=self.service)).mock
         self.server = fake_glance.FakeGlance()
         self.enterContext(self.server.installed())
@@ -97,6 +99,28 @@ class DiscardTest(DiscardTestCase):
             'no [service_user]')
         self.assertIn('service_user', self.discard(
             glanceclient.exc.HTTPUnauthorized()))
+
+
+class HashedImageTest(DiscardTestCase):
+    """An image that Glance reads for its digest."""
+
+    def setUp(self):
+        super().setUp()
+        self.is_hashed = self.useFixture(fixtures.MockPatchObject(
+            location, 'is_hashed_now', return_value=True)).mock
+
+    def test_image_is_not_deleted_before_the_end_of_it(self):
+        for context in ('user', None):
+            self.assertIn('digest', self.discard(None, context=context))
+        self.image_api.delete.assert_not_called()
+        self.is_hashed.return_value = False
+        self.assertIsNone(self.discard(None))
+
+    def test_glance_that_does_not_tell_prevents_no_deletion(self):
+        for error in (glanceclient.exc.HTTPNotFound(), KeyError(),
+                      glanceclient.exc.CommunicationError()):
+            self.is_hashed.side_effect = error
+            self.assertIsNone(self.discard(None))
 
 
 class SeenByNovaTest(DiscardTestCase):

@@ -15,6 +15,7 @@ from nova import exception as nova_exception
 from nova.image import glance as nova_glance
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext import exception
 from nova_snapext import upload
 from nova_snapext.upload import client as image_client
@@ -678,7 +679,7 @@ class UploadTest(GlanceTestCase):
         server.get = get
 
     def service_user(self, **error):
-        self.patch(nova_context, 'get_nova_service_user_context', mock.Mock(
+        self.patch(compat, 'get_nova_service_user_context', mock.Mock(
             return_value=nova_context.RequestContext('nova', 'service'),
             **error))
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from unittest import mock
+
+import fixtures
+from nova.compute import task_states
+from nova.virt import fake
+from nova.virt.libvirt import driver as nova_driver
+
+from nova_snapext import driver
+from nova_snapext.recovery import rbd_leftovers
+from tests.unit import base
+
+
+class DeletionTest(base.TestCase):
+    """An instance is deleted whose disk is in Ceph."""
+
+    def setUp(self):
+        super().setUp()
+        self.driver = driver.SnapextDriver(fake.FakeVirtAPI(), read_only=True)
+        self.steps = mock.Mock()
+        for owner, name in ((nova_driver.LibvirtDriver, '_cleanup_rbd'),
+                            (rbd_leftovers, 'remove_of_instance'),
+                            (self.driver.gate, 'wait_for_snapshot')):
+            self.steps.attach_mock(self.useFixture(
+                fixtures.MockPatchObject(owner, name)).mock, name)
+        self.steps.wait_for_snapshot.return_value = True
+
+    def delete(self, task_state=task_states.DELETING):
+        instance = self.instance()
+        instance.task_state = task_state
+        self.driver._cleanup_rbd(instance)
+        return [name for name, _, _ in self.steps.mock_calls]
+
+    def test_snapshots_are_removed_before_nova_deletes_the_disk(self):
+        self.assertEqual(['wait_for_snapshot', 'remove_of_instance',
+                          '_cleanup_rbd'], self.delete())
+
+    def test_snapshot_that_is_still_read_is_not_removed(self):
+        # What is read of it then would be zeros, in an image that looks good.
+        self.steps.wait_for_snapshot.return_value = False
+        self.assertEqual(['wait_for_snapshot', '_cleanup_rbd'],
+                         self.delete())
+
+    def test_disk_that_a_resize_leaves_keeps_its_snapshots(self):
+        self.assertEqual(['_cleanup_rbd'],
+                         self.delete(task_states.RESIZE_REVERTING))
