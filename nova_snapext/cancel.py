@@ -9,7 +9,7 @@ import contextlib
 import threading
 import typing as ty
 
-from nova import utils
+from nova_snapext import compat
 
 
 def native_threading() -> ty.Any:
@@ -17,7 +17,7 @@ def native_threading() -> ty.Any:
 
     Under eventlet, the locks of the usual module are for green threads only.
     """
-    eventlet = utils.get_eventlet()
+    eventlet = compat.get_eventlet()
     return (eventlet.patcher.original('threading') if eventlet
             else threading)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private names of other packages that this package uses.
+"""What other packages do not promise, and what differs between their releases.
 
 Nova has no stable interface for drivers outside its tree, and three client
 libraries have none for connections that another thread can close. Each name
@@ -7,27 +7,40 @@ is listed here with the properties that this package relies on. If another
 release changes one of them, the driver does not start, and
 ``nova-snapext check`` and a test report it.
 
-This module does not import Nova: ``nova-snapext check`` has to run where Nova
-can't be imported.
+Functions that not every supported Nova has are here too, with the names that
+the newest Nova gives them.
+
+This module imports Nova only inside of functions: ``nova-snapext check`` has
+to run where Nova can't be imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent import futures
 import dataclasses
 import dis
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import os
+import sys
 import types
 import typing as ty
 
 if ty.TYPE_CHECKING:
     import threading
 
-MIN_NOVA = 34
-SUPPORTED_NOVA = f'{MIN_NOVA} (2026.2) or newer'
+# The oldest and the newest Nova that the tests run with: 2025.1 and 2026.2.
+MIN_NOVA = 31
+MAX_NOVA = 34
+SUPPORTED_NOVA = f'{MIN_NOVA} (2025.1) to {MAX_NOVA} (2026.2)'
+
+# The first Nova whose nova-compute has native threads by default. Those before
+# have eventlet's.
+NATIVE_THREADS_NOVA = 34
 
 DRIVER = 'nova.virt.libvirt.driver:LibvirtDriver'
 HOST = 'nova.virt.libvirt.host:Host'
@@ -43,12 +56,16 @@ class Name:
     :ivar purpose: why this package needs it
     :ivar used_by: functions of the owner that use the name: they call our
         override, or use the object that we replace
+    :ivar first_nova: the first Nova with which we use it
+    :ivar last_nova: the last one
     """
 
     owner: str
     name: str
     purpose: str
     used_by: tuple[str, ...] = ()
+    first_nova: int = MIN_NOVA
+    last_nova: float = float('inf')
 
     def __str__(self) -> str:
         return f'{self.owner}.{self.name}'
@@ -142,7 +159,7 @@ NAMES: tuple[Name, ...] = (
     Function(
         DRIVER, 'process_instances_at_startup',
         'to initialize instances that are not recovered later',
-        parameters=('context', 'instances'), exact=True),
+        parameters=('context', 'instances'), exact=True, first_nova=34),
     # Methods and attributes of it that we use.
     Function(
         DRIVER, '_needs_suspend_resume_for_snapshot',
@@ -169,12 +186,31 @@ NAMES: tuple[Name, ...] = (
         parameters=('guest', 'instance_uuid', 'live_dev',
                     'get_device_conf_func', 'device_name'), exact=True),
     Attribute(DRIVER, '_host', 'to reach libvirt'),
+    Attribute(DRIVER, 'image_backend',
+              'to record Nova\'s own snapshot inside Ceph',
+              used_by=('snapshot',)),
+    Function('nova.virt.libvirt.imagebackend:Backend', 'by_libvirt_path',
+             'to record Nova\'s own snapshot inside Ceph',
+             parameters=('instance', 'path', 'image_type'), exact=True),
+    Function('nova.virt.libvirt.imagebackend:Rbd', 'direct_snapshot',
+             'to record Nova\'s own snapshot inside Ceph',
+             parameters=('context', 'snapshot_name', 'image_format',
+                         'image_id', 'base_image_id'), exact=True),
+    Function('nova.virt.libvirt.imagebackend:Rbd', 'cleanup_direct_snapshot',
+             'to know that Nova\'s own snapshot leaves Ceph',
+             parameters=('location', 'also_destroy_volume',
+                         'ignore_errors'), exact=True,
+             used_by=('direct_snapshot',)),
     Attribute(DRIVER, '_image_api', 'to reach Glance'),
     # Nova's connection to libvirt.
     Attribute(
         HOST, '_wrapped_conn_lock',
         'to replace it with a lock that one thread can take twice',
-        used_by=('_get_connection', '_connection_closed')),
+        used_by=('_get_connection', '_connection_closed'), first_nova=33),
+    Attribute(
+        HOST, '_wrapped_conn_lock',
+        'to replace it with a lock that one thread can take twice',
+        used_by=('_get_connection', '_dispatch_events'), last_nova=32),
     Function(
         HOST, '_get_connection', 'to have the replaced lock used',
         exact=True, used_by=('get_connection',)),
@@ -182,9 +218,13 @@ NAMES: tuple[Name, ...] = (
         HOST, '_conn_event_handler', 'to be called when libvirtd is back',
         used_by=('_queue_conn_event_handler',)),
     Attribute(HOST, '_uri', 'to watch whether libvirtd hangs'),
-    Attribute(HOST, '_event_handler', 'to report the end of jobs'),
+    Attribute(HOST, '_event_handler', 'to report the end of jobs',
+              first_nova=33),
     Function('nova.virt.libvirt.host:LibvirtEventHandler', '_queue_event',
-             'to report the end of jobs', parameters=('event',), exact=True),
+             'to report the end of jobs', parameters=('event',), exact=True,
+             first_nova=33),
+    Function(HOST, '_queue_event', 'to report the end of jobs',
+             parameters=('event',), exact=True, last_nova=32),
     Attribute('nova.virt.libvirt.guest:Guest', '_domain',
               'to call what Nova\'s Guest does not wrap'),
     Function('nova.virt.libvirt.config:LibvirtConfigObject', '_text_node',
@@ -195,22 +235,28 @@ NAMES: tuple[Name, ...] = (
               'to know when nova-compute stops, and to initialize instances'),
     Attribute('nova.manager:Manager', '_shutdown_in_progress',
               'to know when nova-compute stops',
-              used_by=('set_shutdown_in_progress',)),
+              used_by=('set_shutdown_in_progress',), first_nova=34),
+    Function('nova.service:Service', 'stop',
+             'to know when nova-compute stops', exact=True, last_nova=33),
     Function('nova.compute.manager:ComputeManager', '_init_instance',
              'to initialize an instance when it is recovered',
              parameters=('context', 'instance'), exact=True,
              used_by=('init_host',)),
     Function('nova.thread_pool_factory', 'spawn',
-             'to attach devices in the background', parameters=('func',)),
-    Function('nova.utils', 'get_eventlet',
-             'to use native threads under eventlet', exact=True),
-    Function('nova.utils', 'tpool_wrap',
-             'to use native threads under eventlet',
-             parameters=('target',)),
-    Function('nova.utils', 'concurrency_mode_threading',
-             'to know whether eventlet is in use', exact=True),
+             'to attach devices in the background', parameters=('func',),
+             first_nova=34),
+    # Nova's own fixture has other parameters.
+    Name('nova.utils', 'spawn', 'to attach devices in the background',
+         last_nova=33),
     Function('nova.context', 'get_nova_service_user_context',
-             'to delete images as Nova\'s service user', exact=True),
+             'to delete images as Nova\'s service user', exact=True,
+             first_nova=33),
+    Function('nova.monkey_patch', 'patch',
+             'to have the threads of nova-compute in the commands',
+             keywords=('backend',), first_nova=NATIVE_THREADS_NOVA),
+    Function('nova.monkey_patch', 'patch',
+             'to have the threads of nova-compute in the commands',
+             first_nova=32, last_nova=NATIVE_THREADS_NOVA - 1),
     # Nova's Glance client.
     Function(
         GLANCE_CLIENT, '_create_onetime_client',
@@ -257,29 +303,71 @@ NAMES: tuple[Name, ...] = (
 )
 
 
+def nova_release() -> int:
+    """Return the major version of the installed Nova: 34 is 2026.2.
+
+    :raises importlib.metadata.PackageNotFoundError: there is none
+    """
+    return int(importlib.metadata.version('nova').partition('.')[0])
+
+
+def names() -> tuple[Name, ...]:
+    """Return the names that this package uses of the installed packages."""
+    nova = nova_release()
+    return tuple(name for name in NAMES
+                 if name.first_nova <= nova <= name.last_nova)
+
+
 def check() -> list[str]:
     """Compare the installed packages with what this package expects.
 
     :returns: a text for each difference, with the reason why it matters
     """
     return [f'{name}: {difference} (needed {name.purpose})'
-            for name in NAMES for difference in _differences(name)]
+            for name in names() for difference in _differences(name)]
+
+
+def too_old() -> str | None:
+    """Return a sentence if this Nova is too old, otherwise None."""
+    if nova_release() >= MIN_NOVA:
+        return None
+    return (f'Nova {importlib.metadata.version("nova")} is too old: '
+            f'nova-snapext needs Nova {MIN_NOVA} (2025.1) or newer')
+
+
+def untested() -> str | None:
+    """Return a sentence if this Nova is newer than the tests', or None."""
+    if nova_release() <= MAX_NOVA:
+        return None
+    return (f'Nova {importlib.metadata.version("nova")} is newer than those '
+            f'that this nova-snapext was tested with, {SUPPORTED_NOVA}. All '
+            f'that it is known to depend on is as expected. Look for a newer '
+            f'nova-snapext; until there is one, check with an instance that '
+            f'can be spared that a snapshot succeeds and boots')
 
 
 def require() -> None:
     """Check that the installed packages are as this package expects.
 
-    :raises CompatibilityError: they differ
+    A Nova that is newer than the tests' is a warning in the log.
+
+    :raises CompatibilityError: they differ, or Nova is too old
     """
-    differences = check()
-    if not differences:
-        return
-    # This module imports Nova.
-    from nova_snapext import exception
-    raise exception.CompatibilityError(
-        reason=f'{"; ".join(differences)}. Installed: {versions()}. '
-               f'Supported: Nova {SUPPORTED_NOVA}, where these names are as '
-               f'nova-snapext expects them')
+    # An older Nova differs in more than is listed here.
+    old = too_old()
+    differences = [old] if old else check()
+    if differences:
+        # This module imports Nova.
+        from nova_snapext import exception
+        raise exception.CompatibilityError(
+            reason=f'{"; ".join(differences)}. Installed: {versions()}. '
+                   f'Supported: Nova {SUPPORTED_NOVA}, where these names are '
+                   f'as nova-snapext expects them')
+    warning = untested()
+    if warning:
+        # Not before nova-compute has chosen its kind of threads.
+        from oslo_log import log as logging
+        logging.getLogger(__name__).warning('%s', warning)
 
 
 def versions() -> str:
@@ -289,8 +377,117 @@ def versions() -> str:
             'nova', 'python-glanceclient', 'keystoneauth1', 'urllib3'))
 
 
+def patch_threads() -> None:
+    """Choose the threads of this process, as this Nova's nova-compute does.
+
+    Call it before any other module of Nova is imported. Native threads are
+    used if they are nova-compute's default, whatever its configuration says.
+    """
+    if nova_release() >= NATIVE_THREADS_NOVA:
+        os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
+        from nova import monkey_patch
+        monkey_patch.patch(backend='threading')
+        return
+    os.environ.pop('OS_NOVA_DISABLE_EVENTLET_PATCHING', None)
+    # The import alone does it in Nova 31.
+    from nova import monkey_patch
+    if nova_release() > 31:
+        monkey_patch.patch()
+
+
+def get_eventlet() -> ty.Any:
+    """Return eventlet if this process has its threads, otherwise None.
+
+    With native threads, Nova does not allow to import it.
+    """
+    eventlet = sys.modules.get('eventlet')
+    if eventlet is None or not eventlet.patcher.is_monkey_patched('thread'):
+        return None
+    return eventlet
+
+
+def concurrency_mode_threading() -> bool:
+    """Return whether this process has native threads, not eventlet's."""
+    return get_eventlet() is None
+
+
+def tpool_wrap(target: ty.Any) -> ty.Any:
+    """Return a function, or an object, whose calls may block.
+
+    Under eventlet they run in a native thread, and the others go on.
+    """
+    if concurrency_mode_threading():
+        return target
+    return importlib.import_module('eventlet.tpool').Proxy(target)
+
+
+def thread_pool(workers: int, name: str) -> futures.Executor:
+    """Return an executor for a thread that :func:`tpool_wrap` has begun.
+
+    Under eventlet it has no threads, and calls each function at once. The
+    pools of concurrent.futures share one lock in the whole process. eventlet
+    makes it one for green threads: a native thread that has to wait for it
+    is never woken up.
+
+    :param workers: number of threads
+    :param name: beginning of the threads' names
+    """
+    return (futures.ThreadPoolExecutor(workers, name)
+            if concurrency_mode_threading() else _CallingThread())
+
+
+class _CallingThread(futures.Executor):
+
+    def submit(self, function: Callable[..., ty.Any], /, *args: ty.Any,
+               **kwargs: ty.Any) -> futures.Future[ty.Any]:
+        future: futures.Future[ty.Any] = futures.Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def spawn(function: Callable[[], object]) -> None:
+    """Run a function in the background, with the context of its caller."""
+    if nova_release() >= 34:
+        from nova import thread_pool_factory
+        thread_pool_factory.spawn(function)
+    else:
+        from nova import utils
+        utils.spawn(function)
+
+
+def get_nova_service_user_context() -> ty.Any:
+    """Return a RequestContext of Nova's service user.
+
+    :raises InvalidConfiguration: of Nova: [service_user] has no credentials
+    """
+    from nova import context
+    if nova_release() >= 33:
+        return context.get_nova_service_user_context()
+    from keystoneauth1 import loading
+    from nova import conf
+    from nova.conf import service_token
+    from nova import exception
+    group = service_token.SERVICE_USER_GROUP
+    auth: ty.Any = loading.load_auth_from_conf_options(conf.CONF, group)
+    if auth is None:
+        raise exception.InvalidConfiguration(
+            f'[{group}]auth_type is not set')
+    session = loading.load_session_from_conf_options(
+        conf.CONF, group, auth=auth)
+    return context.RequestContext(
+        user_id=auth.get_user_id(session),
+        project_id=auth.get_project_id(session),
+        roles=auth.get_access(session).role_names,
+        user_auth_plugin=auth, overwrite=False)
+
+
 def shutdown_event(virtapi: ty.Any) -> threading.Event | None:
-    """Return the event that Nova sets when nova-compute has to stop.
+    """Return the event that is set when nova-compute has to stop.
+
+    It is Nova's own, or that of :func:`observe_stop`.
 
     :param virtapi: the driver's link to nova-compute
     :returns: None where there is no nova-compute, as in ``nova-snapext
@@ -299,8 +496,85 @@ def shutdown_event(virtapi: ty.Any) -> threading.Event | None:
     compute = compute_manager(virtapi)
     if compute is None:
         return None
-    event: threading.Event = compute._shutdown_in_progress
+    event: threading.Event = (
+        compute._shutdown_in_progress if nova_release() >= 34
+        else observe_stop())
     return event
+
+
+@functools.cache
+def observe_stop() -> threading.Event:
+    """Return an event that is set when the service of this process stops.
+
+    Nova 33 and older have none. Their Service.stop() is the first to know of
+    a SIGTERM. It waits for all requests that are being served, snapshots
+    among them in Nova 31 and 32, before it tells the ComputeManager.
+    """
+    import threading
+
+    from nova import service
+    event = threading.Event()
+    stop = service.Service.stop
+
+    @functools.wraps(stop)
+    def announced_stop(self: ty.Any) -> None:
+        event.set()
+        stop(self)
+
+    service.Service.stop = announced_stop
+    return event
+
+
+def event_queue(host: ty.Any) -> Callable[[ty.Any], None]:
+    """Return the function that hands an event of libvirt to the driver.
+
+    It can be called in libvirt's thread, also under eventlet.
+
+    :param host: Nova's connection to libvirt
+    """
+    queue: Callable[[ty.Any], None] = (
+        host._event_handler._queue_event if nova_release() >= 33
+        else host._queue_event)
+    return queue
+
+
+@dataclasses.dataclass(frozen=True)
+class _InitializeUnlessHeld:
+    """ComputeManager._init_instance() for instances that are not held."""
+
+    initialize: Callable[[ty.Any, ty.Any], None]
+    is_held: Callable[[ty.Any, ty.Any], bool]
+
+    def __call__(self, context: ty.Any, instance: ty.Any) -> None:
+        if not self.is_held(context, instance):
+            self.initialize(context, instance)
+
+
+def hold_instances(virtapi: ty.Any,
+                   is_held: Callable[[ty.Any, ty.Any], bool]) -> None:
+    """Have a function decide which instances Nova initializes at its start.
+
+    Nova 34 asks the driver, by its process_instances_at_startup(). This is
+    for those that do not, and does nothing with the others.
+
+    :param virtapi: the driver's link to nova-compute
+    :param is_held: is given a RequestContext and an Instance
+    """
+    compute = compute_manager(virtapi)
+    if compute is not None and nova_release() < 34:
+        compute._init_instance = _InitializeUnlessHeld(
+            compute._init_instance, is_held)
+
+
+def init_instance(virtapi: ty.Any, context: ty.Any, instance: ty.Any) -> None:
+    """Initialize an instance as Nova does at its start, held back or not.
+
+    :param virtapi: the driver's link to nova-compute
+    """
+    initialize = compute_manager(virtapi)._init_instance
+    if isinstance(initialize, _InitializeUnlessHeld):
+        initialize = initialize.initialize
+    initialize(context, instance)
 
 
 def compute_manager(virtapi: ty.Any) -> ty.Any:

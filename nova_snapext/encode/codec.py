@@ -5,9 +5,23 @@ from __future__ import annotations
 
 import abc
 import threading
+import typing as ty
 import zlib
 
-import zstandard
+from oslo_log import log as logging
+
+from nova_snapext import conf
+from nova_snapext import exception
+
+zstandard: ty.Any
+try:
+    # The extra "zstd": no release of OpenStack has it among its packages.
+    import zstandard
+except ImportError:
+    zstandard = None
+
+CONF = conf.CONF
+LOG = logging.getLogger(__name__)
 
 # zlib's highest level; zstd has higher ones, and negative ones.
 ZLIB_MAX_LEVEL = 9
@@ -81,3 +95,28 @@ class Zstd(Codec):
 
 #: By their names in qcow2.
 CODECS: dict[str, type[Codec]] = {'zlib': Zlib, 'zstd': Zstd}
+
+
+def type_in_use() -> str:
+    """Return the name of the compression that the options ask for."""
+    chosen: str | None = CONF.snapext.compression_type
+    return chosen or ('zlib' if zstandard is None else 'zstd')
+
+
+def check_options() -> None:
+    """Check that images can be compressed as the options ask for.
+
+    Logs if they are compressed with zlib for want of zstd.
+
+    :raises CompressionUnavailable: they can't be
+    """
+    if zstandard is not None:
+        return
+    if CONF.snapext.compression_type == 'zstd':
+        raise exception.CompressionUnavailable()
+    if CONF.libvirt.snapshot_compression and not CONF.snapext.compression_type:
+        LOG.warning('Images are compressed with zlib, which takes several '
+                    'times as long as zstd: the Python package zstandard is '
+                    'not installed. "pip install nova-snapext[zstd]" installs '
+                    'it; [snapext]compression_type = zlib silences this '
+                    'warning')

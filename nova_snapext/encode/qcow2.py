@@ -77,15 +77,15 @@ def select_image(disk: read.Disk) -> Qcow2Image:
     estimate = None
     # As in Nova, the option applies to qcow2 only.
     if CONF.libvirt.snapshot_compression:
-        codec = codecs.CODECS[CONF.snapext.compression_type](
-            CONF.snapext.compression_level)
+        name = codecs.type_in_use()
+        codec = codecs.CODECS[name](CONF.snapext.compression_level)
         estimate = streaming.estimate_size(disk, data_clusters, codec)
         if _saves_enough(disk, estimate):
             LOG.debug('The qcow2 image of %(disk)s is compressed with '
                       '%(type)s: in the sample this saves %(saving).0f %% of '
                       'the data',
                       {'disk': disk.uri, 'saving': 100 * estimate.saving,
-                       'type': CONF.snapext.compression_type})
+                       'type': name})
             return _streaming_image(
                 disk, data_clusters, codec, estimate,
                 threads=(CONF.snapext.compression_threads or

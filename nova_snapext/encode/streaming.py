@@ -28,6 +28,7 @@ import itertools
 import statistics
 import typing as ty
 
+from nova_snapext import compat
 from nova_snapext.encode import allocator
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
@@ -321,7 +322,7 @@ class StreamingQcow2Image:
             for _offset, chunk in chunks:
                 yield from _encode(self._codec, chunk)
             return
-        pool = futures.ThreadPoolExecutor(self._threads, 'snapext-compress')
+        pool = compat.thread_pool(self._threads, 'snapext-compress')
         limit = min(self._threads * CHUNKS_PER_THREAD, MAX_CHUNKS)
         pending: collections.deque[
             futures.Future[list[allocator.EncodedCluster]]

@@ -15,12 +15,12 @@ import typing as ty
 import libvirt
 from nova import exception as nova_exception
 from nova import objects
-from nova import utils
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import units
 
 from nova_snapext import cancel
+from nova_snapext import compat
 
 
 class Domain(libvirt_guest.Guest):
@@ -189,7 +189,7 @@ class Domain(libvirt_guest.Guest):
         callback = connection.domainEventRegisterAny(
             self._domain, event, on_event, None)
         try:
-            yield utils.tpool_wrap(happened.wait)
+            yield compat.tpool_wrap(happened.wait)
         finally:
             connection.domainEventDeregisterAny(callback)
 

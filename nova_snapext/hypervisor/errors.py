@@ -7,16 +7,16 @@ import subprocess
 
 import libvirt
 from nova import exception as nova_exception
-from nova import utils
 from oslo_concurrency import processutils
 from oslo_privsep import daemon
 
+from nova_snapext import compat
 from nova_snapext import exception
 
 # A program that exceeds its time limit raises TimeoutExpired. Under eventlet,
 # green programs raise another class of this name.
 TIMEOUTS: tuple[type[Exception], ...] = (subprocess.TimeoutExpired,)
-if eventlet := utils.get_eventlet():
+if eventlet := compat.get_eventlet():
     TIMEOUTS += (eventlet.patcher.original('subprocess').TimeoutExpired,)
 
 #: Errors of libvirt, of Nova's device functions, of programs that we run, of

@@ -8,6 +8,7 @@ in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import typing as ty
 
 import libvirt
@@ -15,7 +16,10 @@ from nova.virt import event as virtevent
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
 
+from nova_snapext import compat
 from nova_snapext.hypervisor import connection
+
+Queue: ty.TypeAlias = Callable[['JobEndedEvent'], None]
 
 LOG = logging.getLogger(__name__)
 
@@ -59,12 +63,13 @@ class JobEvents:
             present = self._host.get_connection()
             if present is self._registered_on:
                 return
+            queue = compat.event_queue(self._host)
             present.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-                _on_block_job, self._host)
+                _on_block_job, queue)
             present.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
-                _on_job_completed, self._host)
+                _on_job_completed, queue)
         except connection.UNREACHABLE as error:
             LOG.warning('libvirt does not report the end of jobs: %s. What is '
                         'left of snapshots is found by the periodic look '
@@ -78,19 +83,12 @@ class JobEvents:
 # neither log nor use a lock of this process.
 
 def _on_block_job(_connection: ty.Any, domain: ty.Any, _disk: str,
-                  job_type: int, status: int,
-                  host: libvirt_host.Host) -> None:
+                  job_type: int, status: int, queue: Queue) -> None:
     if status in ENDED:
-        _emit(host, domain, ForeignJobEndedEvent if job_type in FOREIGN
-              else JobEndedEvent)
+        queue((ForeignJobEndedEvent if job_type in FOREIGN
+               else JobEndedEvent)(domain.UUIDString()))
 
 
 def _on_job_completed(_connection: ty.Any, domain: ty.Any,
-                      _statistics: dict[str, ty.Any],
-                      host: libvirt_host.Host) -> None:
-    _emit(host, domain, JobEndedEvent)
-
-
-def _emit(host: libvirt_host.Host, domain: ty.Any,
-          event: type[JobEndedEvent]) -> None:
-    host._event_handler._queue_event(event(domain.UUIDString()))
+                      _statistics: dict[str, ty.Any], queue: Queue) -> None:
+    queue(JobEndedEvent(domain.UUIDString()))

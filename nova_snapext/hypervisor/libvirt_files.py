@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 
-from nova import utils
 from oslo_log import log as logging
 
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import durable
 from nova_snapext.hypervisor import privsep
@@ -51,6 +51,6 @@ def _sync(directory: str, known: str) -> None:
     except FileNotFoundError:
         # The files of this libvirtd are elsewhere, perhaps in a container.
         LOG.debug('There is no %s: syncing all file systems', known)
-        utils.tpool_wrap(os.sync)()
+        compat.tpool_wrap(os.sync)()
     except PermissionError:
         privsep.sync(directory)

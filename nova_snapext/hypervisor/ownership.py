@@ -14,13 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import os
 
 from oslo_log import log as logging
+from oslo_privsep import daemon
 
 from nova_snapext.hypervisor import privsep
+from nova_snapext import plan as planning
 
 LOG = logging.getLogger(__name__)
+
+# What a step of privsep raises.
+ERRORS = (OSError, daemon.FailedToDropPrivileges)
 
 
 @contextlib.contextmanager
@@ -48,3 +54,82 @@ def lent(path: str, mode: int) -> Iterator[None]:
         # If somebody starts the guest now, libvirt has changed the owner.
         if os.stat(path).st_uid == user:
             privsep.chown(path, owner.st_uid, owner.st_gid)
+
+
+@dataclasses.dataclass
+class OwnerNote:
+    """libvirt's note of the owner of a disk before its guest has started.
+
+    libvirt gives the disk back to that owner when the guest ends. A snapshot
+    moves the note from the disk to the overlay, and the pivot moves it back.
+    But libvirt 12.8 drops the note of a block device when the guest is
+    switched to an overlay that is a file: the device would belong to root
+    later. libvirt 9.0 and 11.3 move it. See virSecurityMoveRememberedLabel()
+    in its src/security/security_util.c.
+
+    :ivar label: the note of a block device; empty if libvirt has none
+    """
+
+    label: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def capture(self, disk: planning.RootDisk) -> None:
+        """Remember the note of the disk of a guest that runs on it."""
+        if disk.storage != 'block':
+            return
+        try:
+            label = privsep.read_owner_label(os.path.realpath(disk.path))
+        except ERRORS as error:
+            LOG.warning('libvirt\'s note of the owner of %(path)s can\'t be '
+                        'read: %(error)s. If the device belongs to another '
+                        'user after the snapshot, when the guest has ended, '
+                        'change its owner back',
+                        {'path': disk.path, 'error': error})
+            return
+        if set(label) == set(privsep.LABEL_PARTS):
+            self.label = label
+
+    def owner(self) -> tuple[int, int] | None:
+        """Return the user and the group; None if they are unknown."""
+        if not self.label:
+            return None
+        uid, gid = self.label['dac'].split(':')
+        return int(uid), int(gid)
+
+    def put_label_back(self, disk: planning.RootDisk) -> None:
+        """Make libvirt give a disk to its owner when its guest ends.
+
+        Call it when the guest runs on the disk. A failure is logged.
+        """
+        if not self.label:
+            return
+        path = os.path.realpath(disk.path)
+        try:
+            found = privsep.read_owner_label(path)
+            if found.get('dac') != self.label['dac']:
+                LOG.debug('Noting for libvirt that %(path)s belongs to '
+                          '%(owner)s, and not %(found)s',
+                          {'path': path, 'owner': self.label['dac'],
+                           'found': found})
+                privsep.write_owner_label(
+                    path, {**self.label, **found, 'dac': self.label['dac']})
+        except ERRORS as error:
+            self._log_failure(disk, error)
+
+    def put_owner_back(self, disk: planning.RootDisk) -> None:
+        """Give a disk that no guest uses to its owner. A failure is logged."""
+        owner = self.owner()
+        if owner is None:
+            return
+        path = os.path.realpath(disk.path)
+        try:
+            found = os.stat(path)
+            if (found.st_uid, found.st_gid) != owner:
+                privsep.chown(path, *owner)
+        except ERRORS as error:
+            self._log_failure(disk, error)
+
+    def _log_failure(self, disk: planning.RootDisk, error: Exception) -> None:
+        LOG.warning('%(path)s can\'t be given back to its owner: %(error)s. '
+                    'When its guest has ended, run "chown %(owner)s %(path)s"',
+                    {'path': disk.path, 'error': error,
+                     'owner': self.label['dac'].replace('+', '')})

@@ -11,6 +11,8 @@ guest may have written that: they run as Nova's user, always.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import errno
 import os
 import stat
@@ -29,6 +31,22 @@ context = priv_context.PrivContext(
     capabilities=[capabilities.CAP_CHOWN,
                   capabilities.CAP_DAC_READ_SEARCH],
 )
+
+# CAP_SYS_ADMIN reads and writes trusted attributes: xattr(7). It has a context
+# of its own, whose daemon starts with the first external snapshot of a block
+# device.
+label_context = priv_context.PrivContext(
+    'nova_snapext',
+    cfg_section='nova_snapext_label_privileged',
+    pypath=__name__ + '.label_context',
+    capabilities=[capabilities.CAP_SYS_ADMIN],
+)
+
+# libvirt's src/security/security_util.c: the owner of a disk before its guest
+# started, as +UID:+GID, how many guests use the disk, and when the host
+# booted.
+LABEL = 'trusted.libvirt.security.'
+LABEL_PARTS = ('dac', 'ref_dac', 'timestamp_dac')
 
 # The first bytes of a qcow2: QEMU's docs/interop/qcow2.txt, "Header".
 QCOW2_MAGIC = b'QFI\xfb'
@@ -55,6 +73,51 @@ def chown(path: str, uid: int, gid: int | None = None) -> None:
         # This descriptor can't be given to fchown(2): open(2), "O_PATH".
         os.chown(f'/proc/self/fd/{descriptor}', uid,
                  -1 if gid is None else gid)
+    finally:
+        os.close(descriptor)
+
+
+@label_context.entrypoint
+def read_owner_label(path: str) -> dict[str, str]:
+    """Return what libvirt has noted of the owner of a block device.
+
+    :returns: the parts of the note by their names, none if there is none
+    :raises OSError: the path does not exist
+    """
+    with _block_device(path) as device:
+        found = {}
+        for part in LABEL_PARTS:
+            try:
+                found[part] = os.getxattr(device, LABEL + part).decode()
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                    raise
+        return found
+
+
+@label_context.entrypoint
+def write_owner_label(path: str, label: dict[str, str]) -> None:
+    """Let libvirt find a note again that it has lost.
+
+    :param label: as from :func:`read_owner_label`
+    :raises OSError: the path is no block device
+    """
+    with _block_device(path) as device:
+        for part in LABEL_PARTS:
+            os.setxattr(device, LABEL + part, label[part].encode())
+
+
+@contextlib.contextmanager
+def _block_device(path: str) -> Iterator[str]:
+    """Open a block device for nothing but its attributes.
+
+    :returns: a path that nobody can replace
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTBLK, f'{path} is no block device')
+        yield f'/proc/self/fd/{descriptor}'
     finally:
         os.close(descriptor)
 

@@ -37,6 +37,16 @@ TEXT: Schema = {'type': 'string', 'pattern': r'\A[^\x00]*\Z'}
 OPTIONAL_TEXT: Schema = {**TEXT, 'type': ['string', 'null']}
 PATH: Schema = {'type': 'string', 'pattern': r'\A/[^\x00]*\Z'}
 OBJECT: Schema = {'type': 'object'}
+#: libvirt's note of the owner of a disk, or nothing: ownership.OwnerNote.
+OWNER_LABEL: Schema = {
+    'type': 'object',
+    'properties': {
+        'dac': {'type': 'string', 'pattern': r'\A\+\d+:\+\d+\Z'},
+        'ref_dac': {'type': 'string', 'pattern': r'\A\d+\Z'},
+        'timestamp_dac': {'type': 'string', 'pattern': r'\A\d+\Z'},
+    },
+    'additionalProperties': False,
+}
 
 _NAME = {'type': 'string', 'pattern': r'\A[^\x00-\x1f\x7f]+\Z'}
 _UUID = {'type': 'string',

@@ -32,6 +32,10 @@ class ReleaseStack(contextlib.ExitStack):
         self._records[resource] = self._entry.add(resource)
         self.callback(self._release, resource)
 
+    def has(self, resource: journal_resource.Resource) -> bool:
+        """Return whether a resource is added, and not released yet."""
+        return resource in self._records
+
     def mark_released(self, resource: journal_resource.Resource) -> None:
         """Remove the record of a resource that is already released."""
         self._entry.remove(self._records.pop(resource))

@@ -207,6 +207,17 @@ class InstanceGate:
             self._changed.wait_for(lambda: not left(), timeout)
             return sorted(left())
 
+    def wait_for_snapshot(self, uuid: str, timeout: float) -> bool:
+        """Wait for the end of a snapshot in progress.
+
+        :param uuid: uuid of the instance
+        :param timeout: in seconds
+        :returns: whether none is in progress then
+        """
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: uuid not in self._snapshots, timeout)
+
     def call_after_recovery(self, uuid: str, function: Callable[..., object],
                             *args: ty.Any) -> None:
         """Call a function in the background when a recovery has ended.

@@ -26,6 +26,7 @@ from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import image
 from nova_snapext.resources import overlay
+from nova_snapext.resources import trial_guest
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
     types: ResourceTypes = {}
     for resource_type in itertools.chain(
             *(strategy.resource_types
-              for strategy in driver.strategies.values())):
+              for strategy in driver.strategies.values()),
+            # Of "nova-snapext check --trial", which is no strategy.
+            (trial_guest.TrialGuest,)):
         known = types.setdefault(resource_type.kind, resource_type)
         if known is not resource_type:
             raise exception.StrategyConfigError(

@@ -10,6 +10,7 @@ initialized later.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 
 from nova.compute import task_states
@@ -44,11 +45,27 @@ def hold_back(driver: libvirt_driver.LibvirtDriver,
     :param instances: all instances of this host
     :returns: the other ones, which Nova can initialize now
     """
-    journaled = {entry.instance_uuid for entry in journal.entries()}
+    is_held = holding(driver)
     return objects.InstanceList(context, objects=[
-        instance for instance in instances
-        if not (instance.uuid in journaled or _has_overlay(instance)) or
-        not _hold(driver, context, instance)])
+        instance for instance in instances if not is_held(context, instance)])
+
+
+def holding(
+    driver: libvirt_driver.LibvirtDriver,
+) -> Callable[[nova_context.RequestContext, objects.Instance], bool]:
+    """Return the function that holds back an instance, if it has to be.
+
+    It returns whether it does. The instance is initialized in the background
+    then.
+    """
+    journaled = {entry.instance_uuid for entry in journal.entries()}
+
+    def is_held(context: nova_context.RequestContext,
+                instance: objects.Instance) -> bool:
+        return (instance.uuid in journaled or _has_overlay(instance)) and (
+            _hold(driver, context, instance))
+
+    return is_held
 
 
 def _has_overlay(instance: objects.Instance) -> bool:
@@ -114,8 +131,7 @@ def _initialize(driver: libvirt_driver.LibvirtDriver,
             return
         LOG.info('Nova initializes the instance now, after its recovery',
                  instance=instance)
-        compat.compute_manager(driver.virtapi)._init_instance(
-            context, instance)
+        compat.init_instance(driver.virtapi, context, instance)
     except nova_exception.InstanceNotFound:
         LOG.debug('Instance %s was deleted during its recovery', uuid)
     except Exception:

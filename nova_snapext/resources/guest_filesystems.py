@@ -9,7 +9,6 @@ import typing as ty
 
 import libvirt
 from lxml import etree
-from nova import exception as nova_exception
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
@@ -21,6 +20,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext import journal
 from nova_snapext.journal import schema
 from nova_snapext import plan as planning
+from nova_snapext import reason as reasons
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class GuestFilesystems(journal.Resource):
 
         :yields: the consistency of a disk that is frozen inside the context
         :raises InstanceNotFound: the guest is gone
-        :raises InstanceQuiesceFailed: quiesce is required, and not possible
+        :raises QuiesceFailed: quiesce is required, and not possible
         :raises ThawFailed: they may still be frozen
         """
         reason = self._freeze()
@@ -97,7 +97,9 @@ class GuestFilesystems(journal.Resource):
             return
         if self._instance.image_meta.properties.get(
                 'os_require_quiesce', False):
-            raise nova_exception.InstanceQuiesceFailed(reason=reason)
+            raise exception.QuiesceFailed(
+                instance=self._instance.uuid, reason=reason,
+                user_reason=reasons.for_users(reason))
         LOG.info('The guest\'s filesystems are not frozen for the snapshot: '
                  '%s', reason, instance=self._instance)
         yield planning.Consistency.CRASH
@@ -145,16 +147,20 @@ class GuestFilesystems(journal.Resource):
         :returns: why it can't be done; None if they are frozen
         """
         if not self._has_agent():
-            return 'its image does not have the property hw_qemu_guest_agent'
+            return reasons.UserReason(
+                'its image does not have the property hw_qemu_guest_agent')
         guest = domain.get(self._host, self._instance)
         if not _agent_connected(guest):
-            return 'its guest agent is not connected'
+            return reasons.UserReason(
+                'its guest agent is not connected',
+                'its guest agent does not run: start qemu-guest-agent in the '
+                'server')
         try:
             with guest.agent_timeout(CONF.snapext.agent_timeout):
                 guest.freeze_filesystems()
         except libvirt.libvirtError as error:
             self._undo_freeze(error)
-            return str(error)
+            return _freeze_reason(error)
         self._frozen = True
         LOG.debug('The guest\'s filesystems are frozen',
                   instance=self._instance)
@@ -182,6 +188,19 @@ class GuestFilesystems(journal.Resource):
     def _has_agent(self) -> bool:
         return bool(self._instance.image_meta.properties.get(
             'hw_qemu_guest_agent', False))
+
+
+def _freeze_reason(error: libvirt.libvirtError) -> reasons.UserReason:
+    """Return why the guest agent has not frozen the filesystems."""
+    code = error.get_error_code()
+    if code in NO_ANSWER:
+        text = 'its guest agent (qemu-guest-agent) does not answer'
+    elif code in NOTHING_SENT:
+        text = 'the server is paused, or has no guest agent'
+    else:
+        text = ('its guest agent could not do so: the log of '
+                'qemu-guest-agent in the server has the reason')
+    return reasons.UserReason(str(error), text)
 
 
 def _agent_connected(guest: domain.Domain) -> bool:

@@ -23,14 +23,15 @@ LOG = logging.getLogger(__name__)
 @contextlib.contextmanager
 def incomplete_image(
     image_api: glance.API, plan: planning.Plan, strategy: str,
-) -> Iterator[tuple[journal.JournalEntry, Callable[[], None]]]:
+) -> Iterator[tuple[journal.JournalEntry, journal.ImageEntry,
+                    Callable[[], None]]]:
     """Delete the image if the context ends with an error before completion.
 
     Nova's manager does the same in most cases.
 
     :param strategy: name of the snapshot's strategy
-    :yields: the snapshot's journal entry, and a function that marks the image
-        as complete
+    :yields: the snapshot's journal entry, the image's, and a function that
+        marks the image as complete; it may be called again
     :raises SnapshotInProgress: the instance already has an entry
     :raises JournalFailed: the journal can't be written
     :raises IncompleteImageLeft: the snapshot failed, and its image could not
@@ -41,6 +42,8 @@ def incomplete_image(
 
     def mark_complete() -> None:
         nonlocal is_complete
+        if is_complete:
+            return
         is_complete = True
         image.remove()
         LOG.debug('Image %s no longer has to be deleted if the snapshot '
@@ -51,7 +54,7 @@ def incomplete_image(
             plan, strategy, upload.is_seen_by_nova(plan.image_id)) as image:
         try:
             with journal.new_entry(plan, strategy) as entry:
-                yield entry, mark_complete
+                yield entry, image, mark_complete
         except Exception as failure:
             if not is_complete:
                 _delete_failed(image_api, plan, image, failure)

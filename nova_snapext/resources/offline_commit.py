@@ -18,12 +18,15 @@ LOG = logging.getLogger(__name__)
 
 
 def run(path: str, target: planning.Target,
-        base_chain: Sequence[str | None] = ()) -> None:
+        base_chain: Sequence[str | None] = (),
+        owner: tuple[int, int] | None = None) -> None:
     """Commit an overlay into its disk, and empty it.
 
     :param path: the overlay's file
     :param base_chain: the paths below the overlay when the snapshot began, the
         disk first; empty if they are unknown
+    :param owner: user and group that the disk belongs to while no guest uses
+        it; None: those of the overlay
     :raises UnexpectedHeader: a header in the chain is not as expected; nothing
         is changed
     :raises ProcessExecutionError: it is in use, or the commit is not complete
@@ -36,7 +39,7 @@ def run(path: str, target: planning.Target,
     # Before the owner of the disk is changed.
     qemu_img.check_overlay(path, disk, base_chain)
     overlay_stat, disk_stat = os.stat(path), os.stat(disk.path)
-    owner = overlay_stat.st_uid, overlay_stat.st_gid
+    owner = owner or (overlay_stat.st_uid, overlay_stat.st_gid)
     if (disk_stat.st_uid, disk_stat.st_gid) != owner:
         privsep.chown(os.path.realpath(disk.path), *owner)
     LOG.debug('qemu-img commits the overlay %(path)s into %(disk)s',
@@ -48,7 +51,8 @@ def run(path: str, target: planning.Target,
 
 def remove_from_chain(top: str, top_format: str, path: str,
                       target: planning.Target,
-                      base_chain: Sequence[str | None] = ()) -> None:
+                      base_chain: Sequence[str | None] = (),
+                      owner: tuple[int, int] | None = None) -> None:
     """Commit an overlay, and replace it by its disk in a backing chain.
 
     Again is no error: it is done if the overlay's file is removed.
@@ -58,6 +62,7 @@ def remove_from_chain(top: str, top_format: str, path: str,
     :param path: the overlay's file
     :param base_chain: the paths below the overlay when the snapshot began, the
         disk first; empty if they are unknown
+    :param owner: see :func:`run`
     :raises UnexpectedHeader: a header in the chain is not as expected
     :raises UnexpectedState: the overlay is not in the chain
     :raises ProcessExecutionError: an image is in use, or can't be changed
@@ -69,7 +74,7 @@ def remove_from_chain(top: str, top_format: str, path: str,
         raise exception.UnexpectedState(
             reason=f'the guest is defined on {chain.text(paths)}, and the '
                    f'overlay is not part of that chain')
-    run(path, target, base_chain)
+    run(path, target, base_chain, owner)
     # The commit has emptied the overlay: it reads as the disk does.
     qemu_img.change_backing_file(
         paths[paths.index(path) - 1], target.disk)

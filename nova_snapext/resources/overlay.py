@@ -74,7 +74,9 @@ class Overlay(journal.Resource):
         # See WriteLimit.record().
         write_limit=schema.object_of(
             original=schema.OBJECT, limits=schema.list_of(schema.OBJECT),
-            paused=schema.FLAG))
+            paused=schema.FLAG),
+        # See ownership.OwnerNote.
+        owner_label=schema.OWNER_LABEL)
     blocks_start = True
     moves_with_disk = True
 

@@ -35,6 +35,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
 from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import libvirt_files
+from nova_snapext.hypervisor import ownership
 from nova_snapext.hypervisor import qemu_img
 from nova_snapext.hypervisor import write_limit
 from nova_snapext import plan as planning
@@ -189,6 +190,7 @@ class OverlayMerge:
             target, path, before_pivot=self._before_pivot,
             pivot_failed=self._pivot_failed, write_limit=self._limit)
         self._pause = io_error_pause.IoErrorPause(target.instance)
+        self._owner = ownership.OwnerNote()
         self._base_chain: list[str | None] = []
         self._qemu = ''
 
@@ -196,7 +198,8 @@ class OverlayMerge:
         """Return the journal's part of the record of the overlay."""
         return {'base_chain': self._base_chain, 'qemu': self._qemu,
                 'was_running': self._pause.was_running,
-                'write_limit': self._limit.record()}
+                'write_limit': self._limit.record(),
+                'owner_label': self._owner.label}
 
     def restore(self, record: dict[str, ty.Any]) -> None:
         """Take over the values of an overlay's record."""
@@ -204,6 +207,7 @@ class OverlayMerge:
         self._qemu = record['qemu']
         self._pause.was_running = record['was_running']
         self._limit.restore(record['write_limit'])
+        self._owner.label = record['owner_label']
 
     def capture_state(self, guest: domain.Domain) -> None:
         """Remember the guest as it is before the overlay is created."""
@@ -211,6 +215,7 @@ class OverlayMerge:
         self._base_chain = disk_definition.live_chain(
             guest, self._disk.target)
         self._qemu = qemu_identity(guest)
+        self._owner.capture(self._disk)
 
     def is_expected(self, paths: list[str | None]) -> bool:
         """Return whether a backing chain is the overlay over the disk.
@@ -377,6 +382,8 @@ class OverlayMerge:
         else:
             disk_definition.remove_chain(guest, target, self._path)
         self._limit.remove(guest)
+        if is_top:
+            self._owner.put_label_back(self._disk)
         self._remove_fence()
         self._pause.resume(guest, os.path.dirname(self._path))
         return True
@@ -389,7 +396,8 @@ class OverlayMerge:
                 else self._remove_if_empty(guest))
 
     def _offline_commit(self, guest: domain.Domain) -> bool:
-        offline_commit.run(self._path, self._target, self._base_chain)
+        offline_commit.run(self._path, self._target, self._base_chain,
+                           self._owner.owner())
         return self._move_back(guest)
 
     def _move_back(self, guest: domain.Domain) -> bool:
@@ -411,13 +419,14 @@ class OverlayMerge:
                     reason=f'the guest is defined on {top} and on others')
             offline_commit.remove_from_chain(
                 str(top), disk.find('driver').get('type'), self._path,
-                self._target, self._base_chain)
+                self._target, self._base_chain, self._owner.owner())
         disk_definition.remove_chain(guest, target, self._path)
         return self._remove(guest)
 
     def _commit_undefined(self, _guest: None) -> bool:
         try:
-            offline_commit.run(self._path, self._target, self._base_chain)
+            offline_commit.run(self._path, self._target, self._base_chain,
+                               self._owner.owner())
         except (processutils.ProcessExecutionError, FileNotFoundError):
             # Nova may have deleted the instance in this moment.
             if os.path.exists(self._path):
@@ -457,7 +466,11 @@ class OverlayMerge:
                        'written to it')
         return self._remove(guest)
 
-    def _remove(self, _guest: domain.Domain | None) -> bool:
+    def _remove(self, guest: domain.Domain | None) -> bool:
+        # The guest may have ended right after the pivot.
+        if (self._owner.label and guest is not None and
+                not guest.is_active()):
+            self._owner.put_owner_back(self._disk)
         self.files.remove_overlay()
         self._remove_fence()
         return True

@@ -24,13 +24,13 @@ import libvirt
 from lxml import etree
 from nova.compute import power_state
 from nova import exception as nova_exception
-from nova import thread_pool_factory
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import event as libvirtevent
 from oslo_log import log as logging
 import tenacity
 
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
@@ -157,7 +157,7 @@ class PendingUnplugs:
                 LOG.debug('Guest %(guest)s has released device %(device)s '
                           'late: it is attached again',
                           {'guest': event.uuid, 'device': event.dev})
-                thread_pool_factory.spawn(attach_again)
+                compat.spawn(attach_again)
         elif (isinstance(event, virtevent.LifecycleEvent) and
                 event.transition == virtevent.EVENT_LIFECYCLE_STOPPED):
             self.discard(event.uuid)

@@ -8,9 +8,9 @@ from concurrent import futures
 import os
 import typing as ty
 
-from nova import utils
 from oslo_context import context
 
+from nova_snapext import compat
 from nova_snapext import conf
 
 CONF = conf.CONF
@@ -28,8 +28,8 @@ def run(function: Callable[_P, _R], *args: _P.args,
     that. Under eventlet it runs in a native thread of eventlet's pool. The
     priority of that thread stays as it is, because others use it too.
     """
-    if not utils.concurrency_mode_threading():
-        return ty.cast(_R, utils.tpool_wrap(function)(*args, **kwargs))
+    if not compat.concurrency_mode_threading():
+        return ty.cast(_R, compat.tpool_wrap(function)(*args, **kwargs))
     with futures.ThreadPoolExecutor(
             1, 'snapext', initializer=_begin,
             initargs=(context.get_current(),)) as thread:

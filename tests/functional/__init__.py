@@ -4,10 +4,9 @@
 import os
 import sys
 
-from nova import monkey_patch
+from nova_snapext import compat
 
-os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', 'true')
-monkey_patch.patch()
+compat.patch_threads()
 
 # The private libvirtd is that of the development cloud.
 sys.path.insert(0, os.path.join(

@@ -105,8 +105,9 @@ class GuestTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.useFixture(nova_fixtures.PrivsepFixture())
-        self.useFixture(fixtures.MockPatchObject(
-            privsep.context, 'client_mode', False))
+        for context in (privsep.context, privsep.label_context):
+            self.useFixture(fixtures.MockPatchObject(
+                context, 'client_mode', False))
         self.freezes = self.directory / self.id().rpartition('.')[2][:20]
         config = self.useFixture(config_fixture.Config(conf.CONF))
         config.config(work_directory=str(self.freezes), group='snapext')

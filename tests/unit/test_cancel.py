@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import threading
-
 from nova_snapext import cancel
 from tests.unit import base
 
@@ -58,13 +56,15 @@ class CancelTokenTest(base.TestCase):
         self.assertEqual([True, True], self.called)
 
     def test_wait_ends_on_cancel(self):
-        begun = threading.Event()
+        # wait() is for native threads.
+        native = cancel.native_threading()
+        begun = native.Event()
 
-        def cancel():
+        def end_wait():
             begun.wait()
             self.token.cancel(self.cause)
 
-        thread = threading.Thread(target=cancel)
+        thread = native.Thread(target=end_wait)
         thread.start()
         self.addCleanup(thread.join)
         begun.set()

@@ -1,28 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import ast
+from concurrent import futures
+import importlib.metadata
 import pathlib
+import queue
 import subprocess
 import sys
 import threading
 import types
+from unittest import mock
 
 import fixtures
+from keystoneauth1 import loading
 from nova.compute import manager
+from nova import exception as nova_exception
+from nova import service
+from nova import service_auth
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import host
+from oslo_context import context as oslo_context
 from oslotest import base
 
 import nova_snapext
 from nova_snapext import compat
 from nova_snapext import driver
 from nova_snapext import exception
+from tests.unit import base as unit_base
 
 PACKAGE = pathlib.Path(nova_snapext.__file__).parent
 
 # Names that only look private: of Python, and the type of lxml's elements.
 PUBLIC = {'_exit', '_Element'}
+
+# Nova 31 to 34 do not all have these.
+LACKED = ('import thread_pool_factory', 'utils.get_eventlet',
+          'utils.tpool_wrap', 'utils.concurrency_mode_threading',
+          'context.get_nova_service_user_context', 'import monkey_patch',
+          '._shutdown_in_progress')
 
 
 class CheckTest(base.BaseTestCase):
@@ -72,6 +88,7 @@ class CheckTest(base.BaseTestCase):
             self._suspend_guest_for_snapshot()
             self._resume_guest_after_snapshot()
             self._create_snapshot_metadata()
+            return self.image_backend
 
         self.patch(nova_driver.LibvirtDriver, 'snapshot', snapshot)
         self.assert_reported(
@@ -84,6 +101,7 @@ class CheckTest(base.BaseTestCase):
                 self._suspend_guest_for_snapshot()
                 self._resume_guest_after_snapshot()
                 self._create_snapshot_metadata()
+                return self.image_backend
 
             inner()
 
@@ -122,7 +140,7 @@ class CheckTest(base.BaseTestCase):
         error = self.assertRaises(
             exception.CompatibilityError, driver.SnapextDriver,
             fake.FakeVirtAPI(), read_only=True)
-        for text in ('LibvirtDriver._gone', 'Nova 34 (2026.2) or newer',
+        for text in ('LibvirtDriver._gone', 'Nova 31 (2025.1) to 34 (2026.2)',
                      'nova-snapext check', compat.versions()):
             self.assertIn(text, str(error))
 
@@ -133,22 +151,133 @@ class CheckTest(base.BaseTestCase):
              'sys.exit("nova" in sys.modules)'), check=True)
 
 
-class ShutdownEventTest(base.BaseTestCase):
+class ReleaseTestCase(base.BaseTestCase):
+
+    def patch(self, target, name, value):
+        return self.useFixture(fixtures.MockPatchObject(
+            target, name, value)).mock
+
+    def release(self, version):
+        self.patch(importlib.metadata, 'version', lambda _package: version)
+
+
+class ReleaseTest(ReleaseTestCase):
+
+    def test_older_nova_keeps_the_driver_from_starting(self):
+        self.release('30.3.0')
+        error = self.assertRaises(
+            exception.CompatibilityError, driver.SnapextDriver,
+            fake.FakeVirtAPI(), read_only=True)
+        self.assertIn('Nova 30.3.0 is too old: nova-snapext needs Nova 31',
+                      str(error))
+
+    def test_newer_nova_is_a_warning(self):
+        self.patch(compat, 'NAMES', ())
+        log = self.useFixture(fixtures.FakeLogger())
+        for version, warned in (('34.9.0', False), ('35.0.0', True)):
+            self.release(version)
+            compat.require()
+            self.assertEqual(warned, f'Nova {version} is newer' in log.output)
+
+    def test_newer_nova_that_differs_keeps_the_driver_from_starting(self):
+        self.patch(compat, 'NAMES', (
+            compat.Function(compat.DRIVER, '_gone', 'to test'),))
+        self.release('35.0.0')
+        self.assertRaises(exception.CompatibilityError, compat.require)
+
+    def test_name_is_checked_in_the_releases_that_have_it(self):
+        self.patch(compat, 'NAMES', (
+            compat.Function(compat.DRIVER, '_gone', 'to test', first_nova=33,
+                            last_nova=34),))
+        for version, found in (('32.2.1', 0), ('33.0.0', 1), ('34.0.0', 1),
+                               ('35.0.0', 0)):
+            self.release(version)
+            self.assertEqual(found, len(compat.check()), version)
+
+
+class DifferenceTest(unit_base.TestCase):
+    """Functions that some of the supported releases lack."""
+
+    def test_function_runs_in_the_background_with_the_context(self):
+        request = oslo_context.RequestContext(overwrite=True)
+        found = queue.Queue()
+        compat.spawn(lambda: found.put(oslo_context.get_current()))
+        self.assertIs(request, found.get(timeout=10))
+
+    def test_service_user_without_credentials_is_nova_s_error(self):
+        self.assertRaises(nova_exception.InvalidConfiguration,
+                          compat.get_nova_service_user_context)
+
+    def test_service_user_has_the_credentials_of_its_section(self):
+        auth = mock.Mock()
+        auth.get_user_id.return_value = 'nova'
+        auth.get_access.return_value.role_names = ['service']
+        self.useFixture(fixtures.MockPatchObject(
+            loading, 'load_auth_from_conf_options', return_value=auth))
+        self.addCleanup(service_auth.reset_globals)
+        found = compat.get_nova_service_user_context()
+        self.assertEqual(('nova', ['service']), (found.user_id, found.roles))
+        self.assertIs(auth, found.get_auth_plugin())
+
+    def test_no_thread_of_a_pool_is_needed_under_eventlet(self):
+        """A native thread must not wait for a lock of green threads."""
+        with mock.patch.object(compat, 'concurrency_mode_threading',
+                               return_value=False), \
+                mock.patch.object(futures, 'ThreadPoolExecutor') as pool:
+            executor = compat.thread_pool(2, 'test')
+            self.assertEqual(3, executor.submit(max, 3, 1).result())
+            self.assertRaises(ZeroDivisionError,
+                              executor.submit(divmod, 1, 0).result)
+            executor.shutdown(cancel_futures=True)
+        pool.assert_not_called()
+
+    def test_only_this_module_uses_pools(self):
+        """Apart from the worker, which has none under eventlet."""
+        for path in PACKAGE.rglob('*.py'):
+            if path.name not in ('compat.py', 'worker.py'):
+                self.assertNotIn('ThreadPoolExecutor', path.read_text(), path)
+
+    def test_only_this_module_uses_functions_that_releases_lack(self):
+        for path in PACKAGE.rglob('*.py'):
+            if path.name != 'compat.py':
+                text = path.read_text()
+                for name in LACKED:
+                    self.assertNotIn(name, text, path)
+
+
+class ShutdownEventTest(ReleaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        compat.observe_stop.cache_clear()
+        self.addCleanup(compat.observe_stop.cache_clear)
+        self.compute = types.SimpleNamespace(reportclient=None)
+        self.virtapi = manager.ComputeVirtAPI(self.compute)
 
     def test_event_is_the_one_of_the_compute_manager(self):
-        compute = types.SimpleNamespace(
-            _shutdown_in_progress=threading.Event(), reportclient=None)
-        self.assertIs(
-            compute._shutdown_in_progress,
-            compat.shutdown_event(manager.ComputeVirtAPI(compute)))
+        self.patch(compat, 'nova_release', lambda: 34)
+        self.compute._shutdown_in_progress = threading.Event()
+        self.assertIs(self.compute._shutdown_in_progress,
+                      compat.shutdown_event(self.virtapi))
 
     def test_driver_without_nova_compute_has_no_event(self):
         self.assertIsNone(compat.shutdown_event(fake.FakeVirtAPI()))
 
     def test_manager_without_the_event_is_an_error(self):
-        virtapi = manager.ComputeVirtAPI(
-            types.SimpleNamespace(reportclient=None))
-        self.assertRaises(AttributeError, compat.shutdown_event, virtapi)
+        self.patch(compat, 'nova_release', lambda: 34)
+        self.assertRaises(
+            AttributeError, compat.shutdown_event, self.virtapi)
+
+    def test_stop_of_an_older_service_sets_the_event_first(self):
+        self.patch(compat, 'nova_release', lambda: 33)
+        seen = []
+        self.patch(service.Service, 'stop', lambda _self: seen.append(
+            compat.shutdown_event(self.virtapi).is_set()))
+        event = compat.shutdown_event(self.virtapi)
+        self.assertFalse(event.is_set())
+        service.Service.stop(mock.sentinel.service)
+        self.assertEqual([True], seen)
+        self.assertIs(event, compat.shutdown_event(self.virtapi))
 
 
 class CompletenessTest(base.BaseTestCase):

@@ -22,6 +22,7 @@ from nova_snapext import exception
 from nova_snapext import read
 from nova_snapext.strategies import backup
 from nova_snapext.strategies import cold
+from tests import concurrency
 from tests.functional import base
 from tests.functional.encode import test_images
 from tests.functional.read import servers
@@ -48,11 +49,9 @@ STAGE = """
 import sys
 from unittest import mock
 
-from nova import monkey_patch
-monkey_patch.patch(backend={backend!r})
-from nova import utils
 import psutil
 
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import read
@@ -77,7 +76,7 @@ def stage():
 
 with mock.patch.object(psutil, 'Process') as process:
     process.return_value.cpu_times.side_effect = cpu_times()
-    print(utils.tpool_wrap(stage)())
+    print(compat.tpool_wrap(stage)())
 """
 
 
@@ -365,10 +364,10 @@ class ProcessTest(SmallFileSystemTestCase):
         self.fifo = self.path('fifo')
         os.mkfifo(self.fifo)
 
-    def start(self, backend='threading', read_timeout=SOON):
+    def start(self, backend=concurrency.BACKENDS[0], read_timeout=SOON):
         process = self.enterContext(subprocess.Popen(
-            [sys.executable, '-c', STAGE.format(backend=backend), self.uri,
-             str(self.snapshots), self.fifo, str(read_timeout)],
+            [sys.executable, '-c', concurrency.beginning(backend) + STAGE,
+             self.uri, str(self.snapshots), self.fifo, str(read_timeout)],
             stdout=subprocess.PIPE, text=True))
         # Does nothing if the process has ended.
         self.addCleanup(process.kill)
@@ -395,7 +394,7 @@ class ProcessTest(SmallFileSystemTestCase):
 
     def test_slow_disk_is_staged_under_threading_and_eventlet(self):
         self.serve(HANG_UNTIL_SIGNALLED, fifo=self.fifo)
-        for backend in ('threading', 'eventlet'):
+        for backend in concurrency.BACKENDS:
             process = self.start(backend, read_timeout=1)
             self.assertEqual('True\n', process.communicate(timeout=SOON)[0])
             self.assert_nothing_left()

@@ -582,7 +582,8 @@ class NovaUserTest(ExternalTestCase):
         super().setUp()
         self.freezes.mkdir(exist_ok=True)
         self.privileged = []
-        for name in ('read_qcow2', 'chown'):
+        for name in ('read_qcow2', 'chown', 'read_owner_label',
+                     'write_owner_label'):
             self.useFixture(fixtures.MockPatchObject(
                 privsep, name, self.as_root(name, getattr(privsep, name))))
 
@@ -641,9 +642,37 @@ class NovaUserTest(ExternalTestCase):
 
     def test_device_that_only_its_group_can_read_is_served(self):
         self.freeze_as_nova(self.block(), lambda plan: None, mode=0o660)
-        self.assertEqual(['chown', 'chown'], self.privileged)
+        self.assertEqual({'chown', 'read_owner_label'},
+                         set(self.privileged) - {'write_owner_label'})
 
     def test_device_is_committed_and_gets_its_owner_back(self):
         self.freeze_as_nova(self.block(), lambda plan: plan.guest.poweroff(),
                             mode=0o660, owner=0)
-        self.assertEqual(['chown'] * 5, self.privileged)
+        self.assertEqual({'chown', 'read_owner_label'}, set(self.privileged))
+
+    def test_device_gets_its_owner_back_whatever_libvirt_has_noted(self):
+        other = f'+{self.UID}:+{self.UID}'.encode()
+        for change in (
+                # As libvirt 12.8: nothing is left for the pivot.
+                lambda path: [os.removexattr(path, privsep.LABEL + part)
+                              for part in privsep.LABEL_PARTS],
+                # As if the overlay had been the disk.
+                lambda path: os.setxattr(path, f'{privsep.LABEL}dac', other)):
+            with self.when_switched(change):
+                for act in (lambda plan: None,
+                            lambda plan: plan.guest.poweroff()):
+                    self.freeze_as_nova(self.block(), act, mode=0o660,
+                                        owner=self.UID + 1)
+
+    @contextlib.contextmanager
+    def when_switched(self, change):
+        """Call a function, as root, with the path of each new overlay."""
+        switch = overlay.Overlay.switch_to_overlay
+
+        def switch_and_change(subject, guest):
+            switch(subject, guest)
+            self.as_root('change', change)(subject.path)
+
+        with mock.patch.object(overlay.Overlay, 'switch_to_overlay',
+                               switch_and_change):
+            yield

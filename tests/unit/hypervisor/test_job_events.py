@@ -7,6 +7,7 @@ from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext import compat
 from nova_snapext.hypervisor import job_events
 from tests.unit import base
 
@@ -17,7 +18,7 @@ class JobEventsTest(base.TestCase):
         super().setUp()
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host._event_handler = mock.Mock()
-        self.queue = self.host._event_handler._queue_event
+        self.queue = compat.event_queue(self.host)
         self.connection = self.host.get_connection.return_value
         self.events = job_events.JobEvents(self.host)
         self.domain = mock.Mock()

@@ -197,10 +197,11 @@ class ServerTest(base.TestCase):
         self.guest.uuid = UUID
         self.path = os.path.join(
             self.useFixture(fixtures.TempDir()).path, 'nbd')
-        server = socket.socket(socket.AF_UNIX)
-        self.addCleanup(server.close)
-        server.bind(self.path)
-        server.listen()
+        # eventlet's closes itself when nothing refers to it.
+        self.server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.server.close)
+        self.server.bind(self.path)
+        self.server.listen()
         self.process = self.useFixture(fixtures.MockPatchObject(
             psutil, 'Process')).mock
 

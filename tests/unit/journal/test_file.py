@@ -417,7 +417,7 @@ class LockTest(base.JournalTestCase):
         self.addCleanup(process.stdin.close)
         process.stdin.write(b'locked')
         process.stdin.flush()
-        self.assertEqual(b'locked', process.stdout.read1())
+        self.assertEqual(b'locked', process.stdout.read(6))
 
     def test_second_process_is_refused(self):
         def again():

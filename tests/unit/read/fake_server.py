@@ -6,12 +6,14 @@ newstyle with structured replies.
 """
 
 import contextlib
+import importlib
 import os
-import socket
 import struct
-import threading
 
 import fixtures
+
+from nova_snapext import cancel
+from nova_snapext import compat
 
 OPTION_REPLY = 0x3e889045565a9
 OPT_GO = 7
@@ -27,6 +29,13 @@ CMD_BLOCK_STATUS = 7
 REPLY_OFFSET_DATA = 1
 REPLY_BLOCK_STATUS = 5
 FLAG_DONE = 1
+
+
+# libnbd waits in a native thread: the server can't be in a green one.
+threading = cancel.native_threading()
+socket = importlib.import_module('socket')
+if eventlet := compat.get_eventlet():
+    socket = eventlet.patcher.original('socket')
 
 
 class FakeServer(fixtures.Fixture):

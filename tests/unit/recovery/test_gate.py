@@ -9,6 +9,7 @@ from nova.virt import event as virtevent
 from nova.virt.libvirt import driver as nova_driver
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext import compat
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext.hypervisor import job_events
@@ -441,9 +442,15 @@ class ReconnectTest(base.RecoveryTestCase):
 
     def test_watchdog_gets_the_configured_timeout(self):
         self.flags(libvirtd_hang_timeout=7, group='snapext')
+        self.patch(compat, 'concurrency_mode_threading').return_value = True
         self.start()
         self.watch.assert_called_once_with(self.driver._host._uri, 7)
         self.watch.return_value.start.assert_called_once_with()
+
+    def test_there_is_no_watchdog_under_eventlet(self):
+        self.patch(compat, 'concurrency_mode_threading').return_value = False
+        self.start()
+        self.watch.assert_not_called()
 
     def test_libvirtd_of_another_host_is_not_watched(self):
         self.driver._host._uri = 'qemu+ssh://host/system'

@@ -14,7 +14,9 @@ from tests.unit.recovery import base
 UUID = 'b48316c5-71e8-45e4-9884-6c78055b9b13'
 LIMIT = {'original': {}, 'limits': [], 'paused': False}
 OVERLAY = {'path': '/i/disk.snapext', 'base_chain': ['/i/disk', None],
-           'qemu': '1 2', 'was_running': True, 'write_limit': LIMIT}
+           'qemu': '1 2', 'was_running': True, 'write_limit': LIMIT,
+           'owner_label': {'dac': '+0:+6', 'ref_dac': '1',
+                           'timestamp_dac': '1795697446'}}
 DEVICE = ("<hostdev mode='subsystem' type='pci'><source><address "
           "domain='0x0000' bus='0x02' slot='0x00' function='0x1'/></source>"
           "</hostdev>")
@@ -47,7 +49,7 @@ def allowed(kind, path):
         return (type(None),)
     if name in ('base_chain', 'paths', 'limits', 'devices', 'persistent'):
         return () if is_item else (list,)
-    return (dict,) if name == 'original' else ()
+    return (dict,) if name in ('original', 'owner_label') else ()
 
 
 class RecordsTest(base.RecoveryTestCase):

@@ -173,7 +173,8 @@ class ResourceTypesTest(base.RecoveryTestCase):
             {'backup job', 'guest filesystems', 'internal snapshot',
              'managed save', 'NBD export', 'native snapshot', 'overlay',
              'passthrough devices', 'RBD clone', 'RBD export',
-             'RBD snapshot', 'work directory'},
+             'RBD snapshot', 'native RBD snapshot', 'trial guest',
+             'work directory'},
             {*recover.resource_types(self.driver)})
 
     def test_resource_of_another_package_is_recovered_by_its_strategy(self):

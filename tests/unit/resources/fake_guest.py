@@ -47,6 +47,10 @@ class Domain(fakelibvirt.Domain):
         self.calls = []
         connection._vms[instance.name] = self
 
+    def jobStats(self, flags=0):
+        # That of an older Nova always has a job.
+        return {'type': fakelibvirt.VIR_DOMAIN_JOB_NONE}
+
     def XMLDesc(self, flags):
         definition = etree.fromstring(DOMAIN.format(
             name=self.name(), uuid=self.UUIDString()))

@@ -36,7 +36,7 @@ class ImageTestCase(base.TestCase):
     def run_snapshot(self, failure=None, complete=False):
         with image.incomplete_image(
                 self.image_api, self.snapshot_plan,
-                'backup') as (entry, mark_complete):
+                'backup') as (entry, _image, mark_complete):
             self.assertEqual([], entry.records)
             self.assertEqual(
                 {f'{base.IMAGE_ID}.image',
@@ -86,7 +86,7 @@ class IncompleteImageTest(ImageTestCase):
         def snapshot():
             with image.incomplete_image(
                     self.image_api, self.snapshot_plan,
-                    'backup') as (_entry, mark_complete), \
+                    'backup') as (_entry, _image, mark_complete), \
                     mock.patch.object(directory, 'write', side_effect=OSError(
                         errno.ENOSPC, 'full')):
                 mark_complete()
@@ -100,7 +100,7 @@ class IncompleteImageTest(ImageTestCase):
         with mock.patch('os.unlink', wraps=os.unlink) as unlink:
             with image.incomplete_image(
                     self.image_api, self.snapshot_plan,
-                    'backup') as (_entry, mark_complete):
+                    'backup') as (_entry, _image, mark_complete):
                 unlink.side_effect = OSError('read-only')
                 mark_complete()
             self.assertEqual([], journal.images())

@@ -17,6 +17,7 @@ from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 import tenacity
 
+from nova_snapext import compat
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
@@ -84,6 +85,11 @@ class DetachedTest(base.TestCase):
         self.flags(virt_type='kvm', device_detach_attempts=3,
                    group='libvirt')
         self.driver = driver.SnapextDriver(fake.FakeVirtAPI())
+        if not compat.concurrency_mode_threading():
+            # The green thread that takes events from the queue is not there.
+            host = self.driver._host
+            self.patch(compat.event_queue(host).__self__, '_queue_event',
+                       host._event_emit_delayed)
         self.connection = self.driver._host.get_connection()
         self.sleep = self.patch(tenacity.nap.time, 'sleep')
         # The guest answers only when Nova waits for its answer.

@@ -41,10 +41,11 @@ class WorkDirectoryTestCase(base.TestCase):
         return stat.S_IMODE(os.stat(path).st_mode)
 
     def listen(self, path):
-        server = socket.socket(socket.AF_UNIX)
-        self.addCleanup(server.close)
-        server.bind(path)
-        server.listen()
+        # eventlet's closes itself when nothing refers to it.
+        self.server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.server.close)
+        self.server.bind(path)
+        self.server.listen()
 
 
 class WorkDirectoryTest(WorkDirectoryTestCase):
@@ -118,7 +119,8 @@ class WorkDirectoryTest(WorkDirectoryTestCase):
         self.listen(directory.qemu_socket)
         directory.take_socket()
         self.assertEqual(['nbd'], os.listdir(directory.path))
-        socket.socket(socket.AF_UNIX).connect(directory.socket)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(directory.socket)
 
     def test_anything_but_a_socket_is_not_taken_for_one(self):
         other = os.path.join(self.parent, 'other')

@@ -2,13 +2,18 @@
 
 import os
 import threading
+import unittest
 from unittest import mock
 
-from nova import utils
 from oslo_context import context
 
+from nova_snapext import compat
 from nova_snapext.snapshot import worker
 from tests.unit import base
+
+
+NATIVE_THREADS_ONLY = unittest.skipUnless(
+    compat.concurrency_mode_threading(), 'of native threads')
 
 
 def _niceness():
@@ -26,6 +31,7 @@ def _niceness_of_child():
 
 class WorkerTest(base.TestCase):
 
+    @NATIVE_THREADS_ONLY
     def test_niceness_applies_to_worker_and_its_threads_only(self):
         before = _niceness()
         self.flags(worker_niceness=3, group='snapext')
@@ -33,6 +39,7 @@ class WorkerTest(base.TestCase):
             self.assertEqual(before + 3, worker.run(function))
         self.assertEqual(before, _niceness())
 
+    @NATIVE_THREADS_ONLY
     def test_log_of_the_worker_has_the_request(self):
         request = context.RequestContext(overwrite=True)
         self.assertIs(request, worker.run(context.get_current))
@@ -42,7 +49,7 @@ class WorkerTest(base.TestCase):
 
     def test_thread_of_eventlet_s_pool_keeps_its_niceness(self):
         before = _niceness()
-        with mock.patch.object(utils, 'concurrency_mode_threading',
+        with mock.patch.object(compat, 'concurrency_mode_threading',
                                return_value=False), \
-                mock.patch.object(utils, 'tpool_wrap', lambda target: target):
+                mock.patch.object(compat, 'tpool_wrap', lambda target: target):
             self.assertEqual(before, worker.run(_niceness))
