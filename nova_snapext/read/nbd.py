@@ -16,16 +16,19 @@ import time
 import typing as ty
 import urllib.parse
 
-import nbd
 from oslo_log import log as logging
 
 from nova_snapext import exception
+from nova_snapext import libnbd
 from nova_snapext.read import buffers
 from nova_snapext.read import extent
 from nova_snapext.read import rate_limiter
 from nova_snapext.read import window
 
 LOG = logging.getLogger(__name__)
+
+# libnbd's binding. It has no types.
+nbd: ty.Any = libnbd.load()
 
 # Bytes of one read. For each read, QEMU's threads wake one another several
 # times and displace other work from their CPUs: 256 KiB take 0.8 CPU seconds
