@@ -9,15 +9,22 @@ import contextlib
 import sys
 import typing as ty
 
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import recover
 from nova_snapext.cmd import standalone
+
+
+EXAMPLES = """\
+examples:
+  nova-snapext drain --dry-run
+  systemctl stop nova-compute && nova-snapext drain
+"""
 
 
 def run(options: argparse.Namespace) -> int:
     """Recover what is left on this host, or list it (--dry-run).
 
-    :returns: the exit code, if nova-compute runs: 1. Otherwise the process
-        ends, with 0 if nothing is left, else 1
+    :returns: the exit code
     """
     standalone.configure(options)
     if options.dry_run:
@@ -43,6 +50,7 @@ def _drain(driver: ty.Any) -> bool:
     :returns: whether nothing is left
     """
     recover.recover_all(driver)
+    recover.recover_trials(driver)
     elsewhere = set(_recover_unrecorded(driver))
     if _list(driver, elsewhere):
         print('This host has nothing of nova-snapext left. compute_driver can '
@@ -106,9 +114,14 @@ def add_to(commands: ty.Any) -> None:
     """Add this command to the parser's commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
         'drain',
-        help='recover all that snapshots left on this host, and check that '
-             'it is safe to use Nova\'s own driver again; run it as the user '
-             'of nova-compute, which must be stopped, or as root')
+        help='recover all that snapshots left on this host, before an '
+             'upgrade or another driver',
+        description='Recover all that snapshots left on this host, and check '
+                    'that it is safe to use Nova\'s own driver again. Run it '
+                    'as the user of nova-compute, which must be stopped, or '
+                    'as root.',
+        epilog=f'{EXAMPLES}\n{exits.TEXT}',
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--dry-run', action='store_true',
         help='only list what is left or in use; nova-compute may run')

@@ -5,12 +5,35 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import importlib.metadata
+import os
 import sys
+import traceback
+import typing as ty
+import warnings
 
-from nova_snapext.cmd import check
+from nova_snapext.cmd.check import command as check
 from nova_snapext.cmd import drain
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import recover
+from nova_snapext.cmd import standalone
 from nova_snapext.cmd import status
+
+DESCRIPTION = """\
+Look after the snapshots of one compute host. Nova takes them; this command
+checks whether it can, tells what runs and what was left behind, and cleans up
+while nova-compute is stopped.
+"""
+
+EXAMPLES = """\
+examples:
+  nova-snapext check               can Nova take snapshots on this host?
+  nova-snapext check --trial       try it on a guest of its own
+  nova-snapext status              what runs, and what waits to be cleaned up
+  nova-snapext recover --dry-run   what would be cleaned up
+  nova-snapext recover             clean up; nova-compute is stopped
+  nova-snapext drain               before an upgrade, or another driver
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,19 +42,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: None: those of the process
     :returns: the exit code
     """
+    if not sys.warnoptions:
+        # They are for the developers of other packages.
+        warnings.simplefilter('ignore')
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        # An error of the output shows here.
+        sys.stdout.flush()
+    except exits.CommandError as error:
+        print(error, file=sys.stderr)
+    except BrokenPipeError:
+        # The reader, such as head(1), has enough. Python would complain
+        # again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print('Interrupted.', file=sys.stderr)
+        return exits.INTERRUPTED
+    except ImportError as error:
+        _explain(options, f'{error}. "nova-snapext check" tells what is '
+                          f'missing.')
+    except Exception as error:
+        # Anything that no command expects is a mistake of this package.
+        _explain(options, f'{type(error).__name__}: {error}. "nova-snapext '
+                          f'--debug" shows more.')
+    else:
+        return code
+    return exits.NOT_DONE
+
+
+def _explain(options: argparse.Namespace, text: str) -> None:
+    if options.debug:
+        traceback.print_exc()
+    print(f'nova-snapext: {text}', file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='nova-snapext',
-        description='Snapshots for Nova\'s libvirt driver, streamed to '
-                    'Glance.')
+        prog='nova-snapext', description=DESCRIPTION,
+        epilog=f'{EXAMPLES}\n{exits.TEXT}\nmore: man nova-snapext',
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--version', action=_Version, nargs=0,
+                        help='print the versions of nova-snapext and Nova')
+    parser.add_argument('--debug', action='store_true',
+                        help='show warnings of other packages, and where an '
+                             'error comes from')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    check.add_to(commands)
-    recover.add_to(commands)
-    status.add_to(commands)
-    drain.add_to(commands)
-    options = parser.parse_args(arguments)
-    code: int = options.run(options)
-    return code
+    for command in (check, status, recover, drain):
+        command.add_to(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+
+    def __call__(self, parser: argparse.ArgumentParser,
+                 *_arguments: ty.Any) -> ty.NoReturn:
+        versions = []
+        for name in ('nova-snapext', 'nova'):
+            try:
+                versions.append(f'{name} {importlib.metadata.version(name)}')
+            except importlib.metadata.PackageNotFoundError:
+                versions.append(f'{name} is not installed')
+        print(f'{", ".join(versions)} (Python '
+              f'{sys.version.split(maxsplit=1)[0]}, {sys.executable})')
+        parser.exit(exits.CLEAN)
+
+
+def console() -> ty.NoReturn:
+    """Run a command, and end the process."""
+    standalone.end(main())
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    console()

@@ -5,30 +5,65 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import os
 import sys
 import typing as ty
 
+from nova_snapext.cmd.check import item
+from nova_snapext.cmd.check import trial
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import standalone
+
+
+EXAMPLES = """\
+examples:
+  nova-snapext recover --dry-run
+  systemctl stop nova-compute && nova-snapext recover
+  nova-snapext recover 2a1c9b0e-5b77-4bd7-9d39-6a1f1e9b7c11
+"""
 
 
 def run(options: argparse.Namespace) -> int:
     """Recover interrupted snapshots, or list them (--dry-run).
 
-    :returns: the exit code: 0 if nothing is left, else 1. After a recovery
-        the process ends with it.
+    :returns: the exit code
     """
     standalone.configure(options)
     from nova_snapext import exception
     from nova_snapext import journal
     if not options.dry_run:
         return standalone.run(
-            lambda driver: recover_all(driver, options.instance),
+            lambda driver: all([recover_all(driver, options.instance),
+                                bool(options.instance) or
+                                recover_trials(driver)]),
             journal.locked())
     try:
-        return int(not recover_all(None, options.instance))
+        for guest in () if options.instance else trial.left():
+            print(f'{guest["name"]}, which "nova-snapext check --trial" has '
+                  f'left')
+        return (exits.CLEAN if recover_all(None, options.instance)
+                else exits.FOUND)
     except exception.JournalFailed as error:
-        print(error, file=sys.stderr)
-        return 1
+        raise exits.CommandError(str(error)) from error
+
+
+def recover_trials(driver: ty.Any) -> bool:
+    """Remove what an interrupted ``nova-snapext check --trial`` has left.
+
+    :returns: whether nothing is left
+    """
+    from nova_snapext import exception
+    from nova_snapext import journal
+    if not os.path.isdir(trial.directory()):
+        return True
+    try:
+        with trial.own_journal(), journal.locked():
+            items = [*trial.recover(driver)]
+    except exception.JournalLocked:
+        return True  # it runs, and removes all itself
+    for one in items:
+        print(f'{one.text}')
+    return not any(one.status is item.Status.FAILED for one in items)
 
 
 def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
@@ -123,7 +158,12 @@ def add_to(commands: ty.Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         'recover',
         help='clean up after interrupted snapshots while nova-compute is '
-             'stopped; run it as the user of nova-compute, or as root')
+             'stopped',
+        description='Clean up after interrupted snapshots while nova-compute '
+                    'is stopped. Run it as the user of nova-compute, or as '
+                    'root.',
+        epilog=f'{EXAMPLES}\n{exits.TEXT}',
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--dry-run', action='store_true',
         help='only list the interrupted snapshots and what they left; this '

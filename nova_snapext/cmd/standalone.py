@@ -10,8 +10,11 @@ import os
 import pwd
 import shlex
 import sys
-import traceback
 import typing as ty
+
+from nova_snapext.cmd import compute_config
+from nova_snapext.cmd import exits
+from nova_snapext import compat
 
 # Nova, and each module that imports it, is imported when a command runs: the
 # command check has to work where Nova can't be imported.
@@ -31,29 +34,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def configure(options: argparse.Namespace) -> None:
     """Prepare this process as nova-compute does, with its configuration.
 
-    :raises SystemExit: the process has the wrong user
+    :raises CommandError: the configuration can't be read, or the process has
+        the wrong user
     """
-    # As nova.cmd.compute begins, but always with native threads.
-    os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
-    from nova import monkey_patch
-    monkey_patch.patch(backend='threading')
+    read_configuration(options)
     from nova import config
     from nova import objects
-    from oslo_config import cfg
     from oslo_log import log as logging
-    arguments = [argument for name in ('file', 'dir')
-                 for path in getattr(options, f'config_{name}')
-                 for argument in (f'--config-{name}', path)]
-    try:
-        config.parse_args(['nova-compute', *arguments])
-    except cfg.Error as error:
-        raise SystemExit(
-            f'Nova\'s configuration can\'t be read: {error}. Run this command '
-            f'as the user of nova-compute, or as root.') from None
-    # Before anything is created: also a log file must be of that user.
-    become_owner_of_state(config.CONF.state_path)
     logging.setup(config.CONF, 'nova')
     objects.register_all()
+
+
+def read_configuration(options: argparse.Namespace) -> None:
+    """Read nova-compute's configuration, and become its user.
+
+    Nothing is created: also a log file must be of that user.
+
+    :raises CommandError: the configuration can't be read, or the process has
+        the wrong user
+    """
+    compat.patch_threads()
+    compute_config.load(compute_config.find(options))
+    from nova import config
+    from oslo_config import cfg
+    try:
+        state_path = config.CONF.state_path
+    except (cfg.Error, ValueError) as error:
+        raise exits.CommandError(
+            f'Nova\'s [DEFAULT]state_path can\'t be used: {error}. Correct '
+            f'it.') from None
+    become_owner_of_state(state_path)
 
 
 def become_owner_of_state(state_path: str) -> None:
@@ -63,13 +73,13 @@ def become_owner_of_state(state_path: str) -> None:
 
     :param state_path: Nova's directory for its state, which belongs to that
         user
-    :raises SystemExit: this is another user, or it is not known which user
+    :raises CommandError: this is another user, or it is not known which user
         that is
     """
     try:
         owner = os.stat(state_path).st_uid
     except OSError as error:
-        raise SystemExit(
+        raise exits.CommandError(
             f'Nova\'s [DEFAULT]state_path can\'t be used: {error}. This '
             f'command runs as the owner of that directory. Run it on a '
             f'compute host, with the configuration of nova-compute '
@@ -79,7 +89,7 @@ def become_owner_of_state(state_path: str) -> None:
     try:
         user = pwd.getpwuid(owner)
     except KeyError:
-        raise SystemExit(
+        raise exits.CommandError(
             f'Nova\'s [DEFAULT]state_path ({state_path}) belongs to user id '
             f'{owner}, which has no name on this host. Run this command '
             f'where nova-compute runs: with a nova-compute in a container, '
@@ -89,13 +99,13 @@ def become_owner_of_state(state_path: str) -> None:
                f'{user.pw_name} {shlex.join(["nova-snapext", *sys.argv[1:]])}"'
                f'.')
     if os.geteuid() != 0:
-        raise SystemExit(refused)
+        raise exits.CommandError(refused)
     try:
         os.initgroups(user.pw_name, user.pw_gid)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
     except PermissionError as error:
-        raise SystemExit(f'{refused} ({error})') from None
+        raise exits.CommandError(f'{refused} ({error})') from None
     os.environ.update(HOME=user.pw_dir, USER=user.pw_name,
                       LOGNAME=user.pw_name)
     # That of root may be closed to this user, and sudo then complains.
@@ -108,23 +118,20 @@ def run(command: Callable[[ty.Any], bool],
 
     :param command: returns whether nothing is left
     :param lock: keeps nova-compute from running beside it
-    :returns: the exit code, if the lock is taken: 1. Otherwise the process
-        ends, with 0 if nothing is left, else 1
+    :returns: the exit code
+    :raises CommandError: nova-compute has the lock, or the command stopped
     """
     from nova_snapext import exception
     try:
         with lock:
-            try:
-                end(int(not command(create_driver())))
-            except Exception as error:
-                traceback.print_exc()
-                print(f'The command stopped: {error}. Check that libvirtd '
-                      f'runs, and that you run this command as the user of '
-                      f'nova-compute.', file=sys.stderr)
-                end(1)
+            return exits.CLEAN if command(create_driver()) else exits.FOUND
     except (exception.JournalLocked, exception.JournalFailed) as error:
-        print(error, file=sys.stderr)
-        return 1
+        raise exits.CommandError(str(error)) from error
+    except Exception as error:
+        raise exits.CommandError(
+            f'The command stopped: {error}. Check that libvirtd runs, and '
+            f'that you run this command as the user of nova-compute.'
+        ) from error
 
 
 def create_driver() -> ty.Any:

@@ -22,7 +22,7 @@ class ProtectedImageTest(killed.KilledTestCase):
 
     def status(self):
         """Return the exit code of the command, and its JSON."""
-        run = self.command('status', '--json')
+        run = self.command('status', '--format', 'json')
         return run.returncode, json.loads(run.stdout)
 
     def test_image_excludes_no_snapshot_and_is_deleted_when_it_can_be(self):

@@ -10,7 +10,7 @@ class CommandTest(killed.KilledTestCase):
 
     def test_interrupted_snapshot_is_recovered_while_service_is_stopped(self):
         running = self.command('recover')
-        self.assertEqual(1, running.returncode)
+        self.assertEqual(3, running.returncode)
         self.assertIn('Another process on this host', running.stderr)
 
         image = self.kill_during_snapshot()
@@ -40,7 +40,7 @@ class CommandTest(killed.KilledTestCase):
 
     def test_drained_host_has_no_overlay_that_the_journal_forgot(self):
         running = self.command('drain')
-        self.assertEqual(1, running.returncode)
+        self.assertEqual(3, running.returncode)
         self.assertIn('Another process on this host', running.stderr)
         self.assertEqual(0, self.command('drain', '--dry-run').returncode)
 

@@ -1,232 +1,434 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import io
+import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
 
 import fixtures
+import glanceclient.exc
+import jsonschema
+from keystoneauth1 import exceptions as ks_exceptions
+from nova import objects
+from nova import utils as nova_utils
+import oslo_messaging
 
-from nova_snapext.cmd import check
+from nova_snapext.cmd.check import ceph
+from nova_snapext.cmd.check import command
+from nova_snapext.cmd.check import configuration
+from nova_snapext.cmd.check import directories
+from nova_snapext.cmd.check import glance
+from nova_snapext.cmd.check import guests
+from nova_snapext.cmd.check import hypervisor
+from nova_snapext.cmd.check import installation
+from nova_snapext.cmd.check import item
+from nova_snapext.cmd.check import security
+from nova_snapext.cmd import check_ceph
+from nova_snapext.cmd import compute_config
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext import compat
 from nova_snapext.hypervisor import confinement
-from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import privsep
-from nova_snapext.resources import work_directory
+from nova_snapext import libnbd
+from nova_snapext import plan as planning
 from tests.unit import base
 
 ROOT = pathlib.Path(__file__).parents[3]
+SCHEMA = ROOT / 'doc/source/cli/check-schema.json'
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
+OK, WARNING, UNKNOWN, FAILED = item.Status
 
 
-class CheckTest(base.TestCase):
+class CheckTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.specs = {'nova': FOUND, check.MODULE: FOUND, 'nbd': FOUND}
-        self.patch(importlib.util, 'find_spec', self.specs.get)
-        self.version = self.patch(importlib.metadata, 'version')
-        self.version.return_value = '34.0.0'
-        self.patch(importlib, 'import_module').return_value.__path__ = [
-            '/venv/nova/virt']
+        self.host = item.Host(argparse.Namespace(
+            config_file=[], config_dir=[], debug=False, trial=False))
 
-    def patch(self, target, name, *value):
-        patch = mock.patch.object(target, name, *value)
+    def patch(self, target, name, *value, **kwargs):
+        patch = mock.patch.object(target, name, *value, **kwargs)
         self.addCleanup(patch.stop)
         return patch.start()
 
-    def problem(self, test):
-        return str(self.assertRaises(check.Problem, test))
+    def found(self, check, *statuses):
+        """Check the statuses of the items, and return all their texts."""
+        items = [*check(self.host)]
+        self.assertEqual([*statuses], [one.status for one in items],
+                         [*map(command.text, items)])
+        return '\n'.join(map(command.text, items))
 
-    def test_missing_module_is_reported_with_its_path_and_a_remedy(self):
-        self.specs[check.MODULE] = None
-        self.patch(check, '_editable', lambda: False)
-        problem = self.problem(check.driver_loads)
-        self.assertIn('snapext.py', problem)
-        self.assertIn('another prefix', problem)
-        self.assertIn('pip install', problem)
+    def directory(self, mode=0o755):
+        path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        path.chmod(mode)
+        return path
 
-    def test_editable_install_is_reported_as_the_cause(self):
-        self.specs[check.MODULE] = None
-        self.patch(check, '_editable', lambda: True)
-        self.assertIn('editable install', self.problem(check.driver_loads))
 
-    def test_failed_import_of_the_driver_is_reported_with_its_reason(self):
-        importlib.import_module.side_effect = ImportError('no module lxml')
-        self.assertIn('no module lxml', self.problem(check.driver_loads))
+class InstallationTest(CheckTestCase):
 
-    def rootwrap(self, *filters):
-        """Configure rootwrap with one file of filters."""
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        (directory / 'x.filters').write_text('\n'.join(filters))
-        config = directory / 'rootwrap.conf'
-        config.write_text(f'[DEFAULT]\nfilters_path = /none,{directory}\n')
-        self.patch(check, 'ROOTWRAP_CONFIG', str(config))
-
-    def test_filter_that_is_shipped_allows_the_helper(self):
-        shipped = (pathlib.Path(__file__).parents[3] /
-                   'etc/nova/rootwrap.d/snapext.filters')
-        self.rootwrap(shipped.read_text())
-        self.assertIn('x.filters', check.privileges())
-
-    def test_missing_filter_is_reported_with_the_file_to_copy(self):
-        self.rootwrap(
-            'a: RegExpFilter, privsep-helper, root, privsep-helper, '
-            '--privsep_context, nova.privsep.sys_admin_pctxt',
-            '# privsep-helper, --privsep_context, ' + check.PRIVSEP_CONTEXT)
-        problem = self.problem(check.privileges)
-        self.assertIn(check.PRIVSEP_CONTEXT, problem)
-        self.assertIn('etc/nova/rootwrap.d/snapext.filters', problem)
-
-    def test_remedy_names_the_file_that_pip_has_installed(self):
-        self.rootwrap()
-        installed = importlib.metadata.PackagePath(
-            '../../../etc/nova/rootwrap.d/snapext.filters')
-        installed.dist = mock.Mock()
-        installed.dist.locate_file = lambda path: (
-            pathlib.Path('/venv/lib/python3/site-packages') / path)
-        self.patch(importlib.metadata, 'files').return_value = [installed]
-        self.assertIn('Copy /venv/etc/nova/rootwrap.d/snapext.filters there',
-                      self.problem(check.privileges))
-
-    def test_host_without_rootwrap_needs_no_filter(self):
-        self.patch(check, 'ROOTWRAP_CONFIG', '/no/such/file')
-        self.assertIn('no rootwrap', check.privileges())
-
-    def test_unreadable_rootwrap_is_reported(self):
-        self.rootwrap('x')
-        self.patch(pathlib.Path, 'read_text', mock.Mock(
-            side_effect=PermissionError('denied')))
-        self.assertIn('denied', self.problem(check.privileges))
-
-    def test_checked_context_is_the_one_of_the_driver(self):
-        self.assertEqual(privsep.context.pypath, check.PRIVSEP_CONTEXT)
+    def setUp(self):
+        super().setUp()
+        self.specs = {'nova': FOUND, installation.MODULE: FOUND}
+        self.patch(importlib.util, 'find_spec', self.specs.get)
+        self.version = self.patch(importlib.metadata, 'version')
+        self.version.return_value = '34.0.0'
 
     def test_missing_nova_is_reported_and_ends_the_checks(self):
         self.specs['nova'] = None
-        [(passed, text)] = check.results()
-        self.assertFalse(passed)
-        self.assertIn('Nova is not installed', text)
+        items = [*command.items(self.host.options)]
+        self.assertEqual([('nova', FAILED)],
+                         [(one.name, one.status) for one in items])
+        self.assertIn('Nova is not installed', items[0].text)
 
     def test_old_nova_is_reported(self):
-        self.version.return_value = '33.1.0'
-        problem = self.problem(check.nova_installed)
-        self.assertIn('too old', problem)
-        self.assertIn('34 (2026.2) or newer', problem)
+        self.version.return_value = '30.3.0'
+        self.assertIn('Nova 30.3.0 is too old: nova-snapext needs Nova 31',
+                      self.found(installation.nova, FAILED))
 
-    def test_missing_binding_is_reported_with_its_package(self):
-        self.specs['nbd'] = None
-        problem = self.problem(check.nbd_binding)
-        self.assertIn('python3-libnbd', problem)
-        self.assertIn('--system-site-packages', problem)
+    def test_nova_that_is_newer_than_the_tests_is_said(self):
+        self.version.return_value = '35.0.0'
+        self.assertIn('Nova 35.0.0 is newer than',
+                      self.found(installation.nova, WARNING))
 
-    def test_old_libnbd_is_reported(self):
-        nbd = importlib.import_module('nbd')
-        nbd.NBD.return_value.get_version.return_value = '1.8.3'
-        self.assertIn('1.14 or newer', self.problem(check.nbd_binding))
+    def test_missing_module_is_reported_with_a_remedy(self):
+        self.specs[installation.MODULE] = None
+        self.patch(importlib, 'import_module').return_value.__path__ = ['/v']
+        is_editable = self.patch(installation, '_editable')
+        for editable, cause in ((False, 'nova-snapext.pth'),
+                                (True, 'editable install')):
+            is_editable.return_value = editable
+            text = self.found(installation.driver, FAILED)
+            for part in ('/v/snapext.py does not exist', cause,
+                         'pip install'):
+                self.assertIn(part, text)
+
+    def test_externally_managed_python_is_told_how_pip_installs(self):
+        directory = self.directory()
+        (directory / 'EXTERNALLY-MANAGED').touch()
+        self.patch(installation.sysconfig, 'get_path',
+                   return_value=str(directory))
+        self.patch(sys, 'prefix', sys.base_prefix)
+        self.assertIn('--break-system-packages', installation._install())
+
+    def test_failed_import_of_the_driver_is_reported_with_its_reason(self):
+        self.patch(importlib, 'import_module',
+                   side_effect=ImportError('no module lxml'))
+        self.assertIn('no module lxml',
+                      self.found(installation.driver, FAILED))
+
+    def test_binding_that_can_not_be_used_is_reported_in_its_words(self):
+        self.patch(libnbd, 'load', side_effect=libnbd.LibnbdError('old'))
+        self.assertIn('old', self.found(installation.binding, FAILED))
+
+    def test_binding_is_told_with_its_place(self):
+        module = self.patch(libnbd, 'load').return_value
+        module.__file__ = '/usr/lib/nbd.py'
+        self.assertIn('/usr/lib/nbd.py', self.found(installation.binding, OK))
 
     def test_missing_programs_are_reported_with_their_packages(self):
-        self.patch(check.shutil, 'which', lambda _program: None)
-        self.assertIn('qemu-utils', self.problem(check.programs))
-
-    def test_installed_strategies_are_listed(self):
-        self.assertIn('backup, cold, external, internal, native',
-                      check.strategies())
+        self.patch(shutil, 'which', lambda _program: None)
+        self.assertIn('qemu-utils', self.found(installation.programs, FAILED))
 
     def test_missing_strategies_are_reported(self):
         self.patch(importlib.metadata, 'entry_points').return_value.names = {
             'backup', 'theirs'}
-        problem = self.problem(check.strategies)
-        self.assertIn('cold, external, internal, native', problem)
-        self.assertIn('Install the built wheel', problem)
+        text = self.found(installation.strategies, FAILED)
+        self.assertIn('cold, external, internal, native, rbd', text)
+        self.assertIn('Install the built wheel', text)
 
-    def test_expected_names_are_counted_with_the_versions(self):
-        self.patch(compat, 'check', list)
-        self.assertEqual(
-            f'{len(compat.NAMES)} names as expected in {compat.versions()}',
-            check.compatible())
-
-    def test_changed_names_are_reported_with_the_versions(self):
+    def test_changed_names_of_packages_are_reported_with_the_versions(self):
         self.patch(compat, 'check', lambda: ['one.x: gone', 'two.y: gone'])
-        problem = self.problem(check.compatible)
-        for text in ('one.x: gone', 'two.y: gone', 'nova 34.0.0',
-                     'Nova 34 (2026.2) or newer is supported'):
-            self.assertIn(text, problem)
+        text = self.found(installation.packages, FAILED)
+        for part in ('one.x: gone', 'two.y: gone', 'nova 34.0.0',
+                     'Nova 31 (2025.1) to 34 (2026.2) is supported'):
+            self.assertIn(part, text)
 
-    def test_names_are_not_checked_if_the_driver_can_not_be_imported(self):
-        checked = self.patch(compat, 'check')
-        importlib.import_module.side_effect = ImportError('no module lxml')
-        self.patch(check, 'CHECKS', (check.driver_loads, check.compatible))
-        [(passed, text)] = check.results()
-        self.assertFalse(passed)
-        self.assertIn('no module lxml', text)
-        checked.assert_not_called()
+    def test_expected_names_are_counted(self):
+        self.patch(compat, 'check', list)
+        self.assertIn(f'{len(compat.names())} names as expected',
+                      self.found(installation.packages, OK))
 
-    def libvirt(self, qemu, libvirt):
-        fake = mock.Mock(libvirtError=RuntimeError)
-        fake.openReadOnly.return_value.getVersion.return_value = qemu
-        fake.openReadOnly.return_value.getLibVersion.return_value = libvirt
-        importlib.import_module.side_effect = {
-            'libvirt': fake,
-            'nova_snapext.hypervisor.known_defects': known_defects,
-            'nova_snapext.hypervisor.confinement': confinement,
-            'nova_snapext.resources.work_directory': work_directory}.get
-        return fake
+
+class ConfigurationTest(CheckTestCase):
+
+    def configure(self, *lines, name='nova.conf'):
+        """Read a configuration file as nova-compute would."""
+        path = self.directory() / name
+        path.write_text('\n'.join(('[DEFAULT]', *lines)) + '\n')
+        self.CONF(['--config-file', str(path)], project='nova',
+                  default_config_dirs=[])
+        self.addCleanup(self.CONF, [], default_config_files=[])
+        self.host.source = compute_config.Source(
+            ('--config-file', str(path)), None, 'named')
+        return path
+
+    def test_driver_that_is_on_is_told_with_its_file(self):
+        path = self.configure('compute_driver = snapext.SnapextDriver')
+        self.CONF.clear_override('compute_driver')
+        self.assertIn(str(path),
+                      self.found(configuration.compute_driver, OK))
+
+    def test_driver_that_a_later_file_turns_off_is_reported_with_that_file(
+            self):
+        first = self.configure('compute_driver = snapext.SnapextDriver')
+        second = self.directory() / 'nova-compute.conf'
+        second.write_text('[DEFAULT]\ncompute_driver=libvirt.LibvirtDriver\n')
+        self.CONF.clear_override('compute_driver')
+        self.CONF(['--config-file', str(first), '--config-file', str(second)],
+                  project='nova', default_config_dirs=[])
+        text = self.found(configuration.compute_driver, FAILED)
+        self.assertIn(f'compute_driver is libvirt.LibvirtDriver, set in '
+                      f'{second}', text)
+        self.assertIn(f'[DEFAULT] of {second}, and restart', text)
+
+    def test_driver_that_is_not_set_is_reported(self):
+        self.configure('debug = false')
+        self.CONF.clear_override('compute_driver')
+        self.flags(compute_driver=None)
+        self.assertIn('compute_driver is not set', self.found(
+            configuration.compute_driver, FAILED))
+
+    def test_value_that_can_not_be_used_is_reported(self):
+        self.configure('[snapext]', 'agent_timeout = soon',
+                       'detect_zeroes = maybe')
+        text = self.found(configuration.options, FAILED, FAILED)
+        self.assertIn('[snapext]agent_timeout', text)
+        self.assertIn('[snapext]detect_zeroes', text)
+
+    def test_strategy_that_is_not_installed_is_reported(self):
+        self.configure('[snapext]', 'strategy = bakcup')
+        self.assertIn('strategy names bakcup',
+                      self.found(configuration.options, FAILED))
+
+    def test_option_that_does_not_exist_is_reported_with_the_nearest(self):
+        self.configure('[snapext]', 'agent_timeuot = 3')
+        self.assertIn('Did you mean agent_timeout?',
+                      self.found(configuration.options, WARNING))
+
+    def test_strategy_that_serves_no_disk_in_ceph_is_reported(self):
+        self.configure('[libvirt]', 'images_type = rbd', '[snapext]',
+                       'strategy = external,cold')
+        self.assertIn('Write "external,cold,rbd"',
+                      self.found(configuration.options, FAILED))
+
+    def test_guests_without_qemu_are_told(self):
+        self.configure('[libvirt]', 'virt_type = lxc')
+        self.assertIn('virt_type is lxc', self.found(
+            configuration.options, WARNING))
+
+    def test_defaults_can_be_used(self):
+        self.configure('debug = false')
+        self.found(configuration.options, OK)
+
+    def test_configuration_that_can_not_be_read_is_reported(self):
+        self.patch(compute_config, 'find',
+                   side_effect=exits.CommandError('none found'))
+        self.assertIn('none found', self.found(configuration.files, FAILED))
+        self.assertIsNone(self.host.source)
+
+    def test_configuration_of_another_user_is_unknown(self):
+        self.patch(compute_config, 'find',
+                   side_effect=exits.NotAllowed('run it as root'))
+        text = self.found(configuration.files, UNKNOWN)
+        for part in ('does not see', 'run it as root'):
+            self.assertIn(part, text)
+
+    def run_nova_compute(self, path, **attributes):
+        process = mock.create_autospec(
+            compute_config.Process, instance=True, pid=4,
+            interpreter=attributes.get('interpreter', sys.executable))
+        process.started_at.return_value = (
+            path.stat().st_mtime + attributes.get('age', 1))
+        self.host.source = compute_config.Source(
+            ('--config-file', str(path)), process, 'running')
+
+    def test_file_that_is_newer_than_nova_compute_is_reported(self):
+        self.run_nova_compute(self.configure(), age=-1)
+        self.assertIn('Restart nova-compute', self.found(
+            configuration.running, WARNING))
+
+    def test_nova_compute_of_another_python_is_reported(self):
+        self.run_nova_compute(self.configure(), interpreter='/v/bin/python')
+        self.assertIn('started as /v/bin/python', self.found(
+            configuration.running, WARNING))
+
+    def test_nova_compute_that_runs_is_told(self):
+        self.run_nova_compute(self.configure())
+        self.assertIn('process 4', self.found(configuration.running, OK))
+
+    def rootwrap(self, *filters):
+        """Configure rootwrap with one file of filters."""
+        directory = self.directory()
+        (directory / 'x.filters').write_text('\n'.join(filters))
+        config = self.directory() / 'rootwrap.conf'
+        config.write_text(f'[DEFAULT]\nfilters_path = /none,{directory}\n')
+        self.flags(rootwrap_config=str(config))
+        self.host.source = compute_config.Source(
+            ('--config-file', '/etc/nova/nova.conf', '--config-file',
+             '/etc/nova/nova-compute.conf'), None, 'usual')
+        return directory
+
+    def test_helper_with_nova_computes_files_is_allowed(self):
+        self.rootwrap((ROOT / 'etc/nova/rootwrap.d/snapext.filters')
+                      .read_text())
+        self.assertIn('is allowed', self.found(configuration.rootwrap, OK))
+
+    def test_helper_that_no_filter_allows_is_reported(self):
+        from oslo_rootwrap import wrapper
+        self.rootwrap('[Filters]')
+        # Old versions of oslo.rootwrap do not add one by themselves.
+        self.patch(wrapper, 'load_filters', return_value=[])
+        text = self.found(configuration.rootwrap, FAILED)
+        self.assertIn(configuration.PRIVSEP_CONTEXT, text)
+        self.assertIn('snapext.filters', text)
+
+    def test_filters_that_can_not_be_read_are_unknown(self):
+        self.rootwrap('[Filters]')
+        self.patch(pathlib.Path, 'read_text',
+                   side_effect=PermissionError('denied'))
+        self.assertIn('as root', self.found(configuration.rootwrap, UNKNOWN))
+
+    def test_filters_that_are_broken_are_reported(self):
+        self.rootwrap('not a filter')
+        self.found(configuration.rootwrap, FAILED)
+
+    def test_missing_rootwrap_is_reported(self):
+        self.flags(rootwrap_config='/no/such/file')
+        self.assertIn('does not exist',
+                      self.found(configuration.rootwrap, FAILED))
+
+    def test_sudo_alone_needs_no_filter(self):
+        self.flags(disable_rootwrap=True, group='workarounds')
+        self.found(configuration.rootwrap, OK)
+
+    def test_checked_context_is_the_one_of_the_driver(self):
+        self.assertEqual(privsep.context.pypath,
+                         configuration.PRIVSEP_CONTEXT)
+
+
+class HypervisorTest(CheckTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.libvirt = self.patch(hypervisor, 'ask')
+
+    def test_libvirt_that_refuses_nova_is_reported(self):
+        self.host.is_nova = True
+        self.libvirt.side_effect = hypervisor.Unreachable('denied')
+        text = self.found(hypervisor.connection, FAILED)
+        self.assertIn('denied', text)
+        self.assertIn('usermod --append --groups libvirt', text)
+
+    def test_another_user_does_not_see_what_nova_may_do(self):
+        self.assertIn('not seen by this user', self.found(
+            hypervisor.connection, UNKNOWN))
+        self.libvirt.side_effect = hypervisor.Unreachable('no socket')
+        self.assertIn('no socket', self.found(
+            hypervisor.connection, UNKNOWN))
+
+    def test_libvirtd_of_another_host_is_told(self):
+        self.host.is_nova = True
+        self.libvirt.return_value = '<capabilities/>'
+        self.flags(connection_uri='qemu+tls://host/system', group='libvirt')
+        self.assertIn('by the network', self.found(
+            hypervisor.connection, OK, WARNING))
 
     def test_defects_of_the_installed_versions_are_listed(self):
-        self.libvirt(7002022, 9000000)
-        report = check.defects()
-        self.assertIn('QEMU 7.2.22 and libvirt 9.0.0: 5 known', report)
-        self.assertIn('nbd-iothread: guests whose root disk has an iothread: '
-                      'refused: backup', report)
-        self.assertNotIn('mirror-pause-deadlock', report)
+        self.libvirt.return_value = (7002022, 9000000, '')
+        items = [*hypervisor.defects(self.host)]
+        text = '\n'.join(map(command.text, items))
+        self.assertIn('QEMU 7.2.22 and libvirt 9.0.0', text)
+        self.assertIn('nbd-iothread', text)
+        self.assertNotIn('apparmor-', text)
 
-    def test_versions_without_defects_are_reported(self):
-        self.libvirt(11001003, 12008000)
-        self.assertEqual('QEMU 11.1.3 and libvirt 12.8.0: no known defects',
-                         check.defects())
+    def test_defects_of_apparmor_are_listed_where_it_confines_guests(self):
+        self.libvirt.return_value = (7002022, 9000000,
+                                     '<model>apparmor</model>')
+        text = '\n'.join(map(command.text, hypervisor.defects(self.host)))
+        self.assertIn('apparmor-resumed-overlay', text)
 
-    def test_libvirt_that_can_not_be_asked_is_no_problem(self):
-        self.libvirt(0, 0).openReadOnly.side_effect = RuntimeError('no socket')
-        self.assertIn('not checked: no socket', check.defects())
-        importlib.import_module.side_effect = [
-            known_defects, ImportError('no libvirt')]
-        self.assertIn('not checked: no libvirt', check.defects())
+    def test_defect_that_is_fixed_here_is_no_warning(self):
+        self.flags(fixed_defects=['nbd-iothread', 'nonsense'],
+                   group='snapext')
+        self.libvirt.return_value = (7002022, 9000000, '')
+        found = {one.text: one.status
+                 for one in hypervisor.defects(self.host)}
+        self.assertIn(OK, [status for text, status in found.items()
+                           if 'nbd-iothread: fixed here' in text])
+        self.assertIn(WARNING, [status for text, status in found.items()
+                                if 'names nonsense' in text])
+
+    def test_versions_without_defects_are_told(self):
+        self.libvirt.return_value = (11001003, 12008000, '')
+        self.assertIn('QEMU 11.1.3 and libvirt 12.8.0: no known defects',
+                      self.found(hypervisor.defects, OK))
+
+    def test_versions_that_libvirt_does_not_tell_are_unknown(self):
+        self.libvirt.side_effect = hypervisor.Unreachable('no socket')
+        self.assertIn('no socket', self.found(hypervisor.defects, UNKNOWN))
+
+    def root_helper(self, code, stderr=''):
+        self.patch(os, 'geteuid', return_value=1000)
+        self.patch(nova_utils, 'get_root_helper', return_value='sudo r')
+        return self.patch(subprocess, 'run', return_value=mock.Mock(
+            returncode=code, stderr=stderr))
+
+    def test_root_helper_that_refuses_a_program_runs(self):
+        self.root_helper(99)
+        self.found(hypervisor.root_helper, OK)
+        self.assertEqual(['sudo', '-n', 'r', 'true'],
+                         subprocess.run.call_args.args[0])
+
+    def test_root_helper_that_wants_a_password_is_reported(self):
+        self.root_helper(1, 'sudo: a password is required\n')
+        self.assertIn('a password is required', self.found(
+            hypervisor.root_helper, FAILED))
+
+    def test_missing_sudo_is_reported(self):
+        self.root_helper(0).side_effect = FileNotFoundError('sudo')
+        self.assertIn('Install sudo', self.found(
+            hypervisor.root_helper, FAILED))
+
+
+class SecurityTest(CheckTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.asked = self.patch(hypervisor, 'ask')
 
     def kernel(self, apparmor=None, selinux=None, models=()):
-        """Be a host with security modules that confine guests.
-
-        :param apparmor: what its kernel says of AppArmor, None if nothing
-        :param selinux: what it says of SELinux
-        :param models: what libvirt confines guests by
-        """
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        """Be a host with security modules that confine guests."""
+        directory = self.directory()
         for name, text in (('APPARMOR_ENABLED', apparmor),
                            ('SELINUX_ENFORCE', selinux)):
             file = directory / name
             if text is not None:
                 file.write_text(text)
-            self.patch(check, name, str(file))
-        fake = self.libvirt(7002022, 9000000)
-        fake.openReadOnly.return_value.getCapabilities.return_value = ''.join(
+            self.patch(security, name, str(file))
+        self.asked.return_value = ''.join(
             f'<secmodel><model>{model}</model></secmodel>'
             for model in models)
-        return fake
 
-    def apparmor(self, *rules):
+    def rules(self, *rules):
         """Be a host on which AppArmor confines guests, with these rules."""
-        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        root = self.directory()
         (root / 'abstractions').mkdir()
         (root / 'abstractions' / 'libvirt-qemu').write_text('\n'.join(rules))
         self.patch(confinement, 'APPARMOR', root)
         self.patch(confinement, 'helper_forbids_merge', lambda: True)
-        self.patch(check, '_work_directory', lambda: check.WORK_DIRECTORY)
-        return self.kernel(apparmor='Y\n', models=('apparmor', 'dac'))
+        self.flags(work_directory='/var/lib/nova/instances/snapshots',
+                   group='snapext')
+        self.kernel(apparmor='Y\n', models=('apparmor', 'dac'))
 
     def test_apparmor_that_confines_no_guest_needs_no_rules(self):
         for host, text in (
@@ -234,113 +436,373 @@ class CheckTest(base.TestCase):
                 ({'apparmor': 'Y\n', 'models': ['dac']},
                  'does not confine')):
             self.kernel(**host)
-            self.assertIn(text, check.apparmor())
+            self.assertIn(text, self.found(security.apparmor, OK))
 
     def test_shipped_rules_of_apparmor_suffice(self):
-        self.apparmor((ROOT / check.RULES).read_text())
+        self.rules((ROOT / security.RULES).read_text())
         self.assertIn('allows each the sockets of its own snapshots',
-                      check.apparmor())
+                      self.found(security.apparmor, OK))
 
     def test_missing_rules_of_apparmor_are_reported_with_the_file(self):
-        self.apparmor('/dev/kvm rw,')
-        problem = self.problem(check.apparmor)
+        self.rules('/dev/kvm rw,')
+        text = self.found(security.apparmor, FAILED)
         self.assertIn('no rule lets QEMU create a socket in '
-                      '/var/lib/nova/instances/snapshots', problem)
-        self.assertIn(check.RULES, problem)
+                      '/var/lib/nova/instances/snapshots', text)
+        self.assertIn(security.RULES, text)
 
     def test_rule_that_opens_the_snapshots_of_others_is_reported(self):
-        self.apparmor('/var/lib/nova/instances/snapshots/** rwk,',
-                      (ROOT / check.RULES).read_text())
-        problem = self.problem(check.apparmor)
-        self.assertIn('snapshots/**. Remove this rule', problem)
+        self.rules('/var/lib/nova/instances/snapshots/** rwk,',
+                   (ROOT / security.RULES).read_text())
+        self.assertIn('Remove this rule',
+                      self.found(security.apparmor, FAILED))
 
-    def test_rules_that_can_not_be_read_are_reported(self):
-        self.apparmor()
-        self.patch(pathlib.Path, 'read_text', mock.Mock(side_effect=[
-            'Y', PermissionError('denied')]))
-        self.assertIn('denied', self.problem(check.apparmor))
+    def test_rules_that_can_not_be_read_are_unknown(self):
+        self.rules()
+        self.patch(confinement, 'guest_rules',
+                   side_effect=PermissionError('denied'))
+        self.assertIn('as root', self.found(security.apparmor, UNKNOWN))
 
-    def test_rules_on_another_host_are_no_problem(self):
-        self.apparmor('/dev/kvm rw,')
+    def test_rules_on_another_host_are_unknown(self):
+        self.rules('/dev/kvm rw,')
         self.patch(confinement, 'APPARMOR', pathlib.Path('/nonexistent'))
-        self.assertIn('not checked', check.apparmor())
+        self.found(security.apparmor, UNKNOWN)
 
     def test_rules_are_compared_with_the_path_that_apparmor_sees(self):
-        link = pathlib.Path(self.useFixture(fixtures.TempDir()).path, 'link')
+        link = self.directory() / 'link'
         link.symlink_to('/var/lib/nova/instances/snapshots')
-        self.apparmor((ROOT / check.RULES).read_text())
-        self.patch(check, '_work_directory', lambda: str(link))
-        self.assertIn('allows each', check.apparmor())
-
-    def test_work_directory_is_short_enough_for_a_socket(self):
-        self.libvirt(7002022, 9000000)
-        for length, is_problem in ((44, False), (45, True)):
-            path = '/w'.ljust(length, 'x')
-            self.patch(check, '_work_directory', lambda path=path: path)
-            if is_problem:
-                self.assertIn('can have 44',
-                              self.problem(check.work_directory))
-            else:
-                self.assertEqual(f'work directory {path}',
-                                 check.work_directory())
+        self.rules((ROOT / security.RULES).read_text())
+        self.flags(work_directory=str(link), group='snapext')
+        self.found(security.apparmor, OK)
 
     def test_libvirt_with_the_fix_is_told_from_its_version(self):
-        self.apparmor((ROOT / check.RULES).read_text())
+        self.rules((ROOT / security.RULES).read_text())
         for forbids, told in ((True, False), (None, False), (False, True)):
             self.patch(confinement, 'helper_forbids_merge',
                        lambda forbids=forbids: forbids)
-            self.assertEqual(told, 'fixed_defects' in check.apparmor())
+            self.assertEqual(told, 'fixed_defects' in
+                             self.found(security.apparmor, OK))
 
-    def test_libvirt_that_can_not_be_asked_about_confinement_is_no_problem(
-            self):
-        host = self.kernel(apparmor='Y', selinux='1')
-        host.openReadOnly.side_effect = RuntimeError('no socket')
-        for test in (check.apparmor, check.selinux):
-            self.assertIn('not checked: no socket', test())
+    def test_confinement_that_libvirt_does_not_tell_is_unknown(self):
+        self.kernel(apparmor='Y', selinux='1')
+        self.asked.side_effect = hypervisor.Unreachable('no socket')
+        for check in (security.apparmor, security.selinux):
+            self.assertIn('no socket', self.found(check, UNKNOWN))
 
     def test_state_of_selinux_is_reported(self):
-        for selinux, models, text in (
-                (None, [], 'not enabled'), ('0', ['selinux'], 'permissive'),
-                ('1', ['dac'], 'does not confine'),
-                ('1', ['selinux', 'dac'], 'ausearch -m avc')):
+        for selinux, models, status, text in (
+                (None, [], OK, 'not enabled'),
+                ('0', ['selinux'], OK, 'permissive'),
+                ('1', ['dac'], OK, 'does not confine'),
+                ('1', ['selinux', 'dac'], WARNING, 'ausearch -m avc')):
             self.kernel(selinux=selinux, models=models)
-            self.assertIn(text, check.selinux())
+            self.assertIn(text, self.found(security.selinux, status))
 
-    def test_security_modules_that_nobody_may_ask_are_taken_to_be_there(self):
-        self.kernel(apparmor='Y', selinux='1', models=('apparmor', 'selinux'))
-        self.patch(confinement, 'guest_rules', list)
-        self.patch(confinement, 'has_rules', lambda: True)
-        self.patch(check, '_work_directory', lambda: '/w')
-        self.patch(pathlib.Path, 'read_text', mock.Mock(
-            side_effect=PermissionError('denied')))
-        self.assertIn('no rule lets', self.problem(check.apparmor))
-        self.assertIn('ausearch', check.selinux())
 
-    def test_work_directory_is_that_of_the_configuration(self):
-        conf = mock.MagicMock()
-        conf.CONF.snapext.work_directory = '/srv/snapshots'
-        importlib.import_module.side_effect = [conf]
-        self.assertEqual('/srv/snapshots', check._work_directory())
+class DirectoriesTest(CheckTestCase):
 
-    def test_work_directory_is_the_default_without_a_configuration(self):
-        conf = mock.MagicMock()
-        conf.CONF.config_file, conf.CONF.config_dir = [], []
-        conf.CONF.snapext.work_directory = '/venv/instances/snapshots'
-        for result in (conf, ImportError('no module nova')):
-            importlib.import_module.side_effect = [result]
-            with contextlib.redirect_stderr(io.StringIO()):
-                self.assertEqual(check.WORK_DIRECTORY,
-                                 check._work_directory())
+    def setUp(self):
+        super().setUp()
+        self.top = self.directory()
+        self.host.qemu = (4242, 4242)
+        self.flags(work_directory=str(self.top / 'work'), group='snapext')
+        self.flags(journal_directory=str(self.top / 'journal'),
+                   group='snapext')
+        self.flags(instances_path=str(self.top))
+        self.patch(directories, '_file_system', return_value='ext4')
 
-    def test_failed_check_sets_the_exit_code(self):
-        for results, code in (([(True, 'a')], 0),
-                              ([(False, 'a'), (True, 'b')], 1)):
-            self.patch(check, 'results', lambda results=results: results)
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.assertEqual(code, main.main(['check']))
+    def test_directories_that_can_be_created_are_right(self):
+        self.host.qemu = None
+        for check in (directories.work_directory, directories.instances_path,
+                      directories.journal_directory):
+            self.found(check, OK)
 
-    def test_command_is_imported_without_nova(self):
-        subprocess.run(
-            (sys.executable, '-c',
-             'import sys; import nova_snapext.cmd.main; '
-             'sys.exit("nova" in sys.modules)'), check=True)
+    def test_work_directory_is_short_enough_for_a_socket(self):
+        self.host.qemu = None
+        for length, status in ((44, OK), (45, FAILED)):
+            self.flags(work_directory='/tmp/'.ljust(length, 'x'),
+                       group='snapext')
+            text = self.found(directories.work_directory, status)
+        self.assertIn('can have 44', text)
+
+    def test_directory_that_qemu_may_not_search_is_named(self):
+        below = self.top / 'a' / 'b'
+        below.mkdir(parents=True)
+        self.flags(instances_path=str(below))
+        for parent in self.top.parents:
+            if not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o001)
+        self.found(directories.instances_path, OK)
+        (self.top / 'a').chmod(0o750)
+        text = self.found(directories.instances_path, FAILED)
+        self.assertIn(f'may not search {self.top / "a"} (mode 750)', text)
+        self.assertIn(f'chmod o+x {self.top / "a"}', text)
+
+    def test_group_of_qemu_may_search_by_the_mode_of_the_group(self):
+        (self.top / 'a').mkdir()
+        os.chown(self.top / 'a', -1, 4242)
+        (self.top / 'a').chmod(0o710)
+        for parent in self.top.parents:
+            if not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o001)
+        self.assertEqual([], [*directories._way_of_qemu(
+            'x', str(self.top / 'a'), (4242, 4242))])
+
+    def test_directory_that_nova_can_not_create_is_reported(self):
+        self.host.qemu = None
+        (self.top / 'file').touch()
+        self.flags(journal_directory=str(self.top / 'file' / 'journal'),
+                   group='snapext')
+        text = self.found(directories.journal_directory, FAILED)
+        self.assertIn(f'{self.top / "file"} is no directory', text)
+        self.patch(os, 'access', return_value=False)
+        self.assertIn('install -d', self.found(
+            directories.work_directory, FAILED))
+
+    def test_directory_that_others_may_write_to_is_reported(self):
+        self.host.qemu = None
+        for name, check in (('journal', directories.journal_directory),
+                            ('work', directories.work_directory)):
+            (self.top / name).mkdir()
+            (self.top / name).chmod(0o777)
+            self.assertIn('mode 777', self.found(check, FAILED))
+
+    def test_journal_that_a_restart_forgets_is_reported(self):
+        directories._file_system.return_value = 'tmpfs'
+        self.assertIn('forgets everything', self.found(
+            directories.journal_directory, FAILED))
+
+    def test_journal_on_shared_storage_is_told(self):
+        directories._file_system.return_value = 'nfs4'
+        self.assertIn('nfs4', self.found(
+            directories.journal_directory, WARNING))
+
+    def test_missing_directories_of_libvirt_are_told(self):
+        self.flags(libvirt_config_directory='/no/qemu', group='snapext')
+        self.assertIn('[snapext]libvirt_config_directory (/no/qemu)',
+                      self.found(directories.libvirt_directories, WARNING))
+
+    def space(self, free, files=1000, blocks=1000):
+        self.flags(reserved_host_disk_mb=512)
+        self.patch(os, 'statvfs', return_value=mock.Mock(
+            f_bavail=min(blocks, free), f_frsize=1 << 20, f_files=1000,
+            f_favail=files))
+
+    def test_space_that_is_left_is_told(self):
+        self.space(4096, blocks=4096)
+        self.assertIn('3584 MiB free', self.found(directories.space, OK, OK))
+
+    def test_missing_space_is_reported_with_both_options(self):
+        self.space(1023, blocks=4096)
+        text = self.found(directories.space, FAILED, FAILED)
+        self.assertIn('511 MiB free (less [DEFAULT]reserved_host_disk_mb)',
+                      text)
+        self.assertIn('keeps 512 MiB', text)
+
+    def test_file_system_without_space_for_files_is_reported(self):
+        self.space(4096, files=0, blocks=4096)
+        self.assertIn('no more files', self.found(
+            directories.space, FAILED, OK, FAILED, OK, FAILED))
+
+    def test_full_file_system_of_the_journal_is_reported(self):
+        self.space(0)
+        self.assertIn('is full', self.found(
+            directories.space, FAILED, FAILED, FAILED))
+
+
+class FileSystemTest(CheckTestCase):
+
+    def test_kind_is_that_of_the_nearest_mount(self):
+        mounts = self.directory() / 'mountinfo'
+        mounts.write_text(
+            '1 0 0:1 / / rw - ext4 /dev/vda rw\n'
+            '2 1 0:2 / /var rw shared:1 - xfs /dev/vdb rw\n'
+            '3 2 0:3 / /var/a\\040b rw - tmpfs tmpfs rw\n')
+        self.patch(directories, 'MOUNTS', str(mounts))
+        for path, kind in (('/none', 'ext4'), ('/var/none', 'xfs'),
+                           ('/var/a b/c', 'tmpfs'), ('/variant', 'ext4')):
+            self.patch(directories, '_existing', lambda path: path)
+            self.assertEqual(kind, directories._file_system(path))
+
+
+class GlanceTest(CheckTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.auth = mock.Mock()
+        self.auth.get_access.return_value.role_names = ['admin', 'service']
+        self.patch(glance, '_requests', self.requests)
+        self.client = mock.Mock()
+        self.client.get.side_effect = lambda url: (None, self.answers[url])
+        self.client.post.return_value = None, {'id': 'i'}
+        self.answers = {'/v2/images?limit=1': {}, '/v2/info/usage': {}}
+        self.flags(send_service_user_token=True, group='service_user')
+        from keystoneauth1 import loading
+        self.load = self.patch(loading, 'load_auth_from_conf_options',
+                               return_value=self.auth)
+
+    @contextlib.contextmanager
+    def requests(self):
+        yield self.client, 'http://glance/'
+
+    def test_token_with_the_role_is_right(self):
+        self.assertIn('admin, service', self.found(glance.service_user, OK))
+
+    def test_token_without_the_role_is_told(self):
+        self.auth.get_access.return_value.role_names = ['member']
+        self.assertIn('openstack role add', self.found(
+            glance.service_user, WARNING))
+
+    def test_service_token_that_is_not_sent_is_told(self):
+        self.flags(send_service_user_token=False, group='service_user')
+        self.assertIn('token expires', self.found(
+            glance.service_user, WARNING, OK))
+
+    def test_missing_credentials_are_reported(self):
+        self.load.return_value = None
+        self.assertIn('no auth_type', self.found(
+            glance.service_user, FAILED))
+
+    def test_refused_credentials_are_reported_without_the_password(self):
+        self.auth.password = 'geheim'
+        self.auth.get_access.side_effect = ks_exceptions.Unauthorized('401')
+        text = self.found(glance.service_user, FAILED)
+        self.assertIn('401', text)
+        self.assertNotIn('geheim', text)
+
+    def test_glance_that_responds_is_told(self):
+        self.assertIn('http://glance/', self.found(glance.answer, OK, OK, OK))
+
+    def test_glance_that_does_not_respond_is_reported(self):
+        self.client.get.side_effect = glanceclient.exc.CommunicationError(
+            'refused')
+        self.assertIn('refused', self.found(glance.answer, FAILED))
+
+    def test_quotas_are_told(self):
+        self.answers['/v2/info/usage'] = {'usage': {
+            'image_size_total': {'limit': 10, 'usage': 9},
+            'image_count_total': {'limit': -1, 'usage': 5}}}
+        text = self.found(glance.answer, OK, WARNING, WARNING, OK)
+        self.assertIn('image_size_total of Nova\'s service project is used '
+                      'with 9 of 10', text)
+
+    def test_glance_without_quotas_is_told(self):
+        def get(url):
+            if url == '/v2/info/usage':
+                raise glanceclient.exc.HTTPNotFound
+            return None, {}
+        self.client.get.side_effect = get
+        self.assertIn('no quotas', self.found(glance.answer, OK, OK, OK))
+
+    def test_properties_that_glance_protects_are_named(self):
+        def patch(url, data, headers):
+            if 'snapext_consistency' in data:
+                raise glanceclient.exc.HTTPForbidden('protected')
+        self.client.patch.side_effect = patch
+        text = self.found(glance.properties, WARNING)
+        self.assertIn('snapext_consistency', text)
+        self.assertNotIn('snapext_frozen_at', text)
+        self.client.delete.assert_called_once_with('/v2/images/i')
+
+    def test_image_of_the_check_is_deleted_whatever_happens(self):
+        self.client.patch.side_effect = OSError('reset')
+        self.found(glance.properties, FAILED)
+        self.client.delete.assert_called_once_with('/v2/images/i')
+
+    def test_image_that_can_not_be_deleted_is_named(self):
+        self.client.delete.side_effect = glanceclient.exc.HTTPForbidden('no')
+        self.assertIn('openstack image delete i', self.found(
+            glance.properties, FAILED, OK))
+
+    def test_quota_that_refuses_an_image_is_reported(self):
+        self.client.post.side_effect = (
+            glanceclient.exc.HTTPOverLimit('image_count_total'))
+        self.assertIn('image_count_total', self.found(
+            glance.properties, FAILED))
+
+
+class GuestsTest(CheckTestCase):
+
+    def test_without_rights_nothing_is_said_of_guests(self):
+        self.found(guests.driver, UNKNOWN)
+        self.found(guests.guests)
+
+    def test_driver_that_can_not_be_created_is_reported(self):
+        self.host.is_nova = self.host.libvirt = True
+        self.patch(command.standalone, 'create_driver',
+                   side_effect=RuntimeError('no'))
+        self.assertIn('RuntimeError: no', self.found(guests.driver, FAILED))
+
+    def test_conductor_that_does_not_respond_is_asked_once(self):
+        get = self.patch(objects.Instance, 'get_by_uuid',
+                         side_effect=oslo_messaging.MessagingTimeout)
+        guest = mock.Mock(uuid='u')
+        guest.name = 'n'
+        instance, asking = guests._instance(guest, True)
+        self.assertIsInstance(instance, planning.UnknownInstance)
+        guests._instance(guest, asking)
+        get.assert_called_once()
+
+    def test_conductor_that_does_not_respond_is_reported(self):
+        self.host.driver = mock.Mock()
+        self.host.driver._host.list_guests.return_value = [mock.Mock()]
+        self.patch(guests, '_is_of_nova', return_value=True)
+        self.patch(guests, '_instance', return_value=(mock.Mock(), False))
+        self.patch(guests, '_of_one', return_value=item.ok('guest', 'x'))
+        self.assertIn('conductor does not respond', self.found(
+            guests.guests, OK, UNKNOWN))
+
+    def test_domains_of_others_are_left_out(self):
+        self.host.driver = mock.Mock()
+        self.host.driver._host.list_guests.return_value = [mock.Mock()]
+        self.patch(guests, '_is_of_nova', return_value=False)
+        self.assertIn('no guest', self.found(guests.guests, OK))
+
+    def test_findings_about_ceph_become_items(self):
+        self.patch(check_ceph, 'ceph_findings', return_value=[
+            (True, 'may write'), (False, 'may not read')])
+        self.assertIn('may not read', self.found(ceph.ceph, OK, FAILED))
+
+
+class CommandTest(CheckTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.items = []
+        self.patch(command, 'items',
+                   lambda options: (one for one in self.items))
+        self.patch(command.signal, 'signal')
+
+    def run_(self, *arguments):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            return main.main(['check', *arguments]), printed.getvalue()
+
+    def test_exit_code_is_that_of_the_worst_item(self):
+        for make, code in ((item.ok, 0), (item.warning, 0),
+                           (item.unknown, 3), (item.failed, 1)):
+            self.items = [item.ok('a', 'x'), make('b', 'y')]
+            self.assertEqual(code, self.run_()[0])
+        self.items = [item.unknown('a', 'x'), item.failed('b', 'y')]
+        self.assertEqual(1, self.run_()[0])
+
+    def test_text_has_a_remedy_and_no_control_characters(self):
+        self.items = [item.failed('a', 'x\x1b', 'Do it.')]
+        printed = self.run_()[1]
+        self.assertIn('FAIL  a: x\\x1b\n      -> Do it.', printed)
+        self.assertIn('1 checks: 1 failed.', printed)
+
+    def test_json_is_as_documented(self):
+        self.items = [item.ok('a', 'x'), item.failed('b', 'y', 'z')]
+        printed = json.loads(self.run_('--format', 'json')[1])
+        jsonschema.validate(printed, json.loads(SCHEMA.read_text()))
+        self.assertEqual('failed', printed['status'])
+        self.assertEqual(['a', 'b'],
+                         [one['name'] for one in printed['items']])
+
+    def test_check_that_fails_by_mistake_does_not_end_the_others(self):
+        def broken(_host):
+            raise KeyError('x')
+            yield
+        [one] = command._run(broken, self.host)
+        self.assertIs(UNKNOWN, one.status)
+        self.assertIn('KeyError', one.text)

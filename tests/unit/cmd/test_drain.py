@@ -6,6 +6,7 @@ from unittest import mock
 
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import recover
 from nova_snapext.cmd import standalone
@@ -26,8 +27,6 @@ class DrainTest(base.TestCase):
         super().setUp()
         self.patch(standalone, 'configure')
         self.patch(standalone, 'create_driver').return_value = 'driver'
-        # It ends the process.
-        self.patch(standalone, 'end').side_effect = SystemExit
         self.recover_all = self.patch(recover, 'recover_all')
         self.find = self.patch(leftovers, 'find')
         self.find.return_value = []
@@ -46,10 +45,7 @@ class DrainTest(base.TestCase):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), \
                 contextlib.redirect_stderr(printed):
-            try:
-                code = main.main(['drain', *arguments])
-            except SystemExit:
-                [code] = standalone.end.call_args.args
+            code = main.main(['drain', *arguments])
         return code, printed.getvalue()
 
     def test_clean_host_can_switch_the_driver(self):
@@ -117,7 +113,7 @@ class DrainTest(base.TestCase):
     def test_running_nova_compute_is_an_error(self):
         with journal.locked():
             code, printed = self.run_()
-        self.assertEqual(1, code)
+        self.assertEqual(exits.NOT_DONE, code)
         self.assertIn('Another process on this host', printed)
         self.recover_all.assert_not_called()
 

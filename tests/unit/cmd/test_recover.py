@@ -8,6 +8,7 @@ from unittest import mock
 
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import standalone
 from nova_snapext import exception
@@ -22,8 +23,6 @@ class RecoverTest(base.TestCase):
         super().setUp()
         self.patch(standalone, 'configure')
         self.patch(standalone, 'create_driver').return_value = 'driver'
-        # It ends the process.
-        self.patch(standalone, 'end').side_effect = SystemExit
         self.recover = self.patch(recovery, 'recover_entry')
         self.recover_image = self.patch(recovery, 'recover_image')
         self.plan_ = self.plan()
@@ -54,10 +53,7 @@ class RecoverTest(base.TestCase):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), \
                 contextlib.redirect_stderr(printed):
-            try:
-                code = main.main(['recover', *arguments])
-            except SystemExit:
-                [code] = standalone.end.call_args.args
+            code = main.main(['recover', *arguments])
         return code, printed.getvalue()
 
     def test_dry_run_lists_snapshots_and_changes_nothing(self):
@@ -107,7 +103,7 @@ class RecoverTest(base.TestCase):
     def test_unreadable_journal_is_reported(self):
         self.flags(journal_directory='/dev/null/x', group='snapext')
         code, printed = self.run_('--dry-run')
-        self.assertEqual(1, code)
+        self.assertEqual(exits.NOT_DONE, code)
         self.assertIn("can't be used", printed)
 
     def test_file_that_can_not_be_used_is_left_alone_and_reported(self):
@@ -179,7 +175,7 @@ class RecoverTest(base.TestCase):
     def test_running_nova_compute_is_an_error(self):
         with journal.locked():
             code, printed = self.run_()
-        self.assertEqual(1, code)
+        self.assertEqual(exits.NOT_DONE, code)
         self.assertIn('Another process on this host', printed)
         standalone.create_driver.assert_not_called()
 
@@ -187,5 +183,5 @@ class RecoverTest(base.TestCase):
         self.leave()
         standalone.create_driver.side_effect = RuntimeError('no socket')
         code, printed = self.run_()
-        self.assertEqual(1, code)
+        self.assertEqual(exits.NOT_DONE, code)
         self.assertIn('no socket. Check that libvirtd runs', printed)

@@ -10,6 +10,7 @@ from unittest import mock
 import fixtures
 from oslotest import base
 
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import standalone
 
 NOBODY = pwd.getpwnam('nobody')
@@ -47,8 +48,8 @@ class OwnerTest(base.BaseTestCase):
                 mock.patch.object(os, 'stat', owned):
             try:
                 standalone.become_owner_of_state(self.state)
-            except SystemExit as error:
-                return error.code
+            except exits.CommandError as error:
+                return str(error)
         return None
 
     def test_root_becomes_the_owner_of_the_state(self):
@@ -90,10 +91,10 @@ class OwnerTest(base.BaseTestCase):
 
     def test_missing_state_is_refused(self):
         error = self.assertRaises(
-            SystemExit, standalone.become_owner_of_state,
+            exits.CommandError, standalone.become_owner_of_state,
             f'{self.state}/none')
         for text in ('state_path', f'{self.state}/none'):
-            self.assertIn(text, error.code)
+            self.assertIn(text, str(error))
 
     def test_text_for_a_terminal_has_no_control_characters(self):
         self.assertEqual('ä\n\\x1b[2J\\udcff\\t',
@@ -140,6 +141,6 @@ class RootTest(base.BaseTestCase):
     def test_nothing_is_created_without_a_state(self):
         self.state.rmdir()
         run = self.run_('drain')
-        self.assertEqual(1, run.returncode)
+        self.assertEqual(exits.NOT_DONE, run.returncode)
         self.assertIn('state_path', run.stderr)
         self.assertEqual([self.config], [*self.top.iterdir()])

@@ -8,23 +8,46 @@ import os
 import pathlib
 from unittest import mock
 
+import fixtures
+import jsonschema
 from oslo_utils.fixture import uuidsentinel as uuids
+from oslo_utils import units
 
+from nova_snapext.cmd.check import trial
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import standalone
 from nova_snapext import journal
+from nova_snapext.snapshot import published
 from tests.unit import base
 from tests.unit.journal import base as journal_base
+
+
+SCHEMA = (pathlib.Path(__file__).parents[3] /
+          'doc/source/cli/status-schema.json')
+
+
+class _Entered(fixtures.Fixture):
+    """A context manager as a fixture."""
+
+    def __init__(self, manager):
+        self._manager = manager
+
+    def _setUp(self):
+        self.entered = self._manager.__enter__()
+        self.addCleanup(self._manager.__exit__, None, None, None)
 
 
 class StatusTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.patch(standalone, 'configure')
+        self.patch(standalone, 'read_configuration')
         self.runs = self.patch(journal, 'is_locked_by_another')
         self.runs.return_value = False
         self.plan_ = self.plan()
+        self.work = self.useFixture(fixtures.TempDir()).path
+        self.flags(work_directory=self.work, group='snapext')
         self.uuid = self.plan_.instance.uuid
 
     def patch(self, target, name):
@@ -54,8 +77,9 @@ class StatusTest(base.TestCase):
         """Return the JSON, and check that the text agrees."""
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            code = main.main(['status', '--json'])
+            code = main.main(['status', '--format', 'json'])
         status = json.loads(printed.getvalue())
+        jsonschema.validate(status, json.loads(SCHEMA.read_text()))
         self.assertEqual(code, self.text()[0])
         self.assertEqual((code, outstanding),
                          (int(outstanding), status['outstanding']))
@@ -69,7 +93,7 @@ class StatusTest(base.TestCase):
             tuple(status[name] for name in (
                 'host', 'locked', 'snapshots', 'images', 'unusable',
                 'set_aside')))
-        self.assertIn('Nothing is outstanding', self.text()[1])
+        self.assertIn('nothing is outstanding', self.text()[1])
         self.assertEqual([], os.listdir(self.journal))
 
     def test_running_snapshot_is_not_outstanding(self):
@@ -88,7 +112,7 @@ class StatusTest(base.TestCase):
                 'state', 'instance_uuid', 'image_id', 'strategy',
                 'resources')))
         self.assertEqual([], status['images'])
-        for part in (self.uuid, 'snapshot running', base.IMAGE_ID, 'thing'):
+        for part in (self.uuid, 'external'):
             self.assertIn(part, text)
 
     def test_snapshot_of_an_earlier_process_is_recovered(self):
@@ -159,8 +183,91 @@ class StatusTest(base.TestCase):
         self.assertNotIn('\x1b', text)
         self.assertEqual(before, {*os.listdir(self.journal)})
 
+    def publish(self):
+        """Have a snapshot tell what it does."""
+        publication = self.useFixture(_Entered(
+            published.Publication(self.plan_.instance, base.IMAGE_ID))).entered
+        publication.set_phase(published.Phase.PREPARING, 'backup')
+        publication.set_frozen('2026-01-01T00:00:00')
+        publication.on_progress(512 * units.Mi, 2 * units.Gi)
+        return publication
+
+    def scratch(self):
+        """Have a snapshot keep 64 KiB on the host."""
+        directory = pathlib.Path(
+            self.work, f'libvirt-{self.uuid}', '0123abcd')
+        directory.mkdir(parents=True)
+        (directory / 'scratch').write_bytes(b'x' * 65536)
+
+    def test_running_snapshot_tells_its_progress(self):
+        self.start_nova_compute()
+        self.publish()
+        self.scratch()
+        with journal.new_entry(self.plan_, 'backup') as entry:
+            entry.add(journal_base.Thing())
+            [snapshot] = self.status(outstanding=False)['snapshots']
+            text = self.text()[1]
+            entry.remove(entry.records[0])
+        self.assertEqual(
+            ('running', 'uploading', 512 * units.Mi, 2 * units.Gi, ['thing']),
+            tuple(snapshot[name] for name in (
+                'state', 'phase', 'sent', 'size', 'resources')))
+        [file] = snapshot['on_host']
+        self.assertEqual(('scratch', True),
+                         (file['kind'], file['bytes'] >= 65536))
+        for part in ('uploading', '512.0 MiB', '2.0 GiB', 'scratch 64 KiB'):
+            self.assertIn(part, text)
+
+    def test_snapshot_that_only_begins_is_shown(self):
+        self.start_nova_compute()
+        self.publish()
+        [snapshot] = self.status(outstanding=False)['snapshots']
+        self.assertEqual(('running', 'backup', []), tuple(
+            snapshot[name] for name in ('state', 'strategy', 'resources')))
+
+    def test_interrupted_snapshot_is_not_shown_as_running(self):
+        self.leave()
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertEqual(('waiting', None),
+                         (snapshot['state'], snapshot['phase']))
+
+    def test_overlay_of_an_interrupted_snapshot_is_shown(self):
+        self.flags(instances_path=self.work)
+        directory = pathlib.Path(self.work, self.uuid)
+        directory.mkdir()
+        (directory / 'disk.snapext').write_bytes(b'x' * 4096)
+        self.leave()
+        self.assertIn(f'overlay {directory}/disk.snapext', self.text()[1])
+
+    def test_trial_that_was_interrupted_is_shown(self):
+        with trial.own_journal():
+            self.leave()
+        [guest] = self.status(outstanding=True)['trials']
+        self.assertEqual(self.uuid, guest['uuid'])
+        self.assertIn('check --trial', self.text()[1])
+
+    def test_metrics_are_those_of_the_status(self):
+        self.start_nova_compute()
+        self.publish()
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            self.assertEqual(0, main.main(
+                ['status', '--format', 'prometheus']))
+        self.assertIn(f'nova_snapext_snapshot_sent_bytes{{instance_uuid='
+                      f'"{self.uuid}"}} {512 * units.Mi}',
+                      printed.getvalue())
+
+    def test_metrics_of_an_unreadable_journal_say_so(self):
+        self.flags(journal_directory='/dev/null/x', group='snapext')
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), \
+                contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(exits.NOT_DONE, main.main(
+                ['status', '--format', 'prometheus']))
+        self.assertIn('nova_snapext_status_success 0', printed.getvalue())
+
     def test_unreadable_journal_is_reported(self):
         self.flags(journal_directory='/dev/null/x', group='snapext')
         code, printed = self.text()
-        self.assertEqual(1, code)
+        self.assertEqual(exits.NOT_DONE, code)
         self.assertIn("can't be used", printed)

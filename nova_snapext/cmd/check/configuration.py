@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether nova-compute uses the driver, and whether its options are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import configparser
+import datetime
+import difflib
+import glob
+import importlib.metadata
+import os
+import pathlib
+import typing as ty
+
+from nova_snapext.cmd.check import installation
+from nova_snapext.cmd.check import item
+from nova_snapext.cmd import compute_config
+from nova_snapext.cmd import exits
+
+DRIVER = 'snapext.SnapextDriver'
+GROUP = 'snapext'
+
+# What Nova adds to the name of a driver: load_compute_driver() in
+# nova/virt/driver.py.
+PREFIX = 'nova.virt.'
+
+FILTERS = 'etc/nova/rootwrap.d/snapext.filters'
+PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
+
+# Options of Nova that each snapshot uses, with the groups they are in.
+USED = {'DEFAULT': ('compute_driver', 'host', 'instances_path', 'state_path',
+                    'reserved_host_disk_mb', 'rootwrap_config'),
+        'libvirt': ('connection_uri', 'images_type', 'images_rbd_pool',
+                    'snapshot_compression', 'snapshot_image_format',
+                    'snapshots_directory', 'virt_type'),
+        'glance': ('num_retries', 'timeout'),
+        'service_user': ('send_service_user_token', 'auth_type')}
+
+
+def files(host: item.Host) -> Iterator[item.Item]:
+    """Read the configuration, and tell where it is from."""
+    try:
+        source = compute_config.find(host.options)
+        compute_config.load(source)
+    except exits.NotAllowed as error:
+        yield item.unknown(
+            'configuration', f'This user does not see what has to be checked: '
+                             f'the configuration, libvirt, directories, '
+                             f'Glance and guests. {error}')
+        return
+    except exits.CommandError as error:
+        yield item.failed('configuration', str(error))
+        return
+    host.source = source
+    yield item.ok('configuration', f'Nova\'s configuration files, '
+                                   f'{source.text}: '
+                                   f'{", ".join(source.paths())}')
+
+
+def compute_driver(_host: item.Host) -> Iterator[item.Item]:
+    """Check that the driver is on, in what nova-compute really reads."""
+    from nova_snapext import conf
+    try:
+        name = conf.CONF.compute_driver or ''
+    except ValueError as error:
+        yield item.failed('compute_driver', f'{error}.')
+        return
+    where = _where('compute_driver')
+    if name.removeprefix(PREFIX) == DRIVER:
+        yield item.ok('compute_driver', f'compute_driver = {name}{where}')
+        return
+    yield item.failed(
+        'compute_driver',
+        f'nova-compute does not use the driver: compute_driver is '
+        f'{name or "not set"}{where}.',
+        f'Set compute_driver = {DRIVER} in [DEFAULT]'
+        f'{where.replace(", set in", " of") or " of nova.conf"}, and restart '
+        f'nova-compute. Of several files, the last one decides.')
+
+
+def _where(name: str, group: str | None = None) -> str:
+    """Return where an option is set, in words; empty if nowhere."""
+    from nova_snapext import conf
+    location = conf.CONF.get_location(name, group)
+    if location is None or not location.detail or (
+            location.location.name != 'user'):
+        return ''
+    return f', set in {location.detail}'
+
+
+def running(host: item.Host) -> Iterator[item.Item]:
+    """Check that the running nova-compute is what was checked here."""
+    process = host.source and host.source.process
+    if not process:
+        yield item.ok('nova-compute', 'nova-compute does not run, or is not '
+                                      'seen by this user')
+        return
+    changed = [path for path in _all_files(host)
+               if os.path.exists(path) and
+               os.stat(path).st_mtime > process.started_at() > 0]
+    if changed:
+        when = datetime.datetime.fromtimestamp(
+            process.started_at(), datetime.UTC).isoformat(timespec='seconds')
+        yield item.warning(
+            'nova-compute', f'nova-compute, process {process.pid}, has run '
+            f'since {when}, and these files were changed later: '
+            f'{", ".join(changed)}.', 'Restart nova-compute.')
+        return
+    if not compute_config.is_of_this_python(process):
+        yield item.warning(
+            'nova-compute', f'nova-compute, process {process.pid}, was '
+            f'started as {process.interpreter or "a program of its own"}, and '
+            f'this command runs by another Python, whose packages are '
+            f'checked here.',
+            f'Install {installation.DISTRIBUTION} for that Python, and run '
+            f'its nova-snapext.')
+        return
+    yield item.ok('nova-compute', f'nova-compute runs, process {process.pid}')
+
+
+def _all_files(host: item.Host) -> Iterator[str]:
+    """Return all files of the configuration, in the order of reading."""
+    for path in host.source.paths() if host.source else ():
+        if os.path.isdir(path):
+            yield from sorted(glob.glob(os.path.join(
+                glob.escape(path), '*.conf')))
+        else:
+            yield path
+
+
+def options(host: item.Host) -> Iterator[item.Item]:
+    """Check that each option has a value that the driver can use."""
+    from nova_snapext import conf
+    from nova_snapext.encode import codec
+    from nova_snapext import exception
+    from nova_snapext.snapshot import selection
+    found = [*_invalid_values()]
+    if not found:
+        names = importlib.metadata.entry_points(
+            group=installation.NAMESPACE).names
+        try:
+            selection.check_options(ty.cast(ty.Any, dict.fromkeys(names)))
+        except exception.SnapextError as error:
+            found.append(item.failed('options', str(error)))
+        try:
+            codec.check_options()
+        except exception.SnapextError as error:
+            found.append(item.failed('options', str(error)))
+        found += _of_one_kind_of_host()
+    found += _unknown_names(host)
+    yield from found or [item.ok(
+        'options', f'all options of [{conf.GROUP.name}] have values that can '
+                   f'be used')]
+
+
+def _invalid_values() -> Iterator[item.Item]:
+    from nova_snapext import conf
+    wanted = {**USED, GROUP: [opt.dest for opt in conf.ALL_OPTS]}
+    for group, names in wanted.items():
+        for name in names:
+            try:
+                if group == 'DEFAULT':
+                    getattr(conf.CONF, name)
+                elif name in conf.CONF[group]:
+                    conf.CONF[group][name]
+            except Exception as error:
+                yield item.failed(
+                    'options', f'[{group}]{name} has a value that can\'t be '
+                               f'used: {error}.', 'Correct it.')
+
+
+def _of_one_kind_of_host() -> Iterator[item.Item]:
+    """Check values that can be used, and leave snapshots to Nova."""
+    from nova_snapext import conf
+    from nova_snapext.snapshot import selection
+    libvirt = conf.CONF.libvirt
+    if libvirt.virt_type not in ('kvm', 'qemu'):
+        yield item.warning(
+            'options', f'[libvirt]virt_type is {libvirt.virt_type}: its '
+                       f'guests have no QEMU, and only Nova\'s own snapshots '
+                       f'are possible.')
+    request = conf.CONF.snapext.strategy
+    if libvirt.images_type == 'rbd' and not selection.FOR_CEPH & {
+            *selection.StrategyRequest.parse(request, '').names}:
+        yield item.failed(
+            'options', f'[snapext]strategy is {request}, and serves no disk '
+                       f'in Ceph, where this host has its disks.',
+            f'Write "{request},rbd", or "auto".')
+
+
+def _unknown_names(host: item.Host) -> Iterator[item.Item]:
+    """Report options of ours that do not exist: oslo.config ignores them."""
+    from oslo_config import cfg
+
+    from nova_snapext import conf
+    known = {str(name) for opt in conf.ALL_OPTS for name in (
+        opt.name, opt.dest, *(old.name for old in opt.deprecated_opts))}
+    for path in _all_files(host):
+        sections: dict[str, dict[str, ty.Any]] = {}
+        try:
+            cfg.ConfigParser(path, sections).parse()
+        except (cfg.Error, OSError, ValueError):
+            continue  # files() has reported it
+        for section, values in sections.items():
+            if section.lower() != GROUP:
+                continue
+            for name in sorted({*values} - known):
+                near = difflib.get_close_matches(name, known, 1)
+                yield item.warning(
+                    'options', f'[{GROUP}]{name} in {path} is not an option, '
+                               f'and is ignored.',
+                    f'Did you mean {near[0]}?' if near else 'Remove it.')
+
+
+def rootwrap(host: item.Host) -> Iterator[item.Item]:
+    """Check that rootwrap lets Nova start the driver's privileged helper."""
+    from nova_snapext import conf
+    path = conf.CONF.rootwrap_config
+    if conf.CONF.workarounds.disable_rootwrap:
+        yield item.ok('rootwrap', '[workarounds]disable_rootwrap is set: '
+                                  'sudo decides alone')
+        return
+    config = configparser.RawConfigParser()
+    try:
+        # Not config.read(), which skips what it may not read.
+        config.read_string(pathlib.Path(path).read_text())
+        directories = [directory.strip() for directory in config.get(
+            'DEFAULT', 'filters_path', fallback='').split(',')]
+        files = [file for directory in directories
+                 if os.path.exists(directory)
+                 for file in sorted(pathlib.Path(directory).iterdir())]
+        for file in files:
+            file.read_text()
+        allowed = _allows_helper(directories, host)
+    except FileNotFoundError:
+        yield item.failed(
+            'rootwrap', f'[DEFAULT]rootwrap_config {path} does not exist: '
+                        f'Nova can do nothing as root.',
+            'Install the file of your distribution\'s Nova.')
+    except PermissionError as error:
+        yield item.unknown(
+            'rootwrap', f'The filters of {path} can\'t be read: {error}.',
+            'Run this command as root, or as the user of nova-compute.')
+    except (OSError, ValueError, configparser.Error) as error:
+        yield item.failed('rootwrap', f'The filters of {path} can\'t be '
+                                      f'used: {error}.', 'Correct them.')
+    else:
+        yield item.ok(
+            'rootwrap', f'the privileged helper is allowed in '
+                        f'{", ".join(directories)}'
+        ) if allowed else item.failed(
+            'rootwrap',
+            f'rootwrap does not allow the privileged helper of '
+            f'{installation.DISTRIBUTION}: no filter in '
+            f'{", ".join(directories)} allows "{_helper(host)}".',
+            f'Copy {installation.shipped_file(FILTERS)} there. It allows '
+            f'configuration files below /etc: for others, add a line.')
+
+
+def _allows_helper(directories: list[str], host: item.Host) -> bool:
+    """Return whether a filter allows what oslo.privsep runs."""
+    from oslo_rootwrap import wrapper
+    try:
+        wrapper.match_filter(wrapper.load_filters(directories),
+                             _helper(host).split(' '), [])
+    except wrapper.NoFilterMatched:
+        return False
+    except wrapper.FilterMatchNotExecutable:
+        pass  # this depends on its PATH, and is tried later
+    return True
+
+
+def _helper(host: item.Host) -> str:
+    """Return the command of the helper, as oslo.privsep makes it."""
+    arguments = host.source.arguments if host.source else ()
+    return ' '.join(('privsep-helper', *arguments, '--privsep_context',
+                     PRIVSEP_CONTEXT, '--privsep_sock_path',
+                     '/tmp/x/privsep.sock'))  # noqa: S108  # nosec B108

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``check --trial``: each strategy on a throw-away guest.
+
+The guest has a journal of its own, so that a running nova-compute takes it for
+nothing of its concern, and ``nova-snapext recover`` removes what a crash has
+left of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import os
+import time
+import typing as ty
+
+from nova_snapext.cmd.check import guests
+from nova_snapext.cmd.check import item
+
+#: Below [snapext]journal_directory.
+DIRECTORY = 'trial'
+
+# In this order: the last ones stop the guest.
+RUNNING = ('backup', 'external', 'internal', 'cold')
+
+# Seconds between two looks at whether the guest is as before.
+POLL_INTERVAL = 0.2
+# Seconds until it is: libvirt reports the end of a job a moment later.
+SETTLE_TIMEOUT = 10
+
+
+def trial(host: item.Host) -> Iterator[item.Item]:
+    """Try each strategy: freeze, read, release. Nothing is uploaded."""
+    from nova_snapext import exception
+    from nova_snapext import journal
+    name = 'trial'
+    if host.driver is None:
+        yield item.unknown(name, 'No strategy was tried, because the driver '
+                                 'can\'t be created.')
+        return
+    try:
+        with own_journal(), journal.locked():
+            yield from recover(host.driver)
+            yield from _with_guest(host.driver)
+    except exception.JournalLocked:
+        yield item.unknown(name, 'Another "nova-snapext check --trial" runs.')
+    except (exception.SnapextError, OSError) as error:
+        yield item.failed(name, f'The journal of the trial can\'t be used: '
+                                f'{error}.')
+
+
+def directory() -> str:
+    """Return the path of the trials' journal."""
+    from nova_snapext import conf
+    return os.path.join(conf.CONF.snapext.journal_directory, DIRECTORY)
+
+
+@contextlib.contextmanager
+def own_journal() -> Iterator[None]:
+    """Use the journal of trials inside the context."""
+    from nova_snapext import conf
+    # oslo.config has no way to put back an earlier override, and there is
+    # none in the commands; there is in tests.
+    before = conf.CONF.snapext.journal_directory
+    conf.CONF.set_override('journal_directory', directory(), 'snapext')
+    try:
+        yield
+    finally:
+        conf.CONF.set_override('journal_directory', before, 'snapext')
+
+
+def left() -> list[dict[str, ty.Any]]:
+    """Return the guests that interrupted trials have left.
+
+    :raises JournalFailed: the journal can't be read
+    """
+    from nova_snapext import journal
+    if not os.path.isdir(directory()):
+        return []
+    with own_journal():
+        if journal.is_locked_by_another():
+            return []   # a trial runs
+        return [{'name': entry.instance_name, 'uuid': entry.instance_uuid,
+                 'began_at': entry.began_at, 'problem': entry.problem}
+                for entry in journal.entries()]
+
+
+def recover(driver: ty.Any) -> Iterator[item.Item]:
+    """Remove what an earlier trial has left. Its journal is locked."""
+    from nova_snapext import exception
+    from nova_snapext import journal
+    from nova_snapext import plan as planning
+    from nova_snapext.recovery import recover as recovery
+    name = 'trial'
+    for entry in [*journal.entries()]:
+        try:
+            recovery.recover_entry(driver, entry, instance=ty.cast(
+                ty.Any, planning.UnknownInstance(
+                    entry.instance_uuid, entry.instance_name)))
+        except exception.NotRecovered as error:
+            yield item.failed(name, f'An earlier trial has left something: '
+                                    f'{error}')
+        else:
+            yield item.ok(name, f'{entry.instance_name}, which an earlier '
+                                f'trial had left, is removed')
+
+
+def _with_guest(driver: ty.Any) -> Iterator[item.Item]:
+    from nova_snapext import journal
+    from nova_snapext import plan as planning
+    from nova_snapext.resources import trial_guest
+    name = 'trial'
+    guest = trial_guest.TrialGuest.new(driver._host)
+    target = planning.Target(
+        context=ty.cast(ty.Any, None),
+        instance=ty.cast(ty.Any, guest.instance),
+        disk=planning.RootDisk('vda', 'file', guest.path, 'qcow2'),
+        image_id='00000000-0000-4000-8000-000000000000')
+    try:
+        with journal.new_entry(ty.cast(ty.Any, target), 'trial') as entry, \
+                journal.ReleaseStack(entry) as stack:
+            stack.add(guest)
+            content = guest.create()
+            yield item.ok(name, f'the guest {guest.instance.name} runs, with '
+                                f'a disk of '
+                                f'{trial_guest.DISK_SIZE >> 20} MiB')
+            for strategy in RUNNING:
+                yield _one(driver, guest, strategy, entry, content)
+            guest.shut_off()
+            yield _one(driver, guest, 'cold', entry, content)
+    except Exception as error:
+        # Of libvirt, qemu-img, the host, or a release.
+        yield item.failed(
+            name, f'The trial ended early: {error}.',
+            f'"nova-snapext check --trial", or "nova-snapext recover" while '
+            f'nova-compute is stopped, removes what is left of '
+            f'{guest.instance.name}.')
+        return
+    yield item.ok(name, f'the guest {guest.instance.name} is removed')
+
+
+def _one(driver: ty.Any, guest: ty.Any, name: str, entry: ty.Any,
+         content: bytes) -> item.Item:
+    """Take a snapshot by one strategy, and forget it."""
+    from nova_snapext import exception
+    plan = guests.plan_of(driver, guest.instance)
+    item_name = f'trial {name}{"" if plan.running else " (shut off)"}'
+    strategy = driver.strategies.get(name)
+    if strategy is None:
+        return item.failed(item_name, 'The strategy is not installed.')
+    reason = strategy.unsupported_reason(plan)
+    if reason is not None:
+        return item.warning(item_name, f'Not tried: {reason}.')
+    before = _state(plan)
+    begun = time.monotonic()
+    try:
+        with strategy.freeze(plan, entry) as frozen:
+            is_same = _read(frozen) == content
+    except exception.SnapextError as error:
+        return item.failed(item_name, str(error))
+    took = time.monotonic() - begun
+    if not is_same:
+        return item.failed(item_name, 'What was read is not what the disk '
+                                      'contains.')
+    after = _settled(plan, before)
+    if after != before:
+        return item.failed(item_name, f'The guest is not as before: '
+                                      f'{after}, was {before}.')
+    return item.ok(item_name, f'frozen for {frozen.freeze_seconds:.3f} s, '
+                              f'read and released in {took:.1f} s, '
+                              f'{frozen.consistency} consistent')
+
+
+def _read(frozen: ty.Any) -> bytes:
+    from nova_snapext import read
+    with read.Disk(frozen.uri) as disk:
+        content = bytearray(disk.size)
+        for offset, chunk in disk.read([(0, disk.size)]):
+            content[offset:offset + len(chunk)] = chunk
+    return bytes(content)
+
+
+def _state(plan: ty.Any) -> str:
+    """Return what has to be the same again, in words."""
+    from nova_snapext.hypervisor import domain
+    from nova_snapext import plan as planning
+    guest = domain.Domain(plan.guest._domain)
+    disk = planning.find_root_disk(guest, plan.instance)
+    return (f'state {guest.state()[0]}, disk {disk.path}, job '
+            f'{guest._domain.jobInfo()[0] if plan.running else 0}')
+
+
+def _settled(plan: ty.Any, before: str) -> str:
+    """Return the state, as soon as it is that of before."""
+    end = time.monotonic() + SETTLE_TIMEOUT
+    while (after := _state(plan)) != before and time.monotonic() < end:
+        time.sleep(POLL_INTERVAL)
+    return after

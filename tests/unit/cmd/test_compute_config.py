@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import argparse
+import os
+import pathlib
+import pwd
+import sys
+from unittest import mock
+
+import fixtures
+from oslo_config import cfg
+from oslotest import base
+
+from nova_snapext.cmd import compute_config
+from nova_snapext.cmd import exits
+
+PYTHON = f'{os.path.dirname(sys.executable)}/python3'
+
+
+class ComputeConfigTest(base.BaseTestCase):
+    """The files of a nova-compute that runs, in a /proc of the test's own."""
+
+    def setUp(self):
+        super().setUp()
+        self.proc = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.patch(compute_config, 'PROC', self.proc)
+        (self.proc / 'self' / 'ns').mkdir(parents=True)
+        (self.proc / 'self' / 'ns' / 'mnt').symlink_to('mnt:[1]')
+        self.files = self.patch(cfg, 'find_config_files', mock.Mock(
+            return_value=['/etc/nova/nova.conf',
+                          '/etc/nova/nova-compute.conf']))
+        self.patch(cfg, 'find_config_dirs', mock.Mock(return_value=[]))
+
+    def patch(self, target, name, value):
+        self.useFixture(fixtures.MockPatchObject(target, name, value))
+        return value
+
+    def run_(self, pid, *words, namespace='mnt:[1]', owner=None,
+             environment=b''):
+        process = self.proc / str(pid)
+        (process / 'ns').mkdir(parents=True)
+        (process / 'ns' / 'mnt').symlink_to(namespace)
+        (process / 'cwd').symlink_to('/srv')
+        (process / 'cmdline').write_bytes(b''.join(
+            word.encode() + b'\0' for word in words))
+        (process / 'environ').write_bytes(environment)
+        if owner is not None:
+            os.chown(process, owner, owner)
+
+    def find(self, **options):
+        return compute_config.find(argparse.Namespace(
+            config_file=options.get('file', []),
+            config_dir=options.get('dir', [])))
+
+    def test_files_of_the_running_nova_compute_in_its_order(self):
+        self.run_(7, PYTHON, '/usr/bin/nova-compute', '--config-file=/a.conf',
+                  '--config-file', 'b.conf', '--log-file', '/c.log',
+                  '--config-dir', '/d')
+        source = self.find()
+        self.assertEqual(('/a.conf', '/srv/b.conf', '/d'), source.paths())
+        self.assertEqual(7, source.process.pid)
+        self.assertIn('process 7', source.text)
+
+    def test_usual_files_are_those_of_nova_compute(self):
+        # Debian's nova-compute.conf decides, if it is there.
+        source = self.find()
+        self.assertEqual(('/etc/nova/nova.conf',
+                          '/etc/nova/nova-compute.conf'), source.paths())
+        self.files.assert_called_with('nova', 'nova-compute')
+
+    def test_running_nova_compute_without_options_has_the_usual_files(self):
+        self.run_(7, '/usr/bin/nova-compute')
+        source = self.find()
+        self.assertIn('/etc/nova/nova-compute.conf', source.paths())
+        self.assertEqual(7, source.process.pid)
+
+    def test_command_line_decides(self):
+        self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/a.conf')
+        source = self.find(file=['/x.conf'], dir=['/y'])
+        self.assertEqual(('/x.conf', '/y'), source.paths())
+        self.assertIsNone(source.process)
+        self.assertEqual(7, self.find(file=['/a.conf']).process.pid)
+
+    def test_programs_that_only_name_it_are_others(self):
+        for pid, words in enumerate((
+                ('tail', '-f', '/var/log/nova/nova-compute'),
+                ('vi', 'nova-compute'), ('apt', 'install', 'nova-compute'),
+                (PYTHON,), ('',)), 2):
+            self.run_(pid, *words, '--config-file', '/evil.conf')
+        self.assertNotIn('/evil.conf', self.find().paths())
+
+    def test_nova_compute_in_a_container_is_not_used(self):
+        self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/c.conf',
+                  namespace='mnt:[2]')
+        self.assertIsNone(self.find().process)
+        self.files.return_value = []
+        error = self.assertRaises(exits.CommandError, self.find)
+        self.assertIn('in a container: run this command there', str(error))
+
+    def test_process_of_another_user_is_not_trusted(self):
+        if os.geteuid() != 0:
+            self.skipTest('only root can give away a file')
+        self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/evil.conf',
+                  owner=pwd.getpwnam('nobody').pw_uid)
+        self.assertNotIn('/evil.conf', self.find().paths())
+
+    def test_several_with_different_files_are_refused(self):
+        for pid in (7, 8):
+            self.run_(pid, PYTHON, '/b/nova-compute', '--config-file',
+                      f'/{pid}.conf')
+        error = self.assertRaises(exits.CommandError, self.find)
+        for part in ('Several nova-compute', '/7.conf', '/8.conf',
+                     '--config-file'):
+            self.assertIn(part, str(error))
+
+    def test_nova_compute_of_this_python_comes_first(self):
+        self.run_(7, '/elsewhere/python', '/b/nova-compute', '--config-file',
+                  '/7.conf')
+        self.run_(8, PYTHON, '/b/nova-compute', '--config-file', '/8.conf')
+        self.assertEqual(('/8.conf',), self.find().paths())
+
+    def test_no_configuration_at_all_is_refused(self):
+        self.files.return_value = []
+        self.assertIn('No configuration of Nova was found', str(
+            self.assertRaises(exits.CommandError, self.find)))
+
+    def test_file_that_may_not_be_read_is_for_another_user(self):
+        path = str(self.proc / 'nova.conf')
+        source = compute_config.Source(('--config-file', path), None, '')
+        self.patch(compute_config, 'adopt_environment', lambda process: None)
+        error = self.assertRaises(exits.CommandError, compute_config.load,
+                                  source)
+        self.assertNotIsInstance(error, exits.NotAllowed)
+        pathlib.Path(path).touch()
+        self.patch(os, 'access', lambda *_: False)
+        self.assertIn('as root', str(self.assertRaises(
+            exits.NotAllowed, compute_config.load, source)))
+
+    def environment(self, path, content=b''):
+        self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/7.conf',
+                  environment=content)
+        self.useFixture(fixtures.EnvironmentVariable('PATH', path))
+        for name in ('OS_SNAPEXT__STRATEGY', 'OS_PASSWORD'):
+            self.useFixture(fixtures.EnvironmentVariable(name))
+        compute_config.adopt_environment(self.find().process)
+
+    def test_programs_and_options_are_those_of_nova_compute(self):
+        self.environment('/mine', b'PATH=/opt/bin\0OS_SNAPEXT__STRATEGY=cold'
+                                  b'\0OS_PASSWORD=x\0nonsense\0')
+        self.assertEqual('/opt/bin', os.environ['PATH'])
+        self.assertEqual('cold', os.environ['OS_SNAPEXT__STRATEGY'])
+        self.assertNotIn('OS_PASSWORD', os.environ)
+
+    def test_empty_path_is_replaced(self):
+        self.environment('')
+        self.assertEqual(compute_config.USUAL_PATH, os.environ['PATH'])

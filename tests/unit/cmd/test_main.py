@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands in processes of their own: other users, and without a PATH."""
+
+import os
+import pathlib
+import pwd
+import subprocess
+import sys
+
+import fixtures
+from oslotest import base
+
+from nova_snapext.cmd import exits
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+class ProcessTest(base.BaseTestCase):
+    def run_(self, *arguments, user=None, **environment):
+        return subprocess.run(
+            [sys.executable, '-P', '-m', 'nova_snapext.cmd.main', *arguments],
+            capture_output=True, text=True, check=False, cwd='/', user=user,
+            env={'PYTHONPATH': str(ROOT), 'HOME': '/', **environment})
+
+    def config(self, text):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        for parent in (directory, *directory.parents):
+            if not parent.stat().st_mode & 0o001:
+                parent.chmod(0o711)
+        path = directory / 'nova.conf'
+        path.write_text(text.format(directory=directory))
+        path.chmod(0o644)
+        return directory, str(path)
+
+    def assert_clean(self, run):
+        self.assertEqual('', run.stderr)
+        self.assertNotIn('Traceback', run.stdout)
+        self.assertNotIn('Warning', run.stdout)
+
+    def test_empty_path_is_no_obstacle(self):
+        _directory, path = self.config(
+            '[DEFAULT]\nstate_path={directory}\nmy_ip=127.0.0.1\n')
+        run = self.run_('check', '--config-file', path, PATH='')
+        self.assert_clean(run)
+        self.assertIn('ok    programs: qemu-nbd', run.stdout)
+        self.assertEqual(exits.FOUND, run.returncode)
+
+    def test_nobody_is_told_that_he_does_not_see_everything(self):
+        _directory, path = self.config(
+            '[DEFAULT]\nstate_path=/root\nmy_ip=127.0.0.1\n'
+            'compute_driver=snapext.SnapextDriver\n')
+        if not os.access(sys.executable, os.X_OK) or os.geteuid() != 0:
+            self.skipTest('only root can be nobody')
+        run = self.run_('check', '--config-file', path,
+                        user=pwd.getpwnam('nobody').pw_uid)
+        self.assert_clean(run)
+        self.assertIn('This user does not see', run.stdout)
+        self.assertIn('sudo -u root', run.stdout)
+
+    def test_broken_configuration_is_reported_without_its_content(self):
+        _directory, path = self.config('[DEFAULT\npassword=geheim\n')
+        for command_, code in (('check', exits.FOUND),
+                               ('recover', exits.NOT_DONE)):
+            run = self.run_(command_, '--config-file', path)
+            self.assertEqual(code, run.returncode, run.stderr)
+            output = run.stdout + run.stderr
+            self.assertIn('can\'t be read', output)
+            self.assertNotIn('geheim', output)
+            self.assertNotIn('Traceback', output)
+
+    def test_missing_configuration_is_reported(self):
+        for command_ in ('check', 'status'):
+            run = self.run_(command_, '--config-file', '/no/nova.conf')
+            self.assertIn('/no/nova.conf: it does not exist',
+                          run.stdout + run.stderr)
+            self.assertNotEqual(0, run.returncode)
+
+    def test_version_and_help_need_no_configuration(self):
+        self.assertIn('nova 3', self.run_('--version').stdout)
+        for arguments in ((), ('check',), ('status',), ('recover',),
+                          ('drain',)):
+            run = self.run_(*arguments, '--help')
+            self.assertEqual(0, run.returncode)
+            for part in ('examples:', 'exit codes:'):
+                self.assertIn(part, run.stdout)
+
+    def test_wrong_usage_has_a_code_of_its_own(self):
+        self.assertEqual(exits.USAGE, self.run_('chekc').returncode)
+
+    def test_reader_that_has_enough_is_no_error(self):
+        run = subprocess.run(
+            ['sh', '-c', f'{sys.executable} -m nova_snapext.cmd.main check '
+                         f'--config-file /no | true'],
+            capture_output=True, text=True, check=False, cwd=ROOT)
+        self.assertEqual('', run.stderr)
