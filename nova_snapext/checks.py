@@ -13,8 +13,10 @@ the garbage collector comes (oslo_service.backend._threading.loopingcall, 4.8).
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import threading
 import typing as ty
@@ -23,7 +25,6 @@ from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
-from nova import utils
 from oslo_log import log as logging
 from oslo_utils import timeutils
 from oslo_utils import units
@@ -66,10 +67,10 @@ class Check(abc.ABC):
     def close(self) -> None:  # noqa: B027
         """Interrupt a check that is still waiting. No other one follows."""
 
-    def finish(self) -> None:  # noqa: B027
-        """Clean up, in the check's thread, after its last run.
+    def finish_late(self) -> None:  # noqa: B027
+        """Clean up after a last run that the snapshot has not waited for.
 
-        It must not raise an error: nobody waits for it.
+        It is called in the check's thread, and must not raise an error.
         """
 
 
@@ -82,6 +83,7 @@ class _PeriodicCheck:
         self._token = token
         self._instance = instance
         self._works = True
+        self._is_late = False
         self._ended = threading.Event()
         # A daemon thread: one that hangs must not keep nova-compute from
         # stopping.
@@ -92,14 +94,18 @@ class _PeriodicCheck:
         self._thread.start()
 
     def end(self) -> None:
-        """End the thread, and wait for it unless it hangs.
+        """Let no further run begin, and interrupt the one in progress."""
+        self._ended.set()
+        self._check.close()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, unless it hangs.
 
         A thread that hangs ends with its call, and without any effect.
         """
-        self._ended.set()
-        self._check.close()
-        self._thread.join(END_TIMEOUT)
+        self._thread.join(seconds)
         if self._thread.is_alive():
+            self._is_late = True
             LOG.warning('The snapshot does not wait any longer for its last '
                         '%(check)s, which has been waiting for a service for '
                         'more than %(seconds)d seconds. Its thread ends when '
@@ -110,12 +116,19 @@ class _PeriodicCheck:
                         instance=self._instance)
 
     def _run(self) -> None:
+        pause = self._interval
         try:
-            while not self._ended.wait(self._interval):
-                if self._has_cancelled():
-                    return
+            while not self._ended.wait(pause):
+                with timeutils.StopWatch() as watch:
+                    if self._has_cancelled():
+                        return
+                # The interval includes the run, but a slow service gets a
+                # pause all the same.
+                pause = max(self._interval - watch.elapsed(),
+                            self._interval / 4)
         finally:
-            self._check.finish()
+            if self._is_late:
+                self._check.finish_late()
 
     def _has_cancelled(self) -> bool:
         """Run the check once, and return whether it ends the snapshot."""
@@ -150,20 +163,35 @@ class _PeriodicCheck:
 
 
 @contextlib.contextmanager
-def run_periodically(check: Check, interval: float, token: cancel.CancelToken,
-                     instance: objects.Instance) -> Iterator[None]:
-    """Repeat a check inside the context, and cancel when it returns a cause.
+def run_periodically(
+    intervals: Mapping[Check, float], token: cancel.CancelToken,
+    instance: objects.Instance,
+) -> Iterator[Callable[[], None]]:
+    """Repeat checks inside the context, and cancel when one returns a cause.
 
-    On exit, a check that hangs is waited for at most END_TIMEOUT.
+    On exit, checks that hang are waited for at most END_TIMEOUT.
 
-    :param interval: seconds before the first run, and between two runs
+    :param intervals: seconds before the first run of a check, and between
+        the beginnings of two runs
+    :yields: a function that ends the checks, and does not wait: the exit
+        from the context waits the less, the earlier it is called
     """
-    periodic = _PeriodicCheck(check, interval, token, instance)
-    periodic.start()
+    running = [_PeriodicCheck(check, interval, token, instance)
+               for check, interval in intervals.items()]
+
+    def end() -> None:
+        for periodic in running:
+            periodic.end()
+
+    for periodic in running:
+        periodic.start()
     try:
-        yield
+        yield end
     finally:
-        periodic.end()
+        end()
+        with timeutils.StopWatch(END_TIMEOUT) as watch:
+            for periodic in running:
+                periodic.join(watch.leftover())
 
 
 class ServiceStoppingCheck(Check):
@@ -230,7 +258,7 @@ class FreeSpaceCheck(Check):
         """
         for path in self._paths:
             # In a native thread under eventlet: network storage may hang.
-            left = utils.tpool_wrap(space.free_bytes)(path) - (
+            left = compat.tpool_wrap(space.free_bytes)(path) - (
                 CONF.snapext.min_free_disk_mb * units.Mi)
             shrinks = self._shrink_rate(path, left)
             if left - 2 * FAST_INTERVAL * shrinks < 0:

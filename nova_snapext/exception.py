@@ -27,16 +27,20 @@ class SnapextError(exception.NovaException):
     it to its users when the instance is in the state ERROR.
 
     :cvar user_msg_fmt: the text for users, which says nothing of the host;
-        ``error`` is the name of the class
+        ``error`` is the name of the class, ``user_reason`` the part of the
+        reason that is for users
     """
 
-    user_msg_fmt = _("The host could not do this (%(error)s). An operator "
-                     "finds the reason in the log of nova-compute.")
+    user_msg_fmt = _("A problem of the cloud, not of your server or your "
+                     "request (%(error)s). Ask an operator of the cloud for "
+                     "the reason, and give the request ID.")
 
     def format_message(self) -> str:
         """Return the text for users."""
-        return str(self.user_msg_fmt % {'error': type(self).__name__,
-                                        **self.kwargs})
+        return str(self.user_msg_fmt % {
+            'error': type(self).__name__,
+            'user_reason': 'an operator of the cloud knows the reason',
+            **self.kwargs})
 
     def append(self, text: str) -> None:
         """Append a sentence to the text for operators."""
@@ -47,6 +51,14 @@ class SnapextError(exception.NovaException):
 class CompatibilityError(SnapextError):
     msg_fmt = _("nova-snapext does not work with this installation: "
                 "%(reason)s. Run 'nova-snapext check' for details.")
+
+
+class CompressionUnavailable(SnapextError):
+    msg_fmt = _("Images can't be compressed with zstd, as "
+                "[snapext]compression_type asks for: the Python package "
+                "zstandard is not installed. Install it for the Python of "
+                "nova-compute with 'pip install nova-snapext[zstd]', or "
+                "remove the option: images are then compressed with zlib.")
 
 
 class StrategyConfigError(SnapextError):
@@ -93,8 +105,9 @@ class GuestBusy(SnapextError):
                 "'%(job)s'. Its root disk can't be frozen until that job "
                 "ends. Wait for its end, or stop it (virsh domjobinfo and "
                 "domjobabort %(guest)s), then take the snapshot again.")
-    user_msg_fmt = _("The server runs the job '%(job)s'. Try again when it "
-                     "has ended.")
+    user_msg_fmt = _("Another operation of the server is in progress "
+                     "(%(job)s). Wait until it has ended, then take the "
+                     "snapshot again.")
 
 
 class DiskBusy(GuestBusy):
@@ -111,8 +124,8 @@ class SnapshotInProgress(SnapextError):
                 "in progress, the log of nova-compute names what is left and "
                 "what to do.")
     user_msg_fmt = _("Another snapshot of the server is in progress, or was "
-                     "interrupted. Wait for its end, or delete its image to "
-                     "cancel it.")
+                     "interrupted. Wait until it has ended, or delete its "
+                     "image to cancel it.")
 
 
 class RecoveryInProgress(SnapshotInProgress):
@@ -121,8 +134,8 @@ class RecoveryInProgress(SnapshotInProgress):
                 "snapshotted until then. Try again when the log of "
                 "nova-compute says that the interrupted snapshot is cleaned "
                 "up.")
-    user_msg_fmt = _("The server is being recovered from an interrupted "
-                     "snapshot. Try again later.")
+    user_msg_fmt = _("An earlier snapshot of the server was interrupted, and "
+                     "is being cleaned up. Try again later.")
 
 
 class NotRecovered(SnapextError):
@@ -137,8 +150,8 @@ class NotRecovered(SnapextError):
                 "started, stopped or unpaused, when libvirtd is back, and "
                 "otherwise after [snapext]recovery_interval; 'nova-snapext "
                 "recover' does so while nova-compute is stopped.")
-    user_msg_fmt = _("An interrupted snapshot of the server could not be "
-                     "cleaned up. Ask an operator.")
+    user_msg_fmt = _("An earlier snapshot of the server was interrupted, and "
+                     "could not be cleaned up. Ask an operator of the cloud.")
 
     def __init__(self, blocks_start: bool, **kwargs: str):
         super().__init__(**kwargs)
@@ -238,6 +251,21 @@ class FreezeFailed(SnapextError):
                 "%(disk)s of instance %(instance)s: %(reason)s")
 
 
+class QuiesceFailed(SnapextError, exception.InstanceQuiesceFailed):
+    """The image requires what the guest can't do. Nothing was changed.
+
+    No other strategy is tried: each one needs the same of the guest.
+    """
+
+    msg_fmt = _("The filesystems of instance %(instance)s could not be "
+                "frozen, and its image requires it (os_require_quiesce): "
+                "%(reason)s. Its users can mend that: install and start "
+                "qemu-guest-agent in the guest, or boot it from an image "
+                "without os_require_quiesce.")
+    user_msg_fmt = _("The image of the server requires that its filesystems "
+                     "are frozen (os_require_quiesce), and %(user_reason)s.")
+
+
 class GuestStoodStill(FreezeFailed):
     """The guest is as before, and may have stood still for the attempt.
 
@@ -257,9 +285,10 @@ class ThawFailed(SnapextError):
     msg_fmt = _("The filesystems of instance %(instance)s were frozen for "
                 "the snapshot and could not be thawed: %(reason)s. Thaw them "
                 "with 'virsh domfsthaw %(guest)s', or reboot the instance.")
-    user_msg_fmt = _("The filesystems of the server were frozen for the "
-                     "snapshot and could not be thawed. If the server hangs, "
-                     "reboot it.")
+    user_msg_fmt = _("The guest agent (qemu-guest-agent) of the server did "
+                     "not answer. The filesystems of the server may be "
+                     "frozen. If the server hangs, reboot it. Check the "
+                     "agent, then take the snapshot again.")
 
 
 class ReleaseFailed(SnapextError):
@@ -315,8 +344,9 @@ class IncompleteImageLeft(SnapextError):
     msg_fmt = _("The incomplete image %(image)s could not be deleted: "
                 "%(reason)s. Do not use it. nova-compute tries again to "
                 "delete it. Its snapshot failed: %(failure)s")
-    user_msg_fmt = _("The snapshot failed, and its incomplete image %(image)s "
-                     "could not be deleted. Do not use it.")
+    user_msg_fmt = _("The incomplete image %(image)s could not be deleted. "
+                     "Do not use it. Delete it; if it is protected, remove "
+                     "the protection first.")
 
 
 class SnapshotAborted(SnapextError):
@@ -327,8 +357,8 @@ class ServiceStopping(SnapshotAborted):
     msg_fmt = _("nova-compute is stopping, and the snapshot of instance "
                 "%(instance)s was not finished. Take it again when the "
                 "service is back.")
-    user_msg_fmt = _("The host is being maintained, and the snapshot was not "
-                     "finished. Take it again later.")
+    user_msg_fmt = _("The cloud is being maintained, and the snapshot was "
+                     "not finished. Take it again later.")
 
 
 class GuestStopped(SnapshotAborted):
@@ -336,7 +366,7 @@ class GuestStopped(SnapshotAborted):
                 "finished. The frozen disk ended with its QEMU process. Take "
                 "the snapshot again; the instance may stay shut off.")
     user_msg_fmt = _("The server was shut off before its snapshot was "
-                     "finished. Take the snapshot again; the server may stay "
+                     "finished. Take the snapshot again. The server may stay "
                      "shut off.")
 
 
@@ -348,14 +378,15 @@ class InsufficientSpace(SnapshotAborted):
                 "%(min_free)d MiB for the guest, which would pause without "
                 "space. Free some space there, or take the snapshot when the "
                 "guest writes less.")
-    user_msg_fmt = _("The host has not enough free space for the snapshot. "
-                     "Take it when the server writes less, or ask an "
-                     "operator.")
+    user_msg_fmt = _("The host of the server has not enough free space for "
+                     "the snapshot. Take it again when the server writes "
+                     "less, or ask an operator of the cloud.")
 
 
 class GlanceRefused(SnapshotAborted):
     msg_fmt = _("Glance at %(server)s refused image %(image)s: %(reason)s")
-    user_msg_fmt = _("Glance refused image %(image)s: %(reason)s")
+    user_msg_fmt = _("The image service (Glance) refused the image: "
+                     "%(user_reason)s.")
 
 
 def free_frames(error: BaseException | None,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import contextlib
 import typing as ty
 
+import libvirt
 from nova.compute import utils as compute_utils
 from nova import context as nova_context
 from nova import exception as nova_exception
@@ -18,15 +19,15 @@ from nova import objects
 from oslo_log import log as logging
 
 from nova_snapext import conf
-from nova_snapext import exception
+from nova_snapext.snapshot import user_text
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 EVENT = 'compute_snapext_snapshot'
 
-# Characters of an event's name in Nova's table instance_actions_events.
-NAME_LENGTH = 255
+# Errors whose text is in an event's details.
+TOLD_OPERATORS = (nova_exception.NovaException, libvirt.libvirtError)
 
 
 @contextlib.contextmanager
@@ -35,17 +36,23 @@ def report(context: nova_context.RequestContext,
     """Start an event, and finish it with the result of the snapshot.
 
     The cause of a failure is in the event's details. By Nova's default policy
-    only operators see them, because they may describe the host. But the user
-    who requested a strategy needs the reason of its refusal: the name of a
-    second event contains the part of it that is for users.
+    only operators see them, because they may describe the host. Users see the
+    names of events: a second one has a sentence for them as its name. Nova
+    stores the same sentence as the fault of the instance.
     """
-    with _EventReporter(context, EVENT, CONF.host, instance.uuid):
+    reporter = _EventReporter(context, EVENT, CONF.host, instance.uuid)
+    with reporter:
         try:
             yield
-        except exception.StrategyRefused as refused:
-            with _EventReporter(
-                    context, refused.format_message()[:NAME_LENGTH],
-                    CONF.host, instance.uuid):
+        except Exception as error:
+            text = user_text.of_error(error)
+            # Nova calls it for the fault, see exception_to_dict() in its
+            # compute/utils.py.
+            error.format_message = (  # type: ignore[attr-defined]
+                lambda: text)
+            if not reporter.is_started:
+                raise
+            with _EventReporter(context, text, CONF.host, instance.uuid):
                 raise
 
 
@@ -56,20 +63,23 @@ class _EventReporter(compute_utils.EventReporter):
     own error is never hidden.
     """
 
-    _is_started = False
+    is_started = False
 
     def __enter__(self) -> _EventReporter:
         with self._never_failing():
             super().__enter__()
-            self._is_started = True
+            self.is_started = True
         return self
 
     def __exit__(self, exc_type: ty.Any, exc_val: ty.Any,
                  exc_tb: ty.Any) -> None:
         # Nova would take format_message(), which is for users.
-        if isinstance(exc_val, exception.SnapextError):
+        if isinstance(exc_val, TOLD_OPERATORS):
             exc_val = str(exc_val)
-        if self._is_started:
+        elif exc_val is not None:
+            # As in Nova: nobody knows what its text has.
+            exc_val = type(exc_val).__name__
+        if self.is_started:
             with self._never_failing():
                 super().__exit__(exc_type, exc_val, exc_tb)
 

@@ -36,6 +36,7 @@ from nova_snapext.snapshot import failure
 from nova_snapext.snapshot import native_job
 from nova_snapext.snapshot import progress
 from nova_snapext.snapshot import properties
+from nova_snapext.snapshot import published
 from nova_snapext.snapshot import selection
 from nova_snapext.snapshot import worker
 from nova_snapext import strategies
@@ -94,6 +95,8 @@ class SnapshotJob:
         self._set_task_state = TaskStates(update_task_state, instance)
         self._token = cancel.CancelToken()
         self._refused_properties: frozenset[str] = frozenset()
+        self._seen_by_nova = False
+        self._published = published.Publication(instance, image_id)
         # Of a snapshot that is not Nova's own, from the freeze on.
         self._figures = ''
         self._watch = timeutils.StopWatch()
@@ -104,7 +107,8 @@ class SnapshotJob:
         :raises StrategyRefused: the requested strategy can't take it; nothing
             was changed
         """
-        with failure.translate_gone_guest(self._driver, self._instance):
+        with self._published, failure.translate_gone_guest(
+                self._driver, self._instance):
             plan = self._make_plan()
             request = selection.request_for(
                 self._instance, plan.image_properties)
@@ -114,7 +118,8 @@ class SnapshotJob:
                     self._instance, self._image_id) as completed, \
                     image.incomplete_image(
                         self._driver._image_api, plan,
-                        strategy.name) as (entry, mark_complete):
+                        strategy.name) as (entry, unfinished, mark_complete):
+                self._seen_by_nova = unfinished.seen_by_nova
 
                 def complete() -> None:
                     mark_complete()
@@ -172,6 +177,8 @@ class SnapshotJob:
                      instance=self._instance)
             # It is written with the first resource.
             entry.strategy = strategy.name
+            self._published.set_phase(
+                published.Phase.PREPARING, strategy.name)
             error = (
                 self._take_frozen(plan, strategy, entry, complete)
                 if isinstance(strategy, strategies.FreezingStrategy) else
@@ -191,9 +198,17 @@ class SnapshotJob:
             except Exception as again:
                 # Why the strategy failed is worth more.
                 raise error from again
+            has_stopped = plan.running and not now.running
             plan = dataclasses.replace(now, direct_refused=refused)
-            strategy = selection.select_after(
-                plan, request, self._driver.strategies, failed)
+            try:
+                strategy = selection.select_after(
+                    plan, request, self._driver.strategies, failed)
+            except exception.FreezeFailed as last:
+                if not has_stopped:
+                    raise
+                # The users have done that, and can take it again.
+                raise exception.GuestStopped(
+                    instance=self._instance.uuid) from last
 
     def _take_native(self, plan: planning.Plan,
                      request: selection.StrategyRequest,
@@ -205,13 +220,15 @@ class SnapshotJob:
 
         :returns: why another strategy may be tried; None: it is taken
         """
+        self._published.set_phase(published.Phase.NATIVE)
         self._describe_image(plan, properties.of_native(strategy.name))
         # Nova's direct snapshot was the only reason to select this strategy.
         direct_only = (request.is_by_auto(strategy.name) and
                        native.may_be_direct(plan))
         try:
             native_job.NativeJob(
-                self._driver, plan, may_suspend=not direct_only).run(
+                self._driver, plan, may_suspend=not direct_only,
+                seen_by_nova=self._seen_by_nova).run(
                     self._set_task_state, entry, complete)
         except exception.DirectSnapshotRefused as refused:
             return refused
@@ -231,13 +248,14 @@ class SnapshotJob:
             self._instance, strategy.growing_paths(plan))
         # Waiting for Nova's semaphore comes before the freeze: a frozen disk
         # that waits costs the guest space and time.
-        with self._run_checks(), \
+        with self._run_checks() as end_checks, \
                 compute_utils.disk_ops_semaphore:
             self._token.raise_if_cancelled()
             self._describe_image(plan, properties.before_freeze(
                 strategy.name, plan.instance.uuid))
             with contextlib.ExitStack() as stack:
                 self._watch.restart()
+                self._published.set_phase(published.Phase.FREEZING)
                 try:
                     space.raise_if_short()
                     frozen = stack.enter_context(strategy.freeze(plan, entry))
@@ -249,10 +267,15 @@ class SnapshotJob:
                          'consistent', {'disk': plan.disk.target,
                                         'consistency': frozen.consistency},
                          instance=self._instance)
+                self._published.set_frozen(frozen.frozen_at.isoformat())
                 self._set_task_state(task_state=task_states.IMAGE_UPLOADING)
-                with self._run_upload_checks(plan, space) as on_progress:
+                with journal.ReleaseStack(entry) as made, \
+                        self._run_upload_checks(plan, space) as on_progress:
                     read_bytes, sent_bytes = worker.run(
-                        store, self._driver, plan, frozen, entry,
+                        store, plan, frozen, direct.Making(
+                            driver=self._driver, stack=made,
+                            seen_by_nova=self._seen_by_nova,
+                            complete=complete),
                         self._refused_properties, self._token, on_progress)
                 self._figures = (
                     f'strategy={strategy.name} '
@@ -261,6 +284,8 @@ class SnapshotJob:
                     f'read={read_bytes} sent={sent_bytes}')
                 # If the release fails, the image is still complete.
                 complete()
+                end_checks()
+                self._published.set_phase(published.Phase.RELEASING)
             LOG.debug('Root disk %s is released', plan.disk.target,
                       instance=self._instance)
         return None
@@ -281,21 +306,21 @@ class SnapshotJob:
                 plan.metadata, described)
 
     @contextlib.contextmanager
-    def _run_checks(self) -> Iterator[None]:
-        """Cancel the snapshot when it has lost its purpose."""
-        with contextlib.ExitStack() as stack:
-            for check, interval in (
-                (checks.ServiceStoppingCheck(
-                    self._instance, self._driver.virtapi),
-                 checks.FAST_INTERVAL),
-                (checks.InstanceDeletedCheck(self._context, self._instance),
-                 checks.SLOW_INTERVAL),
-                (upload.ImageDeletedCheck(self._context, self._image_id),
-                 checks.SLOW_INTERVAL),
-            ):
-                stack.enter_context(checks.run_periodically(
-                    check, interval, self._token, self._instance))
-            yield
+    def _run_checks(self) -> Iterator[Callable[[], None]]:
+        """Cancel the snapshot when it has lost its purpose.
+
+        :yields: a function that ends the checks, see
+            :func:`checks.run_periodically`
+        """
+        with checks.run_periodically({
+            checks.ServiceStoppingCheck(
+                self._instance, self._driver.virtapi): checks.FAST_INTERVAL,
+            checks.InstanceDeletedCheck(
+                self._context, self._instance): checks.SLOW_INTERVAL,
+            upload.ImageDeletedCheck(
+                self._context, self._image_id): checks.SLOW_INTERVAL,
+        }, self._token, self._instance) as end:
+            yield end
 
     @contextlib.contextmanager
     def _run_upload_checks(
@@ -306,28 +331,33 @@ class SnapshotJob:
         :yields: a function that the upload calls with its progress
         """
         shown = progress.UploadProgress(self._instance)
-        with failure.explain_lost_disk(self._driver._host, plan), \
-                checks.run_periodically(shown, checks.SLOW_INTERVAL,
-                                        self._token, self._instance), \
-                checks.run_periodically(space, checks.FAST_INTERVAL,
-                                        self._token, self._instance):
-            yield shown.on_progress
+        with contextlib.ExitStack() as stack:
+            stack.callback(shown.reset)
+            stack.enter_context(
+                failure.explain_lost_disk(self._driver._host, plan))
+            stack.enter_context(checks.run_periodically(
+                {shown: progress.INTERVAL, space: checks.FAST_INTERVAL},
+                self._token, self._instance))
+
+            def on_progress(sent: int, size: int) -> None:
+                shown.on_progress(sent, size)
+                self._published.on_progress(sent, size)
+
+            yield on_progress
 
 
-def store(driver: libvirt_driver.LibvirtDriver, plan: planning.Plan,
-          frozen: strategies.FrozenDisk, entry: journal.JournalEntry,
-          refused_properties: Collection[str], token: cancel.CancelToken,
+def store(plan: planning.Plan, frozen: strategies.FrozenDisk,
+          making: direct.Making, refused_properties: Collection[str],
+          token: cancel.CancelToken,
           on_progress: upload.OnProgress) -> tuple[int, int]:
     """Fill the image: inside Ceph if that is possible, else by streaming.
 
-    :param entry: the snapshot's entry in the journal
     :returns: see :func:`stream`
     """
     if isinstance(frozen, rbd.FrozenRbd) and direct.make_image(
-            driver, plan, frozen.snapshot, _formats(plan),
+            plan, frozen.snapshot, making, _formats(plan),
             properties.without(properties.of_frozen(frozen),
-                               refused_properties),
-            entry, token, on_progress):
+                               refused_properties), token, on_progress):
         return 0, 0
     return stream(plan, frozen, refused_properties, token, on_progress)
 

@@ -12,6 +12,11 @@ from nova_snapext import checks
 
 LOG = logging.getLogger(__name__)
 
+# Seconds between two updates: what users see moves as fast as they would ask
+# for it, and nova-conductor gets at most one update of a snapshot in that
+# time.
+INTERVAL = 2
+
 # Percent between two lines in the log.
 LOG_STEP = 25
 
@@ -20,12 +25,14 @@ class UploadProgress(checks.Check):
     """Shows the progress of an upload each time the check runs.
 
     Each new percentage is one update of the instance in the database, as with
-    a live migration.
+    a live migration. While no byte is sent, as while an image is staged or
+    verified, nothing is written.
     """
 
     def __init__(self, instance: objects.Instance):
         # A copy of its own: a save that hangs may end while the snapshot
         # saves a task state.
+        self._original = instance
         self._instance = instance.obj_clone()
         self._instance.obj_reset_changes(recursive=True)
         self._logged = 0
@@ -57,8 +64,18 @@ class UploadProgress(checks.Check):
                      instance=self._instance)
         return None
 
-    def finish(self) -> None:
-        """Reset the server's progress, for its next operation."""
+    def reset(self) -> None:
+        """Reset the server's progress, for its next operation.
+
+        Nova's manager saves it together with the next task state: users see
+        both at once, and no update of its own delays the end of the snapshot.
+        Call it when the check has ended.
+        """
+        if self._instance.progress:
+            self._original.progress = 0
+
+    def finish_late(self) -> None:
+        # Its last run has overwritten what reset() has set.
         try:
             self._save(0)
         except nova_exception.InstanceNotFound:

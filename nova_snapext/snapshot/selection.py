@@ -19,6 +19,7 @@ import stevedore
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
 from nova_snapext import plan as planning
 from nova_snapext import reason as reasons
 from nova_snapext import space
@@ -36,6 +37,9 @@ AUTO = 'auto'
 #: property.
 EXTRA_SPEC = 'snapext:strategy'
 PROPERTY = 'snapext_strategy'
+
+# Names in a request that serves disks in Ceph.
+FOR_CEPH = frozenset({AUTO, 'rbd', 'backup', 'native'})
 
 # Characters of a request that errors and the log show.
 SANITIZED_LENGTH = 64
@@ -132,6 +136,12 @@ def check_options(available: Mapping[str, strategies.Strategy]) -> None:
             reason=f'[snapext]auto_strategies names {AUTO}, which stands for '
                    f'this list; installed are {_names(available)}')
     _check_names('auto_strategies', options.auto_strategies or [''], available)
+    if CONF.libvirt.images_type == 'rbd' and not FOR_CEPH & {
+            *StrategyRequest.parse(options.strategy, '').names}:
+        LOG.warning('The disks of this host are in Ceph, and each snapshot '
+                    'that [snapext]strategy (%(strategy)s) decides is '
+                    'refused. Write "%(strategy)s,rbd", or "auto"',
+                    {'strategy': options.strategy})
     for option in ('allowed_image_strategies', 'allowed_flavor_strategies'):
         _check_names(option, options[option], {AUTO, *available})
 
@@ -171,16 +181,24 @@ def request_for(instance: objects.Instance,
             extra_specs[EXTRA_SPEC], f'its flavor ({EXTRA_SPEC})')
         _check_allowed(instance, request, 'allowed_flavor_strategies')
         return request
-    return StrategyRequest.parse(CONF.snapext.strategy, '[snapext]strategy')
+    return request_of_host()
+
+
+def request_of_host() -> StrategyRequest:
+    """Return the request of snapshots that nobody else decides."""
+    return StrategyRequest.parse(
+        CONF.snapext.strategy, 'the configuration ([snapext]strategy)')
 
 
 def _check_allowed(instance: objects.Instance, request: StrategyRequest,
                    option: str) -> None:
     allowed = CONF.snapext[option]
     if not set(request.names) <= set(allowed):
-        _refuse(instance, request, (
-            f'it names {_unknown(request.names, allowed)}, and '
-            f'[snapext]{option} allows {", ".join(allowed) or "no request"}'))
+        names = f'it names {_unknown(request.names, allowed)}, and '
+        allows = f'allows {", ".join(allowed) or "no request"}'
+        _refuse(instance, request, reasons.UserReason(
+            f'{names}[snapext]{option} {allows}',
+            f'{names}this cloud {allows}'))
 
 
 def _check_known(instance: objects.Instance, request: StrategyRequest,
@@ -194,16 +212,19 @@ def _check_known(instance: objects.Instance, request: StrategyRequest,
 
 def _refuse(instance: objects.Instance, request: StrategyRequest,
             reason: str, found: Mapping[str, str] | None = None,
-            ) -> ty.NoReturn:
+            remedy: str = '') -> ty.NoReturn:
     """Refuse a request.
 
     :param found: the reason of each strategy; None if users may read the
         whole reason
+    :param remedy: what to write instead, also for users; empty if unknown
     """
+    for_users = (_text_for_users(found) if found is not None else
+                 getattr(reason, 'for_users', reason))
     raise exception.StrategyRefused(
         found or {}, instance=instance.uuid, strategy=str(request),
-        source=request.source, reason=reason,
-        user_reason=reason if found is None else _text_for_users(found))
+        source=request.source, reason=f'{reason}{remedy}',
+        user_reason=f'{for_users}{remedy}')
 
 
 def select(plan: planning.Plan, request: StrategyRequest,
@@ -225,7 +246,8 @@ def select(plan: planning.Plan, request: StrategyRequest,
     found = _Search(plan, available, failed or {})
     strategy = found.first(request)
     if strategy is None:
-        _refuse(plan.instance, request, _text(found.reasons), found.reasons)
+        _refuse(plan.instance, request, _text(found.reasons), found.reasons,
+                _ceph_remedy(plan, request))
     told = {name: reason for name, reason in found.reasons.items()
             if not isinstance(reason, reasons.OtherStorageReason)}
     if told:
@@ -240,6 +262,33 @@ def select(plan: planning.Plan, request: StrategyRequest,
               {'selected': strategy.name, 'source': request.source,
                'request': request}, instance=plan.instance)
     return strategy
+
+
+def explain(plan: planning.Plan, request: StrategyRequest,
+            available: Mapping[str, strategies.Strategy],
+            ) -> tuple[strategies.Strategy | None, dict[str, str]]:
+    """Return what :func:`select` would return, and why not the others.
+
+    :returns: the strategy, None if none supports the plan; and a reason for
+        each other one, by name
+    :raises StrategyRefused: a name is unknown
+    """
+    _check_known(plan.instance, request, available)
+    search = _Search(plan, available, {})
+    selected = search.first(request)
+    reasons_ = dict(search.reasons)
+    for name in sorted(available.keys() - reasons_.keys()):
+        strategy = available[name]
+        if strategy is not selected:
+            reasons_[name] = search.reason(strategy) or 'possible, too'
+    return selected, reasons_
+
+
+def _ceph_remedy(plan: planning.Plan, request: StrategyRequest) -> str:
+    """Return what to write for a disk in Ceph; empty if that was written."""
+    if ceph.image_of(plan.disk) is None or {'rbd', AUTO} & {*request.names}:
+        return ''
+    return f'. For a disk in Ceph write "{request},rbd", or "auto"'
 
 
 def select_after(plan: planning.Plan, request: StrategyRequest,
@@ -297,7 +346,7 @@ class _Search:
                 continue
             strategy = self._available.get(name)
             reason = (f'not installed; there are {_names(self._available)}'
-                      if strategy is None else self._reason(strategy))
+                      if strategy is None else self.reason(strategy))
             if strategy is not None and reason is None and by_auto:
                 reason = strategy.auto_skip_reason(self._plan)
                 if reason is not None:
@@ -310,7 +359,8 @@ class _Search:
             return strategy
         return None
 
-    def _reason(self, strategy: strategies.Strategy) -> str | None:
+    def reason(self, strategy: strategies.Strategy) -> str | None:
+        """Return why a strategy does not support the plan."""
         if strategy.name in self._failed:
             return str(self._failed[strategy.name])
         if isinstance(strategy, strategies.FreezingStrategy):

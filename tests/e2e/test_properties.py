@@ -62,6 +62,7 @@ class PropertyQuotaTest(base.CloudTestCase):
             self.assertFalse(self.image_exists(snapshot.image))
             self.assertIn(f'refused image {snapshot.image}', snapshot.log)
             self.assertIn(f'Maximum: {QUOTA} (HTTP 413)', snapshot.log)
+            self.assertIn(f'Maximum: {QUOTA}', self.refusal_text(self.server))
             self.assertNotIn('is frozen', snapshot.log)
             self.assertNotIn('Beginning live snapshot', snapshot.log)
             self.assert_nothing_left(self.server)

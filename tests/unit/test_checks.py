@@ -16,7 +16,9 @@ from oslo_utils import units
 
 from nova_snapext import cancel
 from nova_snapext import checks
+from nova_snapext import compat
 from nova_snapext import exception
+from tests import concurrency
 from tests.unit import base
 
 
@@ -25,7 +27,7 @@ class FakeCheck(checks.Check):
 
     def __init__(self, *results):
         self.results = list(results)
-        self.closed = self.finished = False
+        self.closed = self.finished_late = False
         self.threads = set()
         self.exhausted = threading.Event()
 
@@ -42,9 +44,8 @@ class FakeCheck(checks.Check):
     def close(self):
         self.closed = True
 
-    def finish(self):
-        self.threads.add(threading.current_thread())
-        self.finished = True
+    def finish_late(self):
+        self.finished_late = True
 
 
 class PeriodicTestCase(base.TestCase):
@@ -58,7 +59,7 @@ class PeriodicTestCase(base.TestCase):
 
     def repeated(self, check):
         return checks.run_periodically(
-            check, 0.001, self.token, self.server)
+            {check: 0.001}, self.token, self.server)
 
 
 class RunPeriodicallyTest(PeriodicTestCase):
@@ -114,15 +115,27 @@ class RunPeriodicallyTest(PeriodicTestCase):
         self.assertRaises(ZeroDivisionError, fail)
         self.assertEqual(before, threading.enumerate())
 
-    def test_check_finishes_in_its_thread_after_its_last_run(self):
+    def test_check_runs_in_one_thread_of_its_own(self):
         for result in (None, ZeroDivisionError()):
             check = FakeCheck(result)
             with self.repeated(check):
                 if result is None:
                     check.exhausted.wait()
+                else:
+                    self.cancelled.wait()
             self.assertNotIn(threading.current_thread(), check.threads)
             self.assertEqual(1, len(check.threads))
-            self.assertTrue(check.finished)
+            self.assertFalse(check.finished_late)
+
+    def test_checks_can_be_ended_before_the_context(self):
+        first, second = FakeCheck(), FakeCheck()
+        before = threading.enumerate()
+        with checks.run_periodically(
+                {first: 0.001, second: 0.001}, self.token,
+                self.server) as end:
+            end()
+            self.assertTrue(first.closed and second.closed)
+        self.assertEqual(before, threading.enumerate())
 
 
 class HangingCheck(checks.Check):
@@ -131,7 +144,7 @@ class HangingCheck(checks.Check):
     def __init__(self, result):
         self.result = result
         self.hangs, self.answer = threading.Event(), threading.Event()
-        self.finished = threading.Event()
+        self.finished_late = threading.Event()
 
     def run(self):
         self.thread = threading.current_thread()
@@ -141,8 +154,8 @@ class HangingCheck(checks.Check):
             raise self.result
         return self.result
 
-    def finish(self):
-        self.finished.set()
+    def finish_late(self):
+        self.finished_late.set()
 
 
 class HangingCheckTest(PeriodicTestCase):
@@ -156,10 +169,25 @@ class HangingCheckTest(PeriodicTestCase):
         self.assertTrue(check.thread.is_alive())
         # Otherwise it would keep nova-compute from ending.
         self.assertTrue(check.thread.daemon)
-        self.assertFalse(check.finished.is_set())
+        self.assertFalse(check.finished_late.is_set())
         check.answer.set()
         check.thread.join()
-        self.assertTrue(check.finished.is_set())
+        self.assertTrue(check.finished_late.is_set())
+
+    def test_checks_that_hang_are_waited_for_together(self):
+        self.useFixture(fixtures.MockPatchObject(checks, 'END_TIMEOUT', 0.01))
+        hanging = [HangingCheck(None) for _number in range(2)]
+        waits = []
+        with checks.run_periodically(
+                dict.fromkeys(hanging, 0.001), self.token, self.server):
+            for check in hanging:
+                check.hangs.wait()
+                self.useFixture(fixtures.MockPatchObject(
+                    check.thread, 'join', waits.append))
+        self.assertLessEqual(sum(waits), 2 * checks.END_TIMEOUT)
+        self.assertEqual(2, len(waits))
+        for check in hanging:
+            check.answer.set()
 
     def test_check_that_hangs_is_not_waited_for(self):
         self.hang(None)
@@ -177,8 +205,6 @@ class HangingCheckTest(PeriodicTestCase):
 
 # As nova-compute runs with [DEFAULT]concurrency_backend=eventlet.
 UNDER_EVENTLET = """
-from nova import monkey_patch
-monkey_patch.patch(backend='eventlet')
 import threading
 import eventlet
 from nova.tests.unit import fake_instance
@@ -203,7 +229,7 @@ class Check(checks.Check):
 
 def run(check):
     with checks.run_periodically(
-            check, 0.001, token, fake_instance.fake_instance_obj(None)):
+            {check: 0.001}, token, fake_instance.fake_instance_obj(None)):
         check.ran.wait()
     assert check.native == native.get_ident(), 'not in a green thread'
     return check.thread
@@ -223,8 +249,8 @@ class EventletTest(base.TestCase):
 
     def test_check_runs_in_a_green_thread_which_ends_with_the_snapshot(self):
         result = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', UNDER_EVENTLET],
-            env={**os.environ, 'OS_NOVA_DISABLE_EVENTLET_PATCHING': 'false'},
+            [sys.executable, '-W', 'ignore', '-c',
+             concurrency.beginning('eventlet') + UNDER_EVENTLET],
             capture_output=True, text=True)
         self.assertEqual(0, result.returncode, result.stderr)
 
@@ -235,11 +261,12 @@ class ServiceStoppingCheckTest(base.TestCase):
         return checks.ServiceStoppingCheck(self.instance(), virtapi).run()
 
     def test_service_that_is_stopping_ends_the_snapshot(self):
-        virtapi = mock.Mock()
-        stopping = virtapi._compute._shutdown_in_progress = threading.Event()
-        self.assertIsNone(self.run_check(virtapi))
+        stopping = threading.Event()
+        self.useFixture(fixtures.MockPatchObject(
+            compat, 'shutdown_event', return_value=stopping))
+        self.assertIsNone(self.run_check(mock.sentinel.virtapi))
         stopping.set()
-        self.assertIsInstance(self.run_check(virtapi),
+        self.assertIsInstance(self.run_check(mock.sentinel.virtapi),
                               exception.ServiceStopping)
 
     def test_virtapi_without_a_manager_never_ends_the_snapshot(self):

@@ -20,6 +20,7 @@ from nova_snapext import read
 from nova_snapext.snapshot import job
 from nova_snapext.snapshot import progress
 from nova_snapext.snapshot import properties
+from nova_snapext.snapshot import published
 from nova_snapext import upload
 from tests.unit import base
 from tests.unit.snapshot import base as snapshot_base
@@ -56,6 +57,30 @@ class OrderTest(snapshot_base.SnapshotTestCase):
         self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
         self.snapshot()
         self.assertLess(self.steps.index('turn'), self.steps.index('freeze'))
+
+    def test_phases_are_published_while_they_last(self):
+        seen = []
+        steps = self.steps
+
+        class Steps(list):
+            def append(self, step):
+                seen.append((step, *(
+                    (one.phase, one.strategy) for one in published.running())))
+                steps.append(step)
+
+        self.steps = Steps()
+        self.snapshot()
+        self.assertIn(('freeze', ('freezing', 'backup')), seen)
+        self.assertIn(('stream', ('uploading', 'backup')), seen)
+        self.assertIn(('release', ('releasing', 'backup')), seen)
+        self.assertEqual([], published.running())
+
+    def test_failed_upload_is_not_published_any_more(self):
+        self.stream.side_effect = nova_exception.GlanceConnectionFailed(
+            server='glance', reason='down')
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.snapshot)
+        self.assertEqual([], published.running())
 
     def test_failed_upload_releases_disk(self):
         self.stream.side_effect = nova_exception.GlanceConnectionFailed(
@@ -416,6 +441,18 @@ class GoOnTest(snapshot_base.SnapshotTestCase):
         self.patch(self.driver.strategies['backup'], 'freeze', shut_off)
         self.snapshot()
         self.assertFalse(self.stream.mock_calls[0].args[0].running)
+
+    def test_guest_that_was_shut_off_meanwhile_is_the_cause(self):
+        self.request('backup')
+
+        def shut_off(*_args):
+            self.domain.isActive.return_value = 0
+            raise exception.FreezeFailed(
+                strategy='backup', disk='vda', instance='i', reason='r')
+
+        self.patch(self.driver.strategies['backup'], 'freeze', shut_off)
+        error = self.assertRaises(exception.GuestStopped, self.snapshot)
+        self.assertIsInstance(error.__cause__, exception.FreezeFailed)
 
 
 class StreamTest(snapshot_base.SnapshotTestCase):

@@ -5,6 +5,7 @@ from unittest import mock
 
 import fixtures
 import libvirt
+from nova import objects
 import stevedore
 from stevedore import extension
 
@@ -15,7 +16,8 @@ from nova_snapext.snapshot import selection
 from nova_snapext import strategies
 from tests.unit import base
 
-AUTO = selection.StrategyRequest(('auto',), '[snapext]strategy')
+AUTO = selection.StrategyRequest(
+    ('auto',), 'the configuration ([snapext]strategy)')
 
 
 class ThirdPartyStrategy(strategies.FreezingStrategy):
@@ -409,13 +411,53 @@ class SelectTest(base.TestCase):
             self.assertEqual('native', self.selected(dataclasses.replace(
                 self.rbd(running=False), image_format='raw')))
 
-    def test_rbd_disk_is_refused_with_the_strategy_to_name(self):
-        self.assertIn('name the strategy rbd too', self.refused(
-            self.rbd(running=False), 'external,cold'))
+    def test_rbd_disk_is_refused_with_what_to_write(self):
+        for running in (True, False):
+            error = self.assertRaises(
+                exception.StrategyRefused, self.selected,
+                self.rbd(running=running), 'external,cold')
+            for text in (str(error), error.format_message()):
+                self.assertIn('write "external,cold,rbd"', text)
+        self.assertEqual('rbd', self.selected(
+            self.rbd(running=False), 'external,cold,rbd'))
+        self.assertEqual('rbd', self.selected(
+            self.rbd(running=False), 'external,auto'))
 
-    def test_native_makes_no_image_with_a_wrong_name(self):
-        self.assertIn('qcow2', self.refused(dataclasses.replace(
-            self.rbd(), image_format='qcow2'), 'native'))
+    def test_disk_in_a_file_has_no_advice_about_ceph(self):
+        self.assertNotIn('rbd', self.refused(
+            self.plan(running=False), 'backup'))
+
+    def test_host_with_ceph_whose_strategy_serves_no_disk_is_told(self):
+        self.flags(images_type='rbd', group='libvirt')
+        for strategy, is_told in (
+                ('external,cold', True), ('external,cold,rbd', False),
+                ('auto', False), ('external,auto', False)):
+            self.flags(strategy=strategy, group='snapext')
+            with mock.patch.object(selection, 'LOG') as log:
+                selection.check_options(self.strategies)
+            self.assertEqual(is_told, log.warning.called, strategy)
+
+    def test_native_in_ceph_may_suspend_for_another_format_than_raw(self):
+        plan = dataclasses.replace(self.rbd(), image_format='qcow2')
+        self.assertEqual('native', self.selected(plan, 'native'))
+        native = self.strategies['native']
+        self.assertTrue(native.stops_guest(plan))
+        self.assertIn('qcow2', native.auto_skip_reason(plan))
+
+    def test_native_that_does_not_quiesce_is_refused_if_that_is_required(self):
+        plan = self.rbd()
+        self.useFixture(fixtures.MockPatchObject(
+            objects.Instance, 'image_meta', objects.ImageMeta.from_dict({
+                'properties': {'os_require_quiesce': True}})))
+        self.assertIn('os_require_quiesce', self.refused(plan, 'native'))
+        lvm = dataclasses.replace(plan, disk=dataclasses.replace(
+            plan.disk, storage='block', path='/dev/vg/disk'))
+        self.assertIn('os_require_quiesce', self.refused(lvm, 'native'))
+        off = dataclasses.replace(plan, running=False)
+        self.assertEqual('native', self.selected(off, 'native'))
+        # A live snapshot of a file is quiesced by Nova.
+        live = dataclasses.replace(plan, disk=base.QCOW2)
+        self.assertEqual('native', self.selected(live, 'native'))
 
     def test_rbd_disk_gets_backup_on_request_and_no_other_strategy(self):
         self.assertEqual('backup', self.selected(self.rbd(), 'backup'))
@@ -450,7 +492,8 @@ class SelectTest(base.TestCase):
         error = self.assertRaises(
             exception.StrategyRefused, self.selected, plan, 'backup,native')
         self.assertIn('domjobabort', str(error))
-        self.assertIn("backup, native: The server runs the job 'dump'",
+        self.assertIn('backup, native: Another operation of the server is in '
+                      'progress (dump)',
                       error.format_message())
         self.assertNotIn('virsh', error.format_message())
 
