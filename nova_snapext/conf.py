@@ -35,8 +35,8 @@ If none of them can, the snapshot fails. The error gives the reasons, and
 nothing is changed. If one of several fails to freeze the disk, and nothing was
 touched, the next one is tried. ``backup`` and ``external`` can't take a
 snapshot of a guest that is shut off, and a guest is shut off when it is
-shelved. If you prefer one of them, write ``external,auto`` or
-``external,cold``.
+shelved. Only ``rbd``, ``backup`` and ``native`` serve disks in Ceph. If you
+prefer another one, write ``external,auto``, or ``external,cold,rbd``.
 
 Related options:
 
@@ -343,16 +343,19 @@ Related options:
 """),
     cfg.StrOpt(
         'compression_type',
-        default='zstd',
         choices=[
             ('zstd', 'Several times as fast; readable by QEMU 5.1 and newer '
-                     'that is built with zstd'),
+                     'that is built with zstd. Needs the Python package '
+                     'zstandard'),
             ('zlib', 'As in compressed images of Nova; readable by all '
                      'versions'),
         ],
         help="""
 Compression of qcow2 images if ``[libvirt]snapshot_compression`` is set. The
 image is compressed while it is uploaded; nothing is staged on the host.
+
+If it is not set, ``zstd`` is used where the Python package zstandard is
+installed (``pip install nova-snapext[zstd]``), otherwise ``zlib``.
 
 Related options:
 
@@ -458,6 +461,19 @@ Without it, the disk of such a guest is streamed.
 
 ``[libvirt]rbd_user`` needs the right to write to the pool, and Nova the right
 to add a location to an image: ``[service_user]send_service_user_token``.
+
+Related options:
+
+* ``rbd_image_store``
+"""),
+    cfg.StrOpt(
+        'rbd_image_store',
+        help="""
+Name of Glance's store that has ``rbd_image_pool``, as in Glance's
+``enabled_backends``. It is not needed if Glance has one store.
+
+If Glance has no store of this name, the disk is streamed. Glance 29 and newer
+finds the store of an image by its pool. Older ones are given this name.
 """),
 ]
 

@@ -13,14 +13,15 @@ import typing as ty
 from nova.compute import task_states
 from nova import context as nova_context
 from nova import objects
-from nova import utils
 from nova.virt import event as virtevent
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import imagebackend
 from oslo_log import log as logging
 
 from nova_snapext import compat
 from nova_snapext import conf
+from nova_snapext.encode import codec
 from nova_snapext import exception
 from nova_snapext import guards
 from nova_snapext.hypervisor import job_events
@@ -51,6 +52,10 @@ MIGRATION_EVENTS = (virtevent.EVENT_LIFECYCLE_MIGRATION_COMPLETED,
 # [DEFAULT]service_down_time, 60 s by default.
 START_TIMEOUT = 10
 
+# Seconds that a deletion waits for the snapshot that it cancels: it is noticed
+# after checks.SLOW_INTERVAL, and Ceph needs some to release what there is.
+CANCEL_TIMEOUT = 60
+
 
 class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
     """The libvirt driver. Everything but snapshots is Nova's own.
@@ -64,6 +69,8 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
 
     def __init__(self, virtapi: ty.Any, read_only: bool = False):
         compat.require()
+        # Nova may be told to stop before the first snapshot.
+        compat.shutdown_event(virtapi)
         super().__init__(virtapi, read_only)
         # libvirt reports a lost connection in the thread that notices it. In
         # _get_connection() that thread already has the lock that Nova's
@@ -72,8 +79,11 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         self._host._wrapped_conn_lock = threading.RLock()
         self.pending_unplugs = passthrough_devices.PendingUnplugs()
         self.native_jobs: dict[str, native_job.NativeJob] = {}
+        self._nova_root_disk = self.image_backend.by_libvirt_path
+        self.image_backend.by_libvirt_path = self._root_disk
         self.strategies = selection.load_strategies(self)
         selection.check_options(self.strategies)
+        codec.check_options()
         self.failure_log = schedule.FailureLog()
         self.gate = gate.InstanceGate(self)
         self._job_events = job_events.JobEvents(self._host)
@@ -97,6 +107,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         self.gate.recover_all_in_background()
         self.gate.start_retries()
         left = self.gate.wait(START_TIMEOUT)
+        compat.hold_instances(self.virtapi, startup.holding(self))
         if left:
             LOG.warning('nova-compute starts while interrupted snapshots are '
                         'still cleaned up. These instances can\'t be '
@@ -118,7 +129,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
     def _start_watchdog(self) -> None:
         timeout, uri = CONF.snapext.libvirtd_hang_timeout, self._host._uri
         # Under eventlet a native thread can't log.
-        if (timeout and utils.concurrency_mode_threading() and
+        if (timeout and compat.concurrency_mode_threading() and
                 watchdog.Watchdog.serves(uri)):
             watchdog.Watchdog(uri, timeout).start()
 
@@ -180,10 +191,29 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
             context, instance, guest, disk_path, out_path, *args)
 
     def _cleanup_rbd(self, instance: objects.Instance) -> None:
-        # Nova can't delete a disk that has snapshots.
+        # Nova can't delete a disk that has snapshots. A disk without the
+        # snapshot that is being read would seem to be empty: the deletion
+        # cancels such a snapshot first.
         if instance.task_state != task_states.RESIZE_REVERTING:
-            utils.tpool_wrap(rbd_leftovers.remove_of_instance)(instance.uuid)
+            if self.gate.wait_for_snapshot(instance.uuid, CANCEL_TIMEOUT):
+                compat.tpool_wrap(rbd_leftovers.remove_of_instance)(
+                    instance.uuid)
+            else:
+                LOG.warning('The snapshot of the deleted instance has not '
+                            'ended within %s seconds. Until then Nova can\'t '
+                            'delete the disk', CANCEL_TIMEOUT,
+                            instance=instance)
         super()._cleanup_rbd(instance)
+
+    def _root_disk(self, instance: objects.Instance, *args: ty.Any,
+                   **kwargs: ty.Any) -> imagebackend.Image:
+        """Return Nova's object for the disk that its own snapshot takes."""
+        disk = self._nova_root_disk(instance, *args, **kwargs)
+        # Nova's own tests pass a dictionary.
+        native = self.native_jobs.get(instance['uuid'])
+        if native is not None:
+            native.watch(disk)
+        return disk
 
     def _suspend_guest_for_snapshot(
         self, context: nova_context.RequestContext, live_snapshot: bool,

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of logic, with Nova's fixtures where something has to be faked."""
 
-import os
+from nova_snapext import compat
 
-from nova import monkey_patch
-
-# Native threads, as nova-compute has by default; to be settled before anything
-# imports eventlet.
-os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', 'true')
-monkey_patch.patch()
+# Those that this Nova's nova-compute has by default; to be settled before
+# anything else of Nova is imported.
+compat.patch_threads()

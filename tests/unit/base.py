@@ -63,8 +63,9 @@ class TestCase(test.NoDBTestCase):
     def setUp(self):
         super().setUp()
         # Nova's base class does this for Nova's own context.
-        self.useFixture(fixtures.MockPatchObject(
-            privsep.context, 'client_mode', False))
+        for context in (privsep.context, privsep.label_context):
+            self.useFixture(fixtures.MockPatchObject(
+                context, 'client_mode', False))
         # No version of QEMU can be told of a fake guest.
         self.useFixture(fixtures.MockPatch(
             'nova_snapext.strategies.base.FreezingStrategy.'

@@ -15,7 +15,8 @@ LAYERS = ('cmd', 'driver', 'guards', 'snapshot', 'recovery', 'strategies',
 
 #: Below all layers.
 GROUND = frozenset({'cancel', 'checks', 'compat', 'conf', 'durable',
-                    'exception', 'plan', 'reason', 'space'})
+                    'exception', 'finder', 'libnbd', 'plan', 'reason',
+                    'space'})
 
 
 def layer(dotted):
