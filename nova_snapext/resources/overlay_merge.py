@@ -472,6 +472,9 @@ class OverlayMerge:
                 not guest.is_active()):
             self._owner.put_owner_back(self._disk)
         self.files.remove_overlay()
+        if guest is not None:
+            # libvirt leaves the chain there after a pivot.
+            disk_definition.move_persistent(guest, self._overlay, self._disk)
         self._remove_fence()
         return True
 

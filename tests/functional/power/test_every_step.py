@@ -99,6 +99,9 @@ class ExternalXfsApartTest(EveryStepTestCase):
 class ColdExt4Test(EveryStepTestCase):
 
     STRATEGY = 'cold'
+    # libvirt has put the backing chain into the definition.
+    SINCE = steps.OVERLAY_REMOVED.name
+    UNTIL = steps.OVERLAY_REMOVED.name
 
 
 class ColdExt4ApartTest(EveryStepTestCase):
