@@ -464,7 +464,9 @@ def get_nova_service_user_context() -> ty.Any:
     :raises InvalidConfiguration: of Nova: [service_user] has no credentials
     """
     from nova import context
-    if nova_release() >= 33:
+    # Under eventlet, that one has a lock for green threads, which the
+    # worker's native thread must not take.
+    if nova_release() >= 33 and concurrency_mode_threading():
         return context.get_nova_service_user_context()
     from keystoneauth1 import loading
     from nova import conf

@@ -57,8 +57,9 @@ class CompressionUnavailable(SnapextError):
     msg_fmt = _("Images can't be compressed with zstd, as "
                 "[snapext]compression_type asks for: the Python package "
                 "zstandard is not installed. Install it for the Python of "
-                "nova-compute with 'pip install nova-snapext[zstd]', or "
-                "remove the option: images are then compressed with zlib.")
+                "nova-compute (python3-zstandard in Debian, or 'pip install "
+                "zstandard'), or remove the option: images are then "
+                "compressed with zlib.")
 
 
 class StrategyConfigError(SnapextError):

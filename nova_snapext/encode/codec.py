@@ -110,13 +110,13 @@ def check_options() -> None:
 
     :raises CompressionUnavailable: they can't be
     """
-    if zstandard is not None:
+    if zstandard is not None or not CONF.libvirt.snapshot_compression:
         return
     if CONF.snapext.compression_type == 'zstd':
         raise exception.CompressionUnavailable()
-    if CONF.libvirt.snapshot_compression and not CONF.snapext.compression_type:
+    if not CONF.snapext.compression_type:
         LOG.warning('Images are compressed with zlib, which takes several '
                     'times as long as zstd: the Python package zstandard is '
-                    'not installed. "pip install nova-snapext[zstd]" installs '
-                    'it; [snapext]compression_type = zlib silences this '
-                    'warning')
+                    'not installed (python3-zstandard in Debian, or "pip '
+                    'install zstandard"). [snapext]compression_type = zlib '
+                    'silences this warning')

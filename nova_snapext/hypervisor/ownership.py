@@ -12,6 +12,7 @@ changes the owner at the next start in any case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -95,13 +96,38 @@ class OwnerNote:
         uid, gid = self.label['dac'].split(':')
         return int(uid), int(gid)
 
-    def put_label_back(self, disk: planning.RootDisk) -> None:
+    def put_back(self, disk: planning.RootDisk,
+                 is_active: Callable[[], bool]) -> None:
         """Make libvirt give a disk to its owner when its guest ends.
 
-        Call it when the guest runs on the disk. A failure is logged.
+        Call it when the guest has come back to the disk. It may end at any
+        moment: libvirt would take a note that is written after that for
+        another guest that uses the disk. A failure is logged.
+
+        :param is_active: returns whether the guest runs
         """
         if not self.label:
             return
+        if is_active():
+            is_written = self._put_label_back(disk)
+            if is_active():
+                return
+            if is_written:
+                self._remove_label(disk)
+        self.put_owner_back(disk)
+
+    def _remove_label(self, disk: planning.RootDisk) -> None:
+        try:
+            privsep.remove_owner_label(os.path.realpath(disk.path))
+        except ERRORS as error:
+            LOG.warning('libvirt\'s note of the owner of %(path)s, which no '
+                        'guest uses, can\'t be removed: %(error)s. If the '
+                        'guest can\'t be started, remove it: "setfattr -x '
+                        'trusted.libvirt.security.ref_dac %(path)s"',
+                        {'path': disk.path, 'error': error})
+
+    def _put_label_back(self, disk: planning.RootDisk) -> bool:
+        """Write the note if libvirt has lost it; return whether it had."""
         path = os.path.realpath(disk.path)
         try:
             found = privsep.read_owner_label(path)
@@ -112,8 +138,10 @@ class OwnerNote:
                            'found': found})
                 privsep.write_owner_label(
                     path, {**self.label, **found, 'dac': self.label['dac']})
+                return True
         except ERRORS as error:
             self._log_failure(disk, error)
+        return False
 
     def put_owner_back(self, disk: planning.RootDisk) -> None:
         """Give a disk that no guest uses to its owner. A failure is logged."""

@@ -107,6 +107,21 @@ def write_owner_label(path: str, label: dict[str, str]) -> None:
             os.setxattr(device, LABEL + part, label[part].encode())
 
 
+@label_context.entrypoint
+def remove_owner_label(path: str) -> None:
+    """Remove a note that libvirt has no use for: its guest has ended.
+
+    :raises OSError: the path is no block device
+    """
+    with _block_device(path) as device:
+        for part in LABEL_PARTS:
+            try:
+                os.removexattr(device, LABEL + part)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
+
+
 @contextlib.contextmanager
 def _block_device(path: str) -> Iterator[str]:
     """Open a block device for nothing but its attributes.

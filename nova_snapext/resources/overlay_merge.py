@@ -383,7 +383,7 @@ class OverlayMerge:
             disk_definition.remove_chain(guest, target, self._path)
         self._limit.remove(guest)
         if is_top:
-            self._owner.put_label_back(self._disk)
+            self._owner.put_back(self._disk, guest.is_active)
         self._remove_fence()
         self._pause.resume(guest, os.path.dirname(self._path))
         return True

@@ -249,7 +249,7 @@ class SnapshotJob:
         # Waiting for Nova's semaphore comes before the freeze: a frozen disk
         # that waits costs the guest space and time.
         with self._run_checks() as end_checks, \
-                compute_utils.disk_ops_semaphore:
+                compute_utils.disk_ops_semaphore, worker.slots:
             self._token.raise_if_cancelled()
             self._describe_image(plan, properties.before_freeze(
                 strategy.name, plan.instance.uuid))

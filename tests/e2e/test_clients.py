@@ -161,10 +161,11 @@ class NovaClientTest(ClientTests, ClientTestCase):
         self.client.delete('glance', f'/images/{image}')
 
     def events(self):
-        # The last action comes first. It is a table.
+        # A table, sorted by the time of the request: the last one is ours.
         rows = self.run_client('instance-action-list', self.server)
-        request = next(word for row in rows.splitlines()
-                       for word in row.split() if word.startswith('req-'))
+        *_others, request = (
+            word for row in rows.splitlines()
+            for word in row.split() if word.startswith('req-'))
         shown = self.run_client('instance-action', self.server, request)
         rows = [line.split('|')[1:3] for line in shown.splitlines()
                 if line.count('|') == 3]

@@ -67,3 +67,61 @@ class LentTest(base.TestCase):
         with self.lent():
             self.owner = QEMU, KVM
         self.assertEqual((QEMU, KVM), self.owner)
+
+
+class OwnerNoteTest(base.TestCase):
+    """libvirt's note of a block device, after the guest has come back."""
+
+    NOTE = {'dac': '+0:+6', 'ref_dac': '1', 'timestamp_dac': '1700000000'}
+
+    def setUp(self):
+        super().setUp()
+        self.note = ownership.OwnerNote(dict(self.NOTE))
+        self.disk = mock.Mock(path='/dev/vg/disk', storage='block')
+        self.found = {}
+        self.calls = []
+        for name, act in (
+                ('read_owner_label', lambda _path: self.found),
+                ('write_owner_label', self.write),
+                ('remove_owner_label', self.remove),
+                ('chown', lambda _path, *owner: self.calls.append(owner))):
+            self.useFixture(fixtures.MockPatchObject(
+                privsep, name, side_effect=act))
+        self.useFixture(fixtures.MockPatch(
+            'os.stat', return_value=mock.Mock(st_uid=NOVA, st_gid=NOVA)))
+
+    def write(self, _path, label):
+        self.found = label
+        self.calls.append('write')
+
+    def remove(self, _path):
+        self.found = {}
+        self.calls.append('remove')
+
+    def put_back(self, *active):
+        self.note.put_back(self.disk, mock.Mock(side_effect=active))
+
+    def test_note_that_libvirt_has_lost_is_written(self):
+        self.put_back(True, True)
+        self.assertEqual(self.NOTE, self.found)
+        self.assertEqual(['write'], self.calls)
+
+    def test_note_that_libvirt_has_kept_is_not_touched(self):
+        self.found = dict(self.NOTE)
+        self.put_back(True, True)
+        self.assertEqual([], self.calls)
+
+    def test_guest_that_has_ended_gets_no_note_and_the_owner_the_disk(self):
+        self.put_back(False)
+        self.assertEqual({}, self.found)
+        self.assertEqual([(0, 6)], self.calls)
+
+    def test_note_written_for_a_guest_that_ends_just_then_is_removed(self):
+        self.put_back(True, False)
+        self.assertEqual({}, self.found)
+        self.assertEqual(['write', 'remove', (0, 6)], self.calls)
+
+    def test_without_a_note_nothing_is_done(self):
+        self.note = ownership.OwnerNote()
+        self.put_back()
+        self.assertEqual([], self.calls)

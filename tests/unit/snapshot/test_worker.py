@@ -47,6 +47,14 @@ class WorkerTest(base.TestCase):
     def test_error_of_the_function_is_raised(self):
         self.assertRaises(ZeroDivisionError, worker.run, divmod, 1, 0)
 
+    def test_workers_get_half_of_eventlet_s_pool(self):
+        with mock.patch.object(compat, 'concurrency_mode_threading',
+                               return_value=False), \
+                mock.patch.object(worker, 'EVENTLET_THREADS', 4):
+            slots = worker.make_slots()
+        taken = [slots.acquire(blocking=False) for _number in range(3)]
+        self.assertEqual([True, True, False], taken)
+
     def test_thread_of_eventlet_s_pool_keeps_its_niceness(self):
         before = _niceness()
         with mock.patch.object(compat, 'concurrency_mode_threading',
