@@ -72,11 +72,11 @@ class LentTest(base.TestCase):
 class OwnerNoteTest(base.TestCase):
     """libvirt's note of a block device, after the guest has come back."""
 
-    NOTE = {'dac': '+0:+6', 'ref_dac': '1', 'timestamp_dac': '1700000000'}
-
     def setUp(self):
         super().setUp()
-        self.note = ownership.OwnerNote(dict(self.NOTE))
+        self.original = {'dac': '+0:+6', 'ref_dac': '1',
+                         'timestamp_dac': '1700000000'}
+        self.note = ownership.OwnerNote(dict(self.original))
         self.disk = mock.Mock(path='/dev/vg/disk', storage='block')
         self.found = {}
         self.calls = []
@@ -103,11 +103,11 @@ class OwnerNoteTest(base.TestCase):
 
     def test_note_that_libvirt_has_lost_is_written(self):
         self.put_back(True, True)
-        self.assertEqual(self.NOTE, self.found)
+        self.assertEqual(self.original, self.found)
         self.assertEqual(['write'], self.calls)
 
     def test_note_that_libvirt_has_kept_is_not_touched(self):
-        self.found = dict(self.NOTE)
+        self.found = dict(self.original)
         self.put_back(True, True)
         self.assertEqual([], self.calls)
 
