@@ -2,8 +2,8 @@
 """Snapshots of ours inside Ceph that no journal of this host has.
 
 The pool has the snapshots of all hosts, and the journal of each host has its
-own. So only the disks of the guests of this host are looked at, of which no
-other host takes a snapshot, and those of instances that Nova has deleted.
+own. So only the disks of the guests of this host are looked at, as no other
+host takes a snapshot of these, and those of instances that Nova has deleted.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class CephStoppedTest(base.CephTestCase):
 
 
 class HeldTest(held.HeldUploadTestCase, base.CephTestCase):
-    """Streamed images, whose upload is held meanwhile."""
+    """Streamed images, whose upload is held."""
 
     MORE = base.QCOW2
 

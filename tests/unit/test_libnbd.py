@@ -25,7 +25,7 @@ class NBD:
 
 
 class LoadTest(base.BaseTestCase):
-    """A virtual environment, of which the host's packages are not a part."""
+    """A virtual environment that does not see the host's packages."""
 
     def setUp(self):
         super().setUp()

@@ -86,7 +86,7 @@ def _prepare(options: argparse.Namespace) -> None:
     with contextlib.suppress(exits.CommandError, ImportError):
         compute_config.adopt_environment(compute_config.find(options).process)
     compute_config.adopt_environment(None)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(ImportError, AttributeError):
         compat.patch_threads()
 
 
