@@ -218,14 +218,18 @@ class CloudTestCase(base.BaseTestCase):
         return Snapshot(image, task_states, acknowledged, usage.peak, log)
 
     @classmethod
-    def refusal_text(cls, server):
+    def refusal_text(cls, server, name=None):
         """Return the error that the user sees of the last, refused snapshot.
 
         It is the name of an event of the server's last action.
+
+        :param name: of the action, if others may have followed it
         """
         path = f'/servers/{server}/os-instance-actions'
-        action = max(cls.client.get('nova-api', path)['instanceActions'],
-                     key=lambda action: action['start_time'])
+        action = max((action for action in cls.client.get(
+            'nova-api', path)['instanceActions']
+            if name in (None, action['action'])),
+            key=lambda action: action['start_time'])
         shown = cls.client.get('nova-api', f'{path}/{action["request_id"]}')
         failed = [event['event'] for event in shown['instanceAction']['events']
                   if event['result'] == 'Error']

@@ -77,6 +77,6 @@ class EndedServerTest(held.HeldUploadTestCase):
 
     def told(self, server):
         try:
-            return self.refusal_text(server)
+            return self.refusal_text(server, 'createImage')
         except ValueError:  # not yet
             return ''
