@@ -124,11 +124,16 @@ class NativeJob:
         def cleaned_up(location: dict[str, str] | None,
                        also_destroy_volume: bool = False,
                        ignore_errors: bool = False) -> None:
-            if also_destroy_volume and self._clone is not None:
-                # Glance has not taken it. Another way may fill the image.
-                self._clone.set_offered(False)
             cleanup(location, also_destroy_volume=also_destroy_volume,
                     ignore_errors=ignore_errors)
+            if also_destroy_volume and self._clone and self._stack:
+                # Glance has not taken it. Nova may fill the image in another
+                # way, and Glance then keeps it under the same name: from here
+                # on nothing may remove that.
+                self._clone.set_offered(False)
+                self._clone.release()
+                self._stack.mark_released(self._clone)
+                self._clone = None
 
         disk.direct_snapshot = recorded
         disk.cleanup_direct_snapshot = cleaned_up

@@ -158,7 +158,7 @@ class UnsupportedTest(contract.FreezeAssertions, base.GuestTestCase):
         with self.driver.strategies['backup'].freeze(plan):
             for name, reason in self.reasons(plan).items():
                 self.assertIn("'backup'", reason, name)
-                self.assertIn("'backup'", reasons.for_users(reason))
+                self.assertIn('(backup)', reasons.for_users(reason))
                 self.assertNotIn('virsh', reasons.for_users(reason))
 
     def test_job_of_the_disk_excludes_all_strategies(self):
