@@ -68,15 +68,20 @@ def without_journal(images: Collection[ceph.ImageSpec] = (),
 
 
 def _is_deleted(image: ceph.ImageSpec) -> bool:
-    """Return whether Nova has deleted the instance of a disk."""
+    """Return whether Nova has deleted the instance of a disk.
+
+    An instance that this cell does not know may be one of another cell whose
+    disks are in the same pool.
+    """
     uuid = image.name.removesuffix(ceph.DISK_SUFFIX)
     if not uuidutils.is_uuid_like(uuid):
         return False
     try:
-        objects.Instance.get_by_uuid(
-            nova_context.get_admin_context(), uuid, expected_attrs=[])
+        return bool(objects.Instance.get_by_uuid(
+            nova_context.get_admin_context(read_deleted='yes'), uuid,
+            expected_attrs=[]).deleted)
     except nova_exception.InstanceNotFound:
-        return True
+        LOG.debug('Instance %s is not known in this cell', uuid)
     except Exception as error:
         LOG.warning('Nova does not tell whether instance %(instance)s '
                     'exists: what a snapshot has left of it stays: %(error)s',

@@ -67,13 +67,23 @@ class LeftoversTest(base.CephTestCase):
             opened.create_snap(name := f'snapext-{uuid.uuid4().hex}')
         uuids = []
 
-        def get_by_uuid(_context, uuid, **_kwargs):
+        def get_by_uuid(context, uuid, **_kwargs):
+            self.assertEqual('yes', context.read_deleted)
             uuids.append(uuid)
-            raise nova_exception.InstanceNotFound(instance_id=uuid)
+            return objects.Instance(uuid=uuid, deleted=True)
 
         with mock.patch.object(objects.Instance, 'get_by_uuid', get_by_uuid):
             self.assertEqual([ceph.SnapSpec(image, name)], self.found())
         self.assertEqual([image.name.removesuffix('_disk')], uuids)
+
+    def test_disk_of_an_instance_of_another_cell_is_left_alone(self):
+        image = ceph.image_of(self.rbd())
+        with self.cluster.image(image) as opened:
+            opened.create_snap(f'snapext-{uuid.uuid4().hex}')
+        with mock.patch.object(
+                objects.Instance, 'get_by_uuid',
+                side_effect=nova_exception.InstanceNotFound(instance_id='')):
+            self.assertEqual([], self.found())
 
     def test_nova_s_own_snapshot_goes_with_the_instance(self):
         plan = self.guest(self.cloned_rbd(1))
