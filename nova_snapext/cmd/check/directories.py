@@ -149,8 +149,8 @@ def space(_host: item.Host) -> Iterator[item.Item]:
                       f'strategies that need space there are refused.',
                 'Free space, or lower one of the options.')
         else:
-            yield item.ok(name, f'{free} MiB free for {option}; {keep} of them '
-                                f'are kept')
+            yield item.ok(name, f'{free} MiB free for {option}; {keep} of '
+                                f'them are kept')
 
 
 def _writable(name: str, option: str, path: str) -> Iterator[item.Item]:
