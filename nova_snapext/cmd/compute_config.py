@@ -106,7 +106,10 @@ def find(options: argparse.Namespace | None = None) -> Source:
                   for path in getattr(options, f'config_{name}', ())
                   for argument in (f'--config-{name}', os.path.abspath(path)))
     if named:
-        same = [process for process in running if process.arguments == named]
+        # The environment of a process decides over options and PATH.
+        same = [process for process in running
+                if process.is_here and process.is_trusted and
+                process.arguments == named]
         return Source(named, same[0] if len(same) == 1 else None,
                       'named on the command line')
     usable = _of_this_python([process for process in running
