@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests and their snapshots, for tests that act as a user of the cloud."""
 
+import atexit
 import contextlib
 import dataclasses
 import pathlib
@@ -34,6 +35,9 @@ WARM_UP_RECORDS = 20
 # The task states of an image create in the documentation of Nova, in order.
 IMAGE_STATES = ('image_snapshot_pending', 'image_snapshot',
                 'image_pending_upload', 'image_uploading')
+
+# The servers of shared_guest(). The last one is in use.
+SHARED: list[str] = []
 
 FINISHED = re.compile(
     r'Snapshot of root disk \S+ finished: strategy=(\w+) consistency=(\w+) '
@@ -139,6 +143,23 @@ class CloudTestCase(base.BaseTestCase):
             servers.delete, cls.client, server)
         cls.await_records(server, WARM_UP_RECORDS)
         return server
+
+    @classmethod
+    def shared_guest(cls):
+        """Return a guest that several classes use, and that none stops.
+
+        A boot takes longer than most tests.
+
+        :returns: id of the server
+        """
+        if SHARED:
+            shown = servers.show(cls.client, SHARED[-1])
+            if (shown['status'] == 'ACTIVE' and
+                    not shown['OS-EXT-STS:task_state']):
+                cls.await_records(SHARED[-1], 1)
+                return SHARED[-1]
+        SHARED.append(cls.boot(add_cleanup=atexit.register))
+        return SHARED[-1]
 
     @classmethod
     def console(cls, server):

@@ -37,7 +37,7 @@ class ClientTestCase(held.HeldUploadTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
 
 
 class ClientTests:

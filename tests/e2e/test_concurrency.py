@@ -19,7 +19,7 @@ class OneInstanceTest(base.CloudTestCase):
     def setUpClass(cls):
         cls.proxy = cls.use_glance_proxy()
         super().setUpClass()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
 
     def snapshot_during(self, act, strategy='external'):
         """Take a snapshot, and call a function before its upload ends.

@@ -18,7 +18,7 @@ class GlanceFaultTest(base.CloudTestCase):
         cls.CONFIGURATION = (*cls.CONFIGURATION,
                              f'glance.num_retries={RETRIES}')
         super().setUpClass()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
 
     def snapshot_with(self, faults):
         self.proxy.faults = faults

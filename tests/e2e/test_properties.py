@@ -21,7 +21,7 @@ class PropertyQuotaTest(base.CloudTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
         schema = cls.client.get('glance', '/schemas/image')['properties']
         cls.attributes = {name for name, value in schema.items()
                           if value.get('is_base', True)}

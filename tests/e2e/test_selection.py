@@ -117,7 +117,7 @@ class NextStrategyTest(base.CloudTestCase):
         cls.CONFIGURATION = (*cls.CONFIGURATION,
                              f'snapext.work_directory={closed}')
         cls.configure()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
 
     def test_auto_goes_on_with_a_strategy_that_can_freeze_the_disk(self):
         snapshot = self.snapshot(self.server)

@@ -37,7 +37,7 @@ class QuotaTest(base.CloudTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server = cls.boot()
+        cls.server = cls.shared_guest()
 
     def test_user_reads_which_limit_is_reached(self):
         for limit, words in (

@@ -7,9 +7,12 @@ import sys
 import tempfile
 import unittest
 
+from tests.functional import base
+
 BENCHMARK = pathlib.Path(__file__).parents[3] / 'tools' / 'benchmark'
 
 
+@base.only_in_full
 class MicroBenchmarkTest(unittest.TestCase):
 
     def test_micro_benchmark_measures_all_contestants_on_all_disks(self):
