@@ -9,7 +9,9 @@ import subprocess
 import fixtures
 
 # Passes the listening socket by socket activation, sd_listen_fds(3): a client
-# can connect before the server is up, so the tests need not wait for it.
+# can connect before the server is up, so the tests need not wait for it. By
+# bash: Debian's sh knows no descriptors above 9, and a test process that has
+# run many tests has no free one below.
 ACTIVATE = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{fd}'
 
 
@@ -33,7 +35,7 @@ class Server(fixtures.Fixture):
             listener.bind(self.socket)
             listener.listen()
             self.process = subprocess.Popen(
-                ['sh', '-c', ACTIVATE.format(fd=listener.fileno()), 'sh',
+                ['bash', '-c', ACTIVATE.format(fd=listener.fileno()), 'bash',
                  *self.command],
                 pass_fds=[listener.fileno()], stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL)
