@@ -176,16 +176,18 @@ def run_periodically(
     :yields: a function that ends the checks, and does not wait: the exit
         from the context waits the less, the earlier it is called
     """
-    running = [_PeriodicCheck(check, interval, token, instance)
-               for check, interval in intervals.items()]
+    running: list[_PeriodicCheck] = []
 
     def end() -> None:
         for periodic in running:
             periodic.end()
 
-    for periodic in running:
-        periodic.start()
     try:
+        for check, interval in intervals.items():
+            periodic = _PeriodicCheck(check, interval, token, instance)
+            periodic.start()
+            # Only one that has started can be joined.
+            running.append(periodic)
         yield end
     finally:
         end()

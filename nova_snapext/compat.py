@@ -252,10 +252,10 @@ NAMES: tuple[Name, ...] = (
              'to delete images as Nova\'s service user', exact=True,
              first_nova=33),
     Function('nova.monkey_patch', 'patch',
-             'to have the threads of nova-compute in the commands',
+             'to choose the threads of the commands',
              keywords=('backend',), first_nova=NATIVE_THREADS_NOVA),
     Function('nova.monkey_patch', 'patch',
-             'to have the threads of nova-compute in the commands',
+             'to choose the threads of the commands',
              first_nova=32, last_nova=NATIVE_THREADS_NOVA - 1),
     # Nova's Glance client.
     Function(
@@ -384,14 +384,37 @@ def patch_threads() -> None:
     used if they are nova-compute's default, whatever its configuration says.
     """
     if nova_release() >= NATIVE_THREADS_NOVA:
-        os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
-        from nova import monkey_patch
-        monkey_patch.patch(backend='threading')
+        use_native_threads()
         return
     os.environ.pop('OS_NOVA_DISABLE_EVENTLET_PATCHING', None)
     # The import alone does it in Nova 31.
     from nova import monkey_patch
     if nova_release() > 31:
+        monkey_patch.patch()
+
+
+def use_native_threads() -> None:
+    """Choose native threads for this process, which is no nova-compute.
+
+    A green thread that hangs in a call in C, such as libvirt's, would stop
+    all others. Call it before any other module of Nova is imported. It does
+    nothing if this process has green threads already.
+
+    With Nova 31, nobody dispatches libvirt's events then.
+    """
+    if get_eventlet() is not None:
+        return
+    os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = 'true'
+    if nova_release() < NATIVE_THREADS_NOVA:
+        # Nova's driver calls libvirt by eventlet's pool of native threads,
+        # which serves only one thread. Without a pool it calls at once: see
+        # execute() in eventlet/tpool.py.
+        os.environ['EVENTLET_THREADPOOL_SIZE'] = '0'
+    # The import alone would choose in Nova 31.
+    from nova import monkey_patch
+    if nova_release() >= NATIVE_THREADS_NOVA:
+        monkey_patch.patch(backend='threading')
+    elif nova_release() > 31:
         monkey_patch.patch()
 
 

@@ -29,6 +29,11 @@ PROGRAM = 'nova-compute'
 # nova-compute.
 USER = 'nova'
 
+# Options of Python that have their value in the next word, and those after
+# which there is no script.
+PYTHON_VALUES = ('-W', '-X', '--check-hash-based-pycs')
+PYTHON_NO_SCRIPT = ('-c', '-m')
+
 # The options of oslo.config that name files.
 OPTIONS = ('--config-file', '--config-dir')
 
@@ -49,7 +54,7 @@ class Process:
     :ivar arguments: its options that name files, with absolute paths
     :ivar is_here: it sees the same files as this process: it is not in a
         container
-    :ivar is_trusted: it belongs to root, to Nova's user, or to this user
+    :ivar is_trusted: it is a Python of root, of Nova's user, or of this user
     """
 
     pid: int
@@ -145,26 +150,63 @@ def processes() -> Iterator[Process]:
         try:
             words = [os.fsdecode(word) for word in
                      (directory / 'cmdline').read_bytes().split(b'\0')]
-            owner = directory.stat().st_uid
+            script = _script(words)
+            if script is None:
+                continue
+            is_trusted = (_users(directory) <= _trusted() and
+                          _runs_python(directory))
         except OSError:
             continue  # it has ended, or is hidden
-        script = _script(words)
-        if script is None:
-            continue
         yield Process(
-            int(directory.name), words[0] if script else '',
+            int(directory.name), words[0],
             tuple(_file_options(words[script + 1:], directory)),
-            _is_here(directory), owner in _trusted())
+            _is_here(directory), is_trusted)
 
 
 def _script(words: Sequence[str]) -> int | None:
-    """Return where a command line has nova-compute; None if it is another."""
-    if os.path.basename(words[0]) == PROGRAM:
-        return 0
-    if (os.path.basename(words[0]).startswith('python') and
-            os.path.basename(words[1] if words[1:] else '') == PROGRAM):
-        return 1
-    return None
+    """Return where a command line has nova-compute; None if it is another.
+
+    The kernel puts the interpreter before a script. Red Hat's has an option:
+    ``python3 -s /usr/bin/nova-compute``.
+    """
+    if not _is_python(words[0]):
+        return None
+    script = 1
+    while words[script:] and words[script].startswith('-'):
+        if words[script] in PYTHON_NO_SCRIPT:
+            return None
+        script += 2 if words[script] in PYTHON_VALUES else 1
+    is_ours = os.path.basename(''.join(words[script:script + 1])) == PROGRAM
+    return script if is_ours else None
+
+
+def _is_python(path: str) -> bool:
+    return os.path.basename(path).startswith('python')
+
+
+def _users(process: pathlib.Path) -> set[int]:
+    """Return the real, effective, saved and file system user ids.
+
+    The owner of the directory is only the effective one, and root for a
+    process that must not be traced: see proc(5).
+
+    :raises OSError: it has ended
+    """
+    [ids] = re.findall(r'^Uid:(.*)$', (process / 'status').read_text(
+        errors='replace'), re.MULTILINE)
+    return {int(uid) for uid in ids.split()}
+
+
+def _runs_python(process: pathlib.Path) -> bool:
+    """Return whether a program is Python, whatever it calls itself.
+
+    :returns: True if this user is not told
+    :raises OSError: it has ended
+    """
+    try:
+        return _is_python(os.readlink(process / 'exe'))
+    except PermissionError:
+        return True
 
 
 def _file_options(words: Sequence[str],
@@ -262,7 +304,7 @@ def load(source: Source) -> None:
     except (cfg.Error, ValueError, OSError) as error:
         # The text of an error can contain a line of the file.
         raise exits.CommandError(
-            f'Nova\'s configuration can\'t be read: {_safe(error)}. Correct '
+            f'Nova\'s configuration can\'t be read: {safe_text(error)}. Correct '
             f'the file.') from None
 
 
@@ -275,7 +317,7 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _safe(error: Exception) -> str:
+def safe_text(error: Exception) -> str:
     """Return the text of an error, without what a file contains."""
     text = str(error).strip().rstrip('.').split('\n')[0]
     if type(error).__name__ != 'ConfigFileParseError':

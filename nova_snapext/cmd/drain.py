@@ -9,6 +9,7 @@ import contextlib
 import sys
 import typing as ty
 
+from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import recover
 from nova_snapext.cmd import standalone
@@ -105,6 +106,10 @@ def _list(driver: ty.Any, elsewhere: ty.Collection[str] = ()) -> bool:
     from nova_snapext.recovery import leftovers
     left = [leftover for leftover in leftovers.find(driver)
             if leftover.instance_uuid not in elsewhere]
+    left += [leftovers.Leftover(
+        f'{one["name"]} was left by an interrupted "nova-snapext check '
+        f'--trial".', 'Repeat that command, which removes it.')
+        for one in trial.left()]
     for leftover in left:
         print(standalone.printable(str(leftover)))
     return not any(leftover.is_on_host for leftover in left)

@@ -85,8 +85,8 @@ def _lines(status: dict[str, ty.Any]) -> Iterator[str]:
          'used.', 'unusable'),
         ('set_aside_journal_files', 'Files of the journal that could not be '
          'read.', 'set_aside'),
-        ('trial_guests_left', 'Guests that an interrupted check --trial has '
-         'left.', 'trials'),
+        ('trial_guests_left', 'Guests, and images, that an interrupted check '
+         '--trial has left.', 'trials'),
     ):
         yield from _metric(name, text_, [({}, len(status[key]))])
 
@@ -111,16 +111,20 @@ def _timestamp(text_: str) -> float:
 
 def _metric(name: str, help_: str,
             samples: Iterable[Sample]) -> Iterator[str]:
-    """Return the lines of one metric; those without a value are left out."""
-    known = [(labels, value) for labels, value in samples
-             if value is not None]
+    """Return the lines of one metric; those without a value are left out.
+
+    Prometheus refuses two samples with equal labels. Two snapshots of one
+    instance, one of them set apart, have such samples, of the same files.
+    """
+    known = {tuple(labels.items()): value for labels, value in samples
+             if value is not None}
     if not known:
         return
     yield f'# HELP {PREFIX}_{name} {help_}'
     yield f'# TYPE {PREFIX}_{name} gauge'
-    for labels, value in known:
+    for labels, value in known.items():
         listed = ','.join(f'{label}="{_escaped(content)}"'
-                          for label, content in labels.items())
+                          for label, content in labels)
         yield f'{PREFIX}_{name}{f"{{{listed}}}" if listed else ""} {value}'
 
 

@@ -38,11 +38,12 @@ def run(options: argparse.Namespace) -> int:
                                 recover_trials(driver)]),
             journal.locked())
     try:
-        for guest in () if options.instance else trial.left():
-            print(f'{guest["name"]}, which "nova-snapext check --trial" has '
+        trials = [] if options.instance else trial.left()
+        for one in trials:
+            print(f'{one["name"]}, which "nova-snapext check --trial" has '
                   f'left')
-        return (exits.CLEAN if recover_all(None, options.instance)
-                else exits.FOUND)
+        is_clean = recover_all(None, options.instance) and not trials
+        return exits.CLEAN if is_clean else exits.FOUND
     except exception.JournalFailed as error:
         raise exits.CommandError(str(error)) from error
 
@@ -53,11 +54,10 @@ def recover_trials(driver: ty.Any) -> bool:
     :returns: whether nothing is left
     """
     from nova_snapext import exception
-    from nova_snapext import journal
     if not os.path.isdir(trial.directory()):
         return True
     try:
-        with trial.own_journal(), journal.locked():
+        with trial.locked_journal():
             items = [*trial.recover(driver)]
     except exception.JournalLocked:
         return True  # it runs, and removes all itself
@@ -71,7 +71,7 @@ def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
 
     :param driver: None: only list the snapshots, and change nothing
     :param instances: uuids; empty: all instances
-    :returns: whether nothing is left that could not be recovered
+    :returns: whether nothing is left
     """
     from nova_snapext import journal
     if driver is not None:
@@ -109,8 +109,12 @@ def _remove_from_ceph(driver: ty.Any) -> bool:
     from nova_snapext.recovery import rbd_leftovers
     done = True
     try:
-        for snapshot in rbd_leftovers.find(driver):
+        for snapshot, unknown in rbd_leftovers.find(driver):
             print(f'{snapshot} in Ceph, which no journal has')
+            if unknown:
+                print(f'    {unknown}', file=sys.stderr)
+                done = False
+                continue
             try:
                 rbd_leftovers.remove(snapshot)
                 print('    removed')
@@ -128,7 +132,7 @@ def _recover(driver: ty.Any, entry: ty.Any) -> bool:
     from nova_snapext.recovery import recover
     print(standalone.printable(recover.describe(entry)))
     if driver is None:
-        return True
+        return False
     try:
         recover.recover_entry(driver, entry)
     except exception.NotRecovered as error:
@@ -144,7 +148,7 @@ def _delete(driver: ty.Any, image: ty.Any) -> bool:
         f'image {image.image_id} of instance {image.instance_uuid}, begun '
         f'{image.began_at}Z, is not complete'))
     if driver is None:
-        return True
+        return False
     if recover.recover_image(driver, image):
         print('    deleted')
         return True

@@ -12,6 +12,7 @@ import shlex
 import sys
 import typing as ty
 
+from nova_snapext.cmd import bounded
 from nova_snapext.cmd import compute_config
 from nova_snapext.cmd import exits
 from nova_snapext import compat
@@ -53,7 +54,7 @@ def read_configuration(options: argparse.Namespace) -> None:
     :raises CommandError: the configuration can't be read, or the process has
         the wrong user
     """
-    compat.patch_threads()
+    compat.use_native_threads()
     compute_config.load(compute_config.find(options))
     from nova import config
     from oslo_config import cfg
@@ -147,7 +148,7 @@ def create_driver() -> ty.Any:
     from nova_snapext import driver
     priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
     rpc.init(conf.CONF)
-    base.NovaObject.indirection_api = rpcapi.ConductorAPI()
+    base.NovaObject.indirection_api = Conductor(rpcapi.ConductorAPI())
     # rpc.init() registers this option.
     conf.CONF.set_override('rpc_response_timeout', RPC_TIMEOUT)
     created = driver.SnapextDriver(virtapi.VirtAPI())
@@ -155,6 +156,32 @@ def create_driver() -> ty.Any:
     created._host._conn_event_handler = None
     created._host.initialize()
     return created
+
+
+class Conductor:
+    """Nova's conductor, which is not waited for longer than RPC_TIMEOUT.
+
+    oslo.messaging's own timeout does not begin before RabbitMQ is reached,
+    and kombu tries that again for ever.
+
+    :param api: Nova's ConductorAPI
+    """
+
+    def __init__(self, api: ty.Any):
+        self._api = api
+
+    def __getattr__(self, name: str) -> Callable[..., ty.Any]:
+        method = getattr(self._api, name)
+
+        def ask(*args: ty.Any, **kwargs: ty.Any) -> ty.Any:
+            import oslo_messaging
+            try:
+                return bounded.call(lambda: method(*args, **kwargs),
+                                    RPC_TIMEOUT)
+            except bounded.NoResponse as error:
+                raise oslo_messaging.MessagingTimeout(str(error)) from error
+
+        return ask
 
 
 def printable(text: str) -> str:

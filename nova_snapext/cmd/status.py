@@ -8,6 +8,7 @@ tells more by :mod:`nova_snapext.snapshot.published`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import json
@@ -43,18 +44,14 @@ def run(options: argparse.Namespace) -> int:
     logging.disable(logging.NOTSET if options.debug else logging.CRITICAL)
     try:
         status = _status(options)
-    except exits.CommandError:
+        printed = FORMATS[options.format](status)
+    except Exception:
         if options.format == 'prometheus':
             print(prometheus.failure(), end='')
         raise
     finally:
         logging.disable(logging.NOTSET)
-    if options.format == 'json':
-        print(json.dumps(status, indent=2))
-    elif options.format == 'prometheus':
-        print(prometheus.text(status), end='')
-    else:
-        print(standalone.printable('\n'.join(_lines(status))))
+    print(printed, end='')
     return exits.FOUND if status['outstanding'] else exits.CLEAN
 
 
@@ -288,6 +285,12 @@ def _left_lines(snapshot: dict[str, ty.Any], locked: bool) -> Iterator[str]:
             yield '    cleaned up when nova-compute starts'
 
 
+FORMATS: dict[str, Callable[[dict[str, ty.Any]], str]] = {
+    'text': lambda status: standalone.printable(
+        '\n'.join([*_lines(status), ''])),
+    'json': lambda status: json.dumps(status, indent=2) + '\n',
+    'prometheus': prometheus.text}
+
 EXAMPLES = """\
 examples:
   nova-snapext status
@@ -309,7 +312,7 @@ def add_to(commands: ty.Any) -> None:
         epilog=f'{EXAMPLES}\n{exits.TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--format', choices=('text', 'json', 'prometheus'), default='text',
+        '--format', choices=(*FORMATS,), default='text',
         help='output for people (default), for scripts, or for '
              'node_exporter\'s textfile collector')
     standalone.add_options(parser)

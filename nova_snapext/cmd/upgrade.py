@@ -25,6 +25,9 @@ from nova_snapext.cmd import standalone
 from nova_snapext.cmd import status
 from nova_snapext import compat
 
+# oslo.upgradecheck's code for an error: see run() of its upgradecheck.py.
+ERROR = 255
+
 CODES = {item.Status.OK: upgradecheck.Code.SUCCESS,
          item.Status.WARNING: upgradecheck.Code.WARNING,
          item.Status.UNKNOWN: upgradecheck.Code.WARNING,
@@ -115,14 +118,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(config_file=[], config_dir=[], debug=False)
     commands = UpgradeCommands(options)
     upgradecheck.register_cli_options(conf, commands)
-    conf(args=words, project='nova-snapext', prog='nova-snapext-status',
-         default_config_files=[], default_config_dirs=[])
+    try:
+        conf(args=words, project='nova-snapext', prog='nova-snapext-status',
+             default_config_files=[], default_config_dirs=[])
+    except (cfg.Error, ValueError, OSError) as error:
+        print(f'Nova\'s configuration can\'t be read: '
+              f'{compute_config.safe_text(error)}. Correct the file.',
+              file=sys.stderr)
+        return ERROR
     upgradecheck.CONF = conf
     options.config_file = conf.config_file or []
     options.config_dir = conf.config_dir or []
     compute_config.adopt_environment(None)
     try:
-        compat.patch_threads()
+        compat.use_native_threads()
         # Root reads files that Nova's user may not.
         [*configuration.files(commands._host)]
     except ImportError:

@@ -11,6 +11,7 @@ The journal never contains a secret.
 from nova_snapext.journal.directory import is_locked_by_another
 from nova_snapext.journal.directory import locked
 from nova_snapext.journal.directory import locked_since
+from nova_snapext.journal.directory import remove_if_empty
 from nova_snapext.journal.file import entries
 from nova_snapext.journal.file import find
 from nova_snapext.journal.file import find_all
@@ -48,6 +49,7 @@ __all__ = [
     'locked_since',
     'new_entry',
     'new_image',
+    'remove_if_empty',
     'require_usable',
     'set_aside_files',
     'set_aside_unreadable',

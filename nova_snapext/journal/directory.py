@@ -195,6 +195,9 @@ def locked(wait: bool = False) -> Iterator[None]:
                 raise is_locked from error
             LOG.warning('%s Waiting until it has ended', is_locked)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _is_at(path, descriptor):
+            # Its last owner has removed it: see remove_if_empty().
+            raise exception.JournalLocked(path=path)
         # For locked_since(), which only informs.
         with contextlib.suppress(OSError):
             os.utime(descriptor)
@@ -202,6 +205,22 @@ def locked(wait: bool = False) -> Iterator[None]:
         _is_locked_here = True
         stack.callback(_unlocked)
         yield
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Return whether an open file is the one that has a path now."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def remove_if_empty() -> None:
+    """Remove the directory, if it has nothing but the lock of this process."""
+    with contextlib.suppress(OSError):
+        if names() == [LOCK]:
+            os.unlink(path_of(LOCK))
+            os.rmdir(CONF.snapext.journal_directory)
 
 
 def _unlocked() -> None:

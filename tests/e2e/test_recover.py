@@ -16,7 +16,7 @@ class CommandTest(killed.KilledTestCase):
         image = self.kill_during_snapshot()
 
         listed = self.command('recover', '--dry-run')
-        self.assertEqual(0, listed.returncode, listed.stderr)
+        self.assertEqual(1, listed.returncode, listed.stderr)
         for part in (self.server, image, 'overlay', 'NBD export'):
             self.assertIn(part, listed.stdout)
         self.assertIn('disk.snapext', self.host.virsh('dumpxml', self.server))

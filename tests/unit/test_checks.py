@@ -12,6 +12,7 @@ from nova.compute import task_states
 from nova import exception as nova_exception
 from nova import objects
 import oslo_messaging
+from oslo_utils import timeutils
 from oslo_utils import units
 
 from nova_snapext import cancel
@@ -115,6 +116,26 @@ class RunPeriodicallyTest(PeriodicTestCase):
         self.assertRaises(ZeroDivisionError, fail)
         self.assertEqual(before, threading.enumerate())
 
+    def test_thread_that_can_not_start_ends_the_others(self):
+        before = threading.enumerate()
+        checks_ = [FakeCheck(), FakeCheck()]
+        start = threading.Thread.start
+
+        def refuse_second(thread):
+            if len(threading.enumerate()) > len(before):
+                raise RuntimeError('no thread')
+            start(thread)
+
+        self.useFixture(fixtures.MockPatchObject(
+            threading.Thread, 'start', refuse_second))
+        error = self.assertRaises(
+            RuntimeError, checks.run_periodically(
+                dict.fromkeys(checks_, 0.001), self.token,
+                self.server).__enter__)
+        self.assertEqual('no thread', str(error))
+        self.assertTrue(checks_[0].closed)
+        self.assertEqual(before, threading.enumerate())
+
     def test_check_runs_in_one_thread_of_its_own(self):
         for result in (None, ZeroDivisionError()):
             check = FakeCheck(result)
@@ -175,17 +196,26 @@ class HangingCheckTest(PeriodicTestCase):
         self.assertTrue(check.finished_late.is_set())
 
     def test_checks_that_hang_are_waited_for_together(self):
-        self.useFixture(fixtures.MockPatchObject(checks, 'END_TIMEOUT', 0.01))
         hanging = [HangingCheck(None) for _number in range(2)]
         waits = []
+
+        def join(seconds):
+            """Let the time pass for which the thread is waited for."""
+            waits.append(seconds)
+            now = timeutils.now() + seconds
+            self.useFixture(fixtures.MockPatchObject(
+                timeutils, 'now', lambda: now))
+
         with checks.run_periodically(
                 dict.fromkeys(hanging, 0.001), self.token, self.server):
             for check in hanging:
                 check.hangs.wait()
                 self.useFixture(fixtures.MockPatchObject(
-                    check.thread, 'join', waits.append))
-        self.assertLessEqual(sum(waits), 2 * checks.END_TIMEOUT)
-        self.assertEqual(2, len(waits))
+                    check.thread, 'join', join))
+            now = timeutils.now()
+            self.useFixture(fixtures.MockPatchObject(
+                timeutils, 'now', lambda: now))
+        self.assertEqual([checks.END_TIMEOUT, 0], waits)
         for check in hanging:
             check.answer.set()
 

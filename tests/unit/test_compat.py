@@ -32,7 +32,7 @@ from tests.unit import base as unit_base
 PACKAGE = pathlib.Path(nova_snapext.__file__).parent
 
 # Names that only look private: of Python, and the type of lxml's elements.
-PUBLIC = {'_exit', '_Element'}
+PUBLIC = {'_exit', '_Element', '_current_frames'}
 
 # Nova 31 to 34 do not all have these.
 LACKED = ('import thread_pool_factory', 'utils.get_eventlet',
@@ -149,6 +149,29 @@ class CheckTest(base.BaseTestCase):
             (sys.executable, '-c',
              'import sys; import nova_snapext.compat; '
              'sys.exit("nova" in sys.modules)'), check=True)
+
+
+class NativeThreadsTest(base.BaseTestCase):
+
+    def test_each_thread_of_a_command_can_call_libvirt(self):
+        program = """
+import threading
+from nova_snapext import compat
+compat.use_native_threads()
+from nova.virt.libvirt import host
+from nova_snapext import compat
+assert compat.concurrency_mode_threading()
+found = host.Host('test:///default')
+names = []
+for _number in range(2):
+    thread = threading.Thread(target=lambda: names.extend(
+        guest.name for guest in found.list_guests()), daemon=True)
+    thread.start()
+    thread.join(60)
+assert names == ['test', 'test'], names
+"""
+        subprocess.run([sys.executable, '-c', program], check=True,
+                       timeout=120)
 
 
 class ReleaseTestCase(base.BaseTestCase):

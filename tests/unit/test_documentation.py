@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import ast
 import importlib
 import pathlib
 import pkgutil
@@ -11,8 +12,12 @@ import nova_snapext
 from nova_snapext import exception
 from tests import known_defects
 
-PAGE = (pathlib.Path(__file__).parents[2] /
-        'doc/source/admin/troubleshooting.rst')
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / 'doc/source/admin/troubleshooting.rst'
+
+#: Beginnings of texts on the page that are not ours: of oslo.privsep, and of
+#: Nova with a part of ours.
+FOREIGN = ('privsep helper command', 'InvalidDiskInfo')
 
 #: Words at the beginning of a message that have to be in the documentation.
 FIRST_WORDS = 5
@@ -32,7 +37,36 @@ def first_words(error):
     return ' '.join(text.split()[:FIRST_WORDS])
 
 
+def texts(path):
+    """Return the texts of a module, with ``...`` for what is inserted."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            text = ''.join(part.value if isinstance(part, ast.Constant)
+                           else '...' for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = re.sub(r'%(\(\w+\))?[sdr]', '...', node.value)
+        else:
+            continue
+        yield ' '.join(text.split())
+
+
 class TroubleshootingTest(base.BaseTestCase):
+
+    def test_every_quoted_text_is_one_of_the_code(self):
+        code = [text for top in (ROOT / 'nova_snapext', ROOT / 'nova')
+                for path in top.rglob('*.py') for text in texts(path)]
+        quoted = re.findall(r'^ *``(.+)``$', PAGE.read_text(), re.MULTILINE)
+        self.assertGreater(len(quoted), 50)
+        self.assertEqual([], [
+            text for text in quoted if not text.startswith(FOREIGN) and
+            not any(re.sub(r'^\.\.\. |:? \.\.\.$', '', text) in known
+                    for known in code)])
+
+    def test_text_for_users_is_that_of_the_code(self):
+        text = exception.FreezeFailed(
+            strategy='', disk='', instance='', reason='').format_message()
+        self.assertIn(text.partition('.')[0], ' '.join(
+            PAGE.read_text().split()))
 
     def test_every_error_is_explained_by_its_first_words(self):
         for module in pkgutil.walk_packages(

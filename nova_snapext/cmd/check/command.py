@@ -15,6 +15,7 @@ import socket
 import sys
 import typing as ty
 
+from nova_snapext.cmd import bounded
 from nova_snapext.cmd.check import ceph
 from nova_snapext.cmd.check import configuration
 from nova_snapext.cmd.check import directories
@@ -54,6 +55,13 @@ TRIAL: tuple[item.Check, ...] = (glance.properties, trial.trial)
 AS_OTHER: tuple[item.Check, ...] = (
     hypervisor.connection, hypervisor.defects)
 
+# Seconds for a check to find one thing. Calls to libvirtd, and programs, have
+# shorter ones of their own.
+TIMEOUT = 60
+# The same for a trial, which may run on a busy host: a strategy that is not
+# waited for leaves the guest behind.
+TRIAL_TIMEOUT = 300
+
 # Until these have passed, no other check can be made.
 REQUIRED = (installation.nova, installation.driver)
 
@@ -87,7 +95,7 @@ def _prepare(options: argparse.Namespace) -> None:
         compute_config.adopt_environment(compute_config.find(options).process)
     compute_config.adopt_environment(None)
     with contextlib.suppress(ImportError, AttributeError):
-        compat.patch_threads()
+        compat.use_native_threads()
 
 
 def _run_all(checks: Iterable[item.Check],
@@ -98,15 +106,26 @@ def _run_all(checks: Iterable[item.Check],
 
 def _run(check: item.Check, host: item.Host) -> Iterator[item.Item]:
     """Run a check, which must not keep the others from being run."""
+    name = check.__name__.replace('_', '-')
+    seconds = TRIAL_TIMEOUT if check in TRIAL else TIMEOUT
+    found = ty.cast(ty.Any, check(host))
     try:
-        yield from check(host)
+        while one := bounded.call(lambda: next(found, None), seconds):
+            yield one
+    except bounded.NoResponse as error:
+        yield item.unknown(name, f'This check was not finished: {error}.',
+                           'See that what it waits for runs.')
     except Exception as error:
         if host.options.debug:
             raise
         yield item.unknown(
-            check.__name__.replace('_', '-'),
+            name,
             f'This check could not be made: {type(error).__name__}: {error}.',
             'See the details with "nova-snapext --debug check".')
+    finally:
+        # What a trial has made is removed. One that hangs can't be closed.
+        with contextlib.suppress(ValueError):
+            found.close()
 
 
 def _become_nova(host: item.Host) -> Iterator[item.Item]:

@@ -26,7 +26,8 @@ GROUP = 'snapext'
 PREFIX = 'nova.virt.'
 
 FILTERS = 'etc/nova/rootwrap.d/snapext.filters'
-PRIVSEP_CONTEXT = 'nova_snapext.hypervisor.privsep.context'
+PRIVSEP_CONTEXTS = ('nova_snapext.hypervisor.privsep.context',
+                    'nova_snapext.hypervisor.privsep.label_context')
 
 # Options of Nova that each snapshot uses, with the groups they are in.
 USED = {'DEFAULT': ('compute_driver', 'host', 'instances_path', 'state_path',
@@ -110,9 +111,8 @@ def running(host: item.Host) -> Iterator[item.Item]:
     if not compute_config.is_of_this_python(process):
         yield item.warning(
             'nova-compute', f'nova-compute, process {process.pid}, was '
-            f'started as {process.interpreter or "a program of its own"}, and '
-            f'this command runs by another Python, whose packages are '
-            f'checked here.',
+            f'started as {process.interpreter}, and this command runs by '
+            f'another Python, whose packages are checked here.',
             f'Install {installation.DISTRIBUTION} for that Python, and run '
             f'its nova-snapext.')
         return
@@ -232,7 +232,8 @@ def rootwrap(host: item.Host) -> Iterator[item.Item]:
                  for file in sorted(pathlib.Path(directory).iterdir())]
         for file in files:
             file.read_text()
-        allowed = _allows_helper(directories, host)
+        refused = [helper for helper in _helpers(host)
+                   if not _allows(directories, helper)]
     except FileNotFoundError:
         yield item.failed(
             'rootwrap', f'[DEFAULT]rootwrap_config {path} does not exist: '
@@ -249,21 +250,21 @@ def rootwrap(host: item.Host) -> Iterator[item.Item]:
         yield item.ok(
             'rootwrap', f'the privileged helper is allowed in '
                         f'{", ".join(directories)}'
-        ) if allowed else item.failed(
+        ) if not refused else item.failed(
             'rootwrap',
             f'rootwrap does not allow the privileged helper of '
             f'{installation.DISTRIBUTION}: no filter in '
-            f'{", ".join(directories)} allows "{_helper(host)}".',
+            f'{", ".join(directories)} allows "{refused[0]}".',
             f'Copy {installation.shipped_file(FILTERS)} there. It allows '
             f'configuration files below /etc: for others, add a line.')
 
 
-def _allows_helper(directories: list[str], host: item.Host) -> bool:
+def _allows(directories: list[str], helper: str) -> bool:
     """Return whether a filter allows what oslo.privsep runs."""
     from oslo_rootwrap import wrapper
     try:
         wrapper.match_filter(wrapper.load_filters(directories),
-                             _helper(host).split(' '), [])
+                             helper.split(' '), [])
     except wrapper.NoFilterMatched:
         return False
     except wrapper.FilterMatchNotExecutable:
@@ -271,9 +272,10 @@ def _allows_helper(directories: list[str], host: item.Host) -> bool:
     return True
 
 
-def _helper(host: item.Host) -> str:
-    """Return the command of the helper, as oslo.privsep makes it."""
+def _helpers(host: item.Host) -> list[str]:
+    """Return the commands of the helpers, as oslo.privsep makes them."""
     arguments = host.source.arguments if host.source else ()
-    return ' '.join(('privsep-helper', *arguments, '--privsep_context',
-                     PRIVSEP_CONTEXT, '--privsep_sock_path',
-                     '/tmp/x/privsep.sock'))  # noqa: S108  # nosec B108
+    return [' '.join(('privsep-helper', *arguments, '--privsep_context',
+                      context, '--privsep_sock_path',
+                      '/tmp/x/privsep.sock'))  # noqa: S108  # nosec B108
+            for context in PRIVSEP_CONTEXTS]

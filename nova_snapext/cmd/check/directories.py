@@ -180,6 +180,18 @@ def _name(uid: int) -> str:
         return str(uid)
 
 
+def _groups(uid: int, gid: int) -> set[int]:
+    """Return the groups of a process that libvirt starts as a user.
+
+    Those that the user has in addition belong to them: virGetGroupList() in
+    libvirt's src/util/virutil.c.
+    """
+    try:
+        return {*os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)}
+    except KeyError:
+        return {gid}
+
+
 def _way_of_qemu(name: str, path: str,
                  qemu: tuple[int, int] | None) -> Iterator[item.Item]:
     """Check that the user of QEMU may search all directories of a path.
@@ -188,6 +200,7 @@ def _way_of_qemu(name: str, path: str,
     """
     if qemu is None or qemu[0] == 0:
         return
+    groups = _groups(*qemu)
     real = pathlib.Path(os.path.realpath(path))
     for directory in reversed((real, *real.parents)):
         try:
@@ -198,7 +211,7 @@ def _way_of_qemu(name: str, path: str,
             continue  # it does not exist yet, or has no such attributes
         if status.st_uid == qemu[0]:
             allowed = status.st_mode & stat.S_IXUSR
-        elif status.st_gid == qemu[1]:
+        elif status.st_gid in groups:
             allowed = status.st_mode & stat.S_IXGRP
         else:
             allowed = status.st_mode & stat.S_IXOTH

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import types
 import typing as ty
+import uuid
 
 from nova_snapext.cmd.check import item
+from nova_snapext.cmd.check import trial
 
 # A request that only reads.
 NO_IMAGE = '00000000-0000-4000-8000-000000000000'
@@ -148,27 +151,28 @@ def _quotas(usage: dict[str, dict[str, int]]) -> Iterator[item.Item]:
 def properties(_host: item.Host) -> Iterator[item.Item]:
     """Create an image without data, with our properties, and delete it.
 
-    Only ``check --trial`` does this.
+    Only ``check --trial`` does this. What a crash leaves is in the journal of
+    trials.
     """
-    import glanceclient.exc
+    from nova_snapext import exception
     name = 'glance-properties'
+    image_id = str(uuid.uuid4())
     try:
-        with _requests() as (http_client, _server):
-            _response, image = http_client.post('/v2/images', data={
-                'name': 'nova-snapext-check', 'disk_format': 'qcow2',
-                'container_format': 'bare'})
-            path = f'/v2/images/{image["id"]}'
+        with trial.locked_journal(), \
+                _requests() as (http_client, _server), \
+                _recorded(image_id) as entry:
+            _create(http_client, entry)
             try:
-                refused = [*_refused(http_client, path)]
+                refused = [*_refused(http_client, f'/v2/images/{image_id}')]
             finally:
-                try:
-                    http_client.delete(path)
-                except glanceclient.exc.HTTPException as error:
-                    yield item.failed(
-                        name, f'The image {image["id"]} without data, which '
-                              f'this check has created, could not be '
-                              f'deleted: {_text(error)}.',
-                        f'Run "openstack image delete {image["id"]}".')
+                yield from _delete(http_client, entry)
+    except exception.JournalLocked:
+        yield item.unknown(name, 'Another "nova-snapext check --trial" runs.')
+        return
+    except exception.JournalFailed as error:
+        yield item.failed(name, f'The journal of the trial can\'t be used: '
+                                f'{error}')
+        return
     except Exception as error:
         # See answer().
         yield item.failed(
@@ -186,6 +190,44 @@ def properties(_host: item.Host) -> Iterator[item.Item]:
         yield item.ok(name, 'Glance lets the user of [service_user] set all '
                             'properties of snapshots; for users it may '
                             'refuse some')
+
+
+def _recorded(image_id: str) -> contextlib.AbstractContextManager[ty.Any]:
+    """Record an image in the journal before it is created."""
+    from nova_snapext import journal
+    # There is no instance.
+    plan = types.SimpleNamespace(
+        context=None, image_id=image_id,
+        instance=types.SimpleNamespace(uuid=image_id))
+    return journal.new_image(ty.cast(ty.Any, plan), 'trial', True)
+
+
+def _create(http_client: ty.Any, entry: ty.Any) -> None:
+    import glanceclient.exc
+    try:
+        http_client.post('/v2/images', data={
+            'id': entry.image_id, 'name': 'nova-snapext-check',
+            'disk_format': 'qcow2', 'container_format': 'bare'})
+    except glanceclient.exc.HTTPException:
+        entry.remove()
+        raise
+
+
+def _delete(http_client: ty.Any, entry: ty.Any) -> Iterator[item.Item]:
+    """Delete the image of this check. A failure leaves it in the journal."""
+    import glanceclient.exc
+    try:
+        http_client.delete(f'/v2/images/{entry.image_id}')
+    except glanceclient.exc.HTTPNotFound:
+        entry.remove()
+    except glanceclient.exc.HTTPException as error:
+        yield item.failed(
+            'glance-properties',
+            f'The image {entry.image_id} without data, which this check has '
+            f'created, could not be deleted: {_text(error)}.',
+            f'Run "openstack image delete {entry.image_id}".')
+    else:
+        entry.remove()
 
 
 def _refused(http_client: ty.Any, path: str) -> Iterator[str]:

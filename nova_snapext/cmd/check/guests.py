@@ -55,7 +55,8 @@ def guests(host: item.Host) -> Iterator[item.Item]:
             continue
         found = True
         instance, asking = _instance(wrapped, asking)
-        yield _of_one(host.driver, instance)
+        yield (_in_progress(instance) or
+               _unless_begun(instance, _of_one(host.driver, instance)))
     if not asking:
         yield item.unknown(
             'conductor', 'Nova\'s conductor does not respond: what flavors '
@@ -112,6 +113,29 @@ def plan_of(driver: ty.Any, instance: ty.Any) -> ty.Any:
         image_id='00000000-0000-4000-8000-000000000000',
         image_format=planning.image_format_of(disk),
         image_properties={}, metadata={})
+
+
+def _in_progress(instance: ty.Any) -> item.Item | None:
+    """Return what is to say of a guest whose snapshot runs now.
+
+    :returns: None of other guests
+    """
+    from nova_snapext.snapshot import published
+    for snapshot in published.running():
+        if snapshot.instance_uuid == instance.uuid:
+            return item.ok(
+                f'guest {instance.uuid}',
+                f'{instance.name}: a snapshot is in progress, by '
+                f'{snapshot.strategy or "a strategy to be selected"}; what '
+                f'serves the guest is seen after it')
+    return None
+
+
+def _unless_begun(instance: ty.Any, found: item.Item) -> item.Item:
+    """Return what was found, unless a snapshot that has just begun is why."""
+    if found.status is not item.Status.FAILED:
+        return found
+    return _in_progress(instance) or found
 
 
 def _of_one(driver: ty.Any, instance: ty.Any) -> item.Item:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import contextlib
 import grp
 import os
 import pwd
 import re
-import threading
 import typing as ty
 
+from nova_snapext.cmd import bounded
 from nova_snapext.cmd.check import item
 
 # Nova's for the values of [libvirt]virt_type: LibvirtDriver._uri() in
@@ -51,27 +52,15 @@ def ask(question: Callable[[ty.Any], ty.Any], read_only: bool) -> ty.Any:
     # It would print each error.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     connect = libvirt.openReadOnly if read_only else libvirt.open
-    answers: list[ty.Any] = []
-    errors: list[Exception] = []
 
-    def run() -> None:
-        try:
-            connection = connect(uri())
-            try:
-                answers.append(question(connection))
-            finally:
-                connection.close()
-        except Exception as error:
-            errors.append(error)
+    def run() -> ty.Any:
+        with contextlib.closing(connect(uri())) as connection:
+            return question(connection)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if errors:
-        raise Unreachable(str(errors[0])) from errors[0]
-    if not answers:
-        raise Unreachable(f'libvirtd did not respond for {TIMEOUT} seconds')
-    return answers[0]
+    try:
+        return bounded.call(run, TIMEOUT)
+    except Exception as error:
+        raise Unreachable(str(error)) from error
 
 
 def connection(host: item.Host) -> Iterator[item.Item]:

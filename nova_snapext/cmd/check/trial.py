@@ -3,7 +3,8 @@
 
 The guest has a journal of its own, so that a running nova-compute takes it for
 nothing of its concern, and ``nova-snapext recover`` removes what a crash has
-left of it.
+left of it. The image that :func:`nova_snapext.cmd.check.glance.properties`
+creates is there, too.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ SETTLE_TIMEOUT = 10
 def trial(host: item.Host) -> Iterator[item.Item]:
     """Try each strategy: freeze, read, release. Nothing is uploaded."""
     from nova_snapext import exception
-    from nova_snapext import journal
     name = 'trial'
     if host.driver is None:
         yield item.unknown(name, 'No strategy was tried, because the driver '
                                  'can\'t be created.')
         return
     try:
-        with own_journal(), journal.locked():
+        with locked_journal():
             yield from recover(host.driver)
             yield from _with_guest(host.driver)
     except exception.JournalLocked:
@@ -69,8 +69,24 @@ def own_journal() -> Iterator[None]:
         conf.CONF.set_override('journal_directory', before, 'snapext')
 
 
+@contextlib.contextmanager
+def locked_journal() -> Iterator[None]:
+    """Use the journal of trials alone, and remove it if it is empty then.
+
+    :raises JournalLocked: another trial uses it
+    :raises JournalFailed: it can't be used
+    """
+    from nova_snapext import journal
+    with own_journal(), journal.locked():
+        journal.finish_writes()
+        try:
+            yield
+        finally:
+            journal.remove_if_empty()
+
+
 def left() -> list[dict[str, ty.Any]]:
-    """Return the guests that interrupted trials have left.
+    """Return the guests, and images, that interrupted trials have left.
 
     :raises JournalFailed: the journal can't be read
     """
@@ -82,7 +98,10 @@ def left() -> list[dict[str, ty.Any]]:
             return []   # a trial runs
         return [{'name': entry.instance_name, 'uuid': entry.instance_uuid,
                  'began_at': entry.began_at, 'problem': entry.problem}
-                for entry in journal.entries()]
+                for entry in journal.entries()] + [
+                    {'name': f'image {image.image_id}',
+                     'uuid': image.image_id, 'began_at': image.began_at,
+                     'problem': image.reason} for image in journal.images()]
 
 
 def recover(driver: ty.Any) -> Iterator[item.Item]:
@@ -103,6 +122,13 @@ def recover(driver: ty.Any) -> Iterator[item.Item]:
         else:
             yield item.ok(name, f'{entry.instance_name}, which an earlier '
                                 f'trial had left, is removed')
+    for image in journal.images():
+        text = f'The image {image.image_id}, which an earlier trial had left,'
+        if recovery.recover_image(driver, image):
+            yield item.ok(name, f'{text} is deleted')
+        else:
+            yield item.failed(name, f'{text} could not be deleted: '
+                                    f'{image.reason}.')
 
 
 def _with_guest(driver: ty.Any) -> Iterator[item.Item]:

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import fixtures
@@ -21,6 +22,8 @@ from keystoneauth1 import exceptions as ks_exceptions
 from nova import objects
 from nova import utils as nova_utils
 import oslo_messaging
+from oslo_privsep import priv_context
+from oslo_rootwrap import wrapper
 
 from nova_snapext.cmd.check import ceph
 from nova_snapext.cmd.check import command
@@ -32,21 +35,27 @@ from nova_snapext.cmd.check import hypervisor
 from nova_snapext.cmd.check import installation
 from nova_snapext.cmd.check import item
 from nova_snapext.cmd.check import security
+from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import check_ceph
 from nova_snapext.cmd import compute_config
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
+from nova_snapext.cmd import recover
 from nova_snapext import compat
 from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import privsep
+from nova_snapext import journal
 from nova_snapext import libnbd
 from nova_snapext import plan as planning
+from nova_snapext.snapshot import published
+from nova_snapext import upload
 from tests.unit import base
 
 ROOT = pathlib.Path(__file__).parents[3]
 SCHEMA = ROOT / 'doc/source/cli/check-schema.json'
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
 OK, WARNING, UNKNOWN, FAILED = item.Status
+load_filters = wrapper.load_filters
 
 
 class CheckTestCase(base.TestCase):
@@ -284,12 +293,11 @@ class ConfigurationTest(CheckTestCase):
         self.assertIn('is allowed', self.found(configuration.rootwrap, OK))
 
     def test_helper_that_no_filter_allows_is_reported(self):
-        from oslo_rootwrap import wrapper
         self.rootwrap('[Filters]')
         # Old versions of oslo.rootwrap do not add one by themselves.
         self.patch(wrapper, 'load_filters', return_value=[])
         text = self.found(configuration.rootwrap, FAILED)
-        self.assertIn(configuration.PRIVSEP_CONTEXT, text)
+        self.assertIn(configuration.PRIVSEP_CONTEXTS[0], text)
         self.assertIn('snapext.filters', text)
 
     def test_filters_that_can_not_be_read_are_unknown(self):
@@ -311,9 +319,21 @@ class ConfigurationTest(CheckTestCase):
         self.flags(disable_rootwrap=True, group='workarounds')
         self.found(configuration.rootwrap, OK)
 
-    def test_checked_context_is_the_one_of_the_driver(self):
-        self.assertEqual(privsep.context.pypath,
-                         configuration.PRIVSEP_CONTEXT)
+    def test_checked_contexts_are_those_of_the_driver(self):
+        self.assertEqual(
+            {value.pypath for value in vars(privsep).values()
+             if isinstance(value, priv_context.PrivContext)},
+            {*configuration.PRIVSEP_CONTEXTS})
+
+    def test_helper_that_only_block_devices_need_is_checked_too(self):
+        self.rootwrap((ROOT / 'etc/nova/rootwrap.d/snapext.filters')
+                      .read_text().replace('(label_)?', ''))
+        self.patch(wrapper, 'load_filters',
+                   wraps=lambda directories: [
+                       one for one in load_filters(directories)
+                       if 'nova_snapext' in ' '.join(one.args)])
+        self.assertIn('privsep.label_context', self.found(
+            configuration.rootwrap, FAILED))
 
 
 class HypervisorTest(CheckTestCase):
@@ -547,6 +567,21 @@ class DirectoriesTest(CheckTestCase):
         self.assertEqual([], [*directories._way_of_qemu(
             'x', str(self.top / 'a'), (4242, 4242))])
 
+    def test_supplementary_groups_of_qemu_count(self):
+        (self.top / 'a').mkdir()
+        os.chown(self.top / 'a', -1, 4343)
+        (self.top / 'a').chmod(0o710)
+        self.patch(directories.pwd, 'getpwuid').return_value.pw_name = 'q'
+        groups = self.patch(os, 'getgrouplist', return_value=[4242, 4343])
+        for parent in self.top.parents:
+            if not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o001)
+        self.top.chmod(0o711)
+        found = [*directories._way_of_qemu(
+            'x', str(self.top / 'a'), (4242, 4242))]
+        self.assertEqual([], found)
+        groups.assert_called_once_with('q', 4242)
+
     def test_directory_that_nova_can_not_create_is_reported(self):
         self.host.qemu = None
         (self.top / 'file').touch()
@@ -633,7 +668,6 @@ class GlanceTest(CheckTestCase):
         self.patch(glance, '_requests', self.requests)
         self.client = mock.Mock()
         self.client.get.side_effect = lambda url: (None, self.answers[url])
-        self.client.post.return_value = None, {'id': 'i'}
         self.answers = {'/v2/images?limit=1': {}, '/v2/info/usage': {}}
         self.flags(send_service_user_token=True, group='service_user')
         from keystoneauth1 import loading
@@ -701,23 +735,56 @@ class GlanceTest(CheckTestCase):
         text = self.found(glance.properties, WARNING)
         self.assertIn('snapext_consistency', text)
         self.assertNotIn('snapext_frozen_at', text)
-        self.client.delete.assert_called_once_with('/v2/images/i')
+        self.assert_deleted()
+
+    def created(self):
+        """Return the id of the image that the check has created."""
+        return self.client.post.call_args.kwargs['data']['id']
+
+    def assert_deleted(self):
+        self.client.delete.assert_called_once_with(
+            f'/v2/images/{self.created()}')
+        self.assertEqual([], os.listdir(self.journal))
 
     def test_image_of_the_check_is_deleted_whatever_happens(self):
         self.client.patch.side_effect = OSError('reset')
         self.found(glance.properties, FAILED)
-        self.client.delete.assert_called_once_with('/v2/images/i')
+        self.assert_deleted()
 
     def test_image_that_can_not_be_deleted_is_named(self):
         self.client.delete.side_effect = glanceclient.exc.HTTPForbidden('no')
-        self.assertIn('openstack image delete i', self.found(
-            glance.properties, FAILED, OK))
+        text = self.found(glance.properties, FAILED, OK)
+        self.assertIn(f'openstack image delete {self.created()}', text)
 
     def test_quota_that_refuses_an_image_is_reported(self):
         self.client.post.side_effect = (
             glanceclient.exc.HTTPOverLimit('image_count_total'))
         self.assertIn('image_count_total', self.found(
             glance.properties, FAILED))
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_image_that_a_kill_leaves_is_told_and_deleted_later(self):
+        self.client.post.side_effect = SystemExit
+        self.assertRaises(SystemExit, next, glance.properties(self.host))
+        self.assertEqual([f'image {self.created()}'],
+                         [one['name'] for one in trial.left()])
+        discard = self.patch(upload, 'discard', return_value='it is locked')
+        driver = mock.Mock()
+        with trial.locked_journal():
+            [locked] = trial.recover(driver)
+        self.assertEqual((FAILED, True), (
+            locked.status, 'it is locked' in locked.text))
+        discard.return_value = None
+        self.assertTrue(recover.recover_trials(driver))
+        self.assertEqual(self.created(), discard.call_args.args[2])
+        self.assertEqual(([], []), (trial.left(), os.listdir(self.journal)))
+
+    def test_trial_that_runs_is_not_disturbed(self):
+        with contextlib.ExitStack() as other:
+            with trial.own_journal():
+                other.enter_context(journal.locked())
+            self.assertIn('Another', self.found(glance.properties, UNKNOWN))
+        self.client.post.assert_not_called()
 
 
 class GuestsTest(CheckTestCase):
@@ -750,6 +817,27 @@ class GuestsTest(CheckTestCase):
         self.patch(guests, '_of_one', return_value=item.ok('guest', 'x'))
         self.assertIn('conductor does not respond', self.found(
             guests.guests, OK, UNKNOWN))
+
+    def test_snapshot_in_progress_is_no_failure(self):
+        self.host.driver = mock.Mock()
+        self.host.driver._host.list_guests.return_value = [mock.Mock()]
+        self.patch(guests, '_is_of_nova', return_value=True)
+        instance = planning.UnknownInstance('u', 'n')
+        self.patch(guests, '_instance', return_value=(instance, True))
+        of_one = self.patch(guests, '_of_one',
+                            return_value=item.failed('guest u', 'a job runs'))
+        runs = [mock.Mock(instance_uuid='u', strategy='backup')]
+        running = self.patch(published, 'running', return_value=runs)
+        self.assertIn('in progress, by backup',
+                      self.found(guests.guests, OK))
+        of_one.assert_not_called()
+        # It begins while the guest is looked at.
+        running.side_effect = [[], runs]
+        self.assertIn('in progress', self.found(guests.guests, OK))
+        # It is another guest's.
+        running.side_effect = None
+        runs[0].instance_uuid = 'v'
+        self.assertIn('a job runs', self.found(guests.guests, FAILED))
 
     def test_domains_of_others_are_left_out(self):
         self.host.driver = mock.Mock()
@@ -806,3 +894,38 @@ class CommandTest(CheckTestCase):
         [one] = command._run(broken, self.host)
         self.assertIs(UNKNOWN, one.status)
         self.assertIn('KeyError', one.text)
+
+    def test_check_that_hangs_is_not_waited_for(self):
+        answered, ended = threading.Event(), threading.Event()
+
+        def hanging_check(_host):
+            yield item.ok('first', 'x')
+            answered.wait()
+            ended.set()
+
+        self.patch(command, 'TIMEOUT', 0.01)
+        first, last = command._run(hanging_check, self.host)
+        self.assertEqual(('first', 'hanging-check', UNKNOWN),
+                         (first.name, last.name, last.status))
+        self.assertIn('did not respond for 0.01 seconds', last.text)
+        answered.set()
+        ended.wait()
+
+    def test_check_that_is_interrupted_removes_what_it_has_made(self):
+        removed, kept = [], []
+
+        def making(_host):
+            try:
+                yield item.ok('first', 'x')
+            finally:
+                removed.append(True)
+
+        def check(host):
+            # Python would close one that nobody refers to.
+            kept.append(making(host))
+            return kept[0]
+
+        running = command._run(check, self.host)
+        next(running)
+        running.close()
+        self.assertEqual([True], removed)

@@ -3,7 +3,6 @@
 import argparse
 import os
 import pathlib
-import pwd
 import sys
 from unittest import mock
 
@@ -35,8 +34,12 @@ class ComputeConfigTest(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(target, name, value))
         return value
 
-    def run_(self, pid, *words, namespace='mnt:[1]', owner=None,
-             environment=b''):
+    def run_(self, pid, *words, namespace='mnt:[1]', users=None,
+             exe='/usr/bin/python3.11', environment=b''):
+        """Run a program.
+
+        :param users: its real, effective, saved and file system user ids
+        """
         process = self.proc / str(pid)
         (process / 'ns').mkdir(parents=True)
         (process / 'ns' / 'mnt').symlink_to(namespace)
@@ -44,8 +47,10 @@ class ComputeConfigTest(base.BaseTestCase):
         (process / 'cmdline').write_bytes(b''.join(
             word.encode() + b'\0' for word in words))
         (process / 'environ').write_bytes(environment)
-        if owner is not None:
-            os.chown(process, owner, owner)
+        ids = users or 4 * (os.geteuid(),)
+        (process / 'status').write_text(
+            f'Name:\tx\nUid:\t{" ".join(map(str, ids))}\nGid:\t0 0 0 0\n')
+        (process / 'exe').symlink_to(exe)
 
     def find(self, **options):
         return compute_config.find(argparse.Namespace(
@@ -69,7 +74,7 @@ class ComputeConfigTest(base.BaseTestCase):
         self.files.assert_called_with('nova', 'nova-compute')
 
     def test_running_nova_compute_without_options_has_the_usual_files(self):
-        self.run_(7, '/usr/bin/nova-compute')
+        self.run_(7, PYTHON, '/usr/bin/nova-compute')
         source = self.find()
         self.assertIn('/etc/nova/nova-compute.conf', source.paths())
         self.assertEqual(7, source.process.pid)
@@ -85,6 +90,8 @@ class ComputeConfigTest(base.BaseTestCase):
         for pid, words in enumerate((
                 ('tail', '-f', '/var/log/nova/nova-compute'),
                 ('vi', 'nova-compute'), ('apt', 'install', 'nova-compute'),
+                ('/usr/bin/nova-compute',), (PYTHON, '-c', 'nova-compute'),
+                (PYTHON, '-s'), (PYTHON, 'x', 'nova-compute'),
                 (PYTHON,), ('',)), 2):
             self.run_(pid, *words, '--config-file', '/evil.conf')
         self.assertNotIn('/evil.conf', self.find().paths())
@@ -97,12 +104,56 @@ class ComputeConfigTest(base.BaseTestCase):
         error = self.assertRaises(exits.CommandError, self.find)
         self.assertIn('in a container: run this command there', str(error))
 
-    def test_process_of_another_user_is_not_trusted(self):
-        if os.geteuid() != 0:
-            self.skipTest('only root can give away a file')
+    def test_options_of_python_are_not_those_of_nova_compute(self):
+        for pid, options in enumerate((
+                ('-s',), ('-sP',), ('-W', 'ignore', '-s'),
+                ('-Xdev', '-X', 'utf8')), 7):
+            self.run_(pid, PYTHON, *options, '/usr/bin/nova-compute',
+                      '--config-file', '/a.conf')
+        self.assertEqual(('/a.conf',), self.find().paths())
+        self.assertEqual(4, len([*compute_config.processes()]))
+
+    def untrusted(self):
+        """Run a nova-compute with one user id of somebody else's."""
+        for position in range(4):
+            ids = 4 * [os.geteuid()]
+            ids[position] = os.geteuid() + 4242
+            self.run_(7 + position, PYTHON, '/b/nova-compute',
+                      '--config-file', '/evil.conf', users=ids,
+                      environment=b'PATH=/evil\0')
+
+    def test_process_with_an_id_of_another_user_is_not_trusted(self):
+        self.untrusted()
+        source = self.find()
+        self.assertNotIn('/evil.conf', source.paths())
+        self.assertIsNone(source.process)
+
+    def test_untrusted_process_decides_nothing_if_its_file_is_named(self):
+        self.untrusted()
+        source = self.find(file=['/evil.conf'])
+        self.assertEqual(('/evil.conf',), source.paths())
+        self.assertIsNone(source.process)
+        # One that is trusted is still recognized.
+        self.run_(20, PYTHON, '/b/nova-compute', '--config-file',
+                  '/evil.conf')
+        self.assertEqual(20, self.find(file=['/evil.conf']).process.pid)
+
+    def test_program_that_only_calls_itself_python_is_not_trusted(self):
         self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/evil.conf',
-                  owner=pwd.getpwnam('nobody').pw_uid)
+                  exe='/usr/bin/sudo')
         self.assertNotIn('/evil.conf', self.find().paths())
+
+    def test_program_that_this_user_is_not_told_may_be_python(self):
+        self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/a.conf')
+        readlink = os.readlink
+
+        def refuse(path):
+            if str(path).endswith('exe'):
+                raise PermissionError
+            return readlink(path)
+
+        self.patch(os, 'readlink', refuse)
+        self.assertEqual(('/a.conf',), self.find().paths())
 
     def test_several_with_different_files_are_refused(self):
         for pid in (7, 8):

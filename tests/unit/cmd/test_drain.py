@@ -6,6 +6,7 @@ from unittest import mock
 
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import recover
@@ -70,6 +71,15 @@ class DrainTest(base.TestCase):
         self.assertEqual(0, code)
         for text in ('An image.', 'can be set'):
             self.assertIn(text, printed)
+
+    def test_what_a_trial_has_left_is_told(self):
+        self.patch(trial, 'left').return_value = [{'name': 'a trial guest'}]
+        for arguments in ((), ('--dry-run',)):
+            code, printed = self.run_(*arguments)
+            self.assertEqual(1, code)
+            self.assertIn('a trial guest was left', printed)
+            self.assertNotIn('can be set', printed)
+            self.assertNotIn('Nothing of nova-snapext is left', printed)
 
     def test_overlay_without_a_journal_is_recovered(self):
         self.find.side_effect = [[OVERLAY], []]

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import pwd
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,20 @@ from oslotest import base
 from nova_snapext.cmd import exits
 
 ROOT = pathlib.Path(__file__).parents[3]
+
+
+# The command, whose patience with libvirtd is short.
+HANGING = """
+import sys
+from nova_snapext.cmd.check import hypervisor
+from nova_snapext.cmd import main
+from nova_snapext import compat
+hypervisor.TIMEOUT = 0.5
+code = main.main()
+if compat.concurrency_mode_threading():
+    print('native threads', file=sys.stderr)
+main.standalone.end(code)
+"""
 
 
 class ProcessTest(base.BaseTestCase):
@@ -83,6 +98,23 @@ class ProcessTest(base.BaseTestCase):
             self.assertEqual(0, run.returncode)
             for part in ('examples:', 'exit codes:'):
                 self.assertIn(part, run.stdout)
+
+    def test_libvirtd_that_hangs_is_reported(self):
+        directory, path = self.config(
+            '[DEFAULT]\nstate_path={directory}\nmy_ip=127.0.0.1\n'
+            '[libvirt]\n'
+            'connection_uri=qemu:///system?socket={directory}/socket\n')
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(directory / 'socket'))
+            silent.listen()
+            run = subprocess.run(
+                [sys.executable, '-P', '-c', HANGING, 'check',
+                 '--config-file', path], capture_output=True, text=True,
+                check=False, cwd='/', timeout=60,
+                env={'PYTHONPATH': str(ROOT), 'HOME': '/'})
+        self.assertIn('libvirtd did not respond for 0.5 seconds', run.stdout)
+        self.assertIn(' checks: ', run.stdout, run.stderr)
+        self.assertIn('native threads', run.stderr)
 
     def test_wrong_usage_has_a_code_of_its_own(self):
         self.assertEqual(exits.USAGE, self.run_('chekc').returncode)

@@ -60,6 +60,13 @@ class PrometheusTest(base.BaseTestCase):
                                   ('state', 'waiting')])
         self.assertEqual(0, found['snapshots_running',])
 
+    def test_two_snapshots_of_an_instance_have_one_sample_of_its_files(self):
+        found = self.samples(prometheus.text({**STATUS, 'snapshots': [
+            SNAPSHOT, {**SNAPSHOT, 'state': 'waiting', 'image_id': 'j'}]}))
+        self.assertEqual(4097, found[
+            'snapshot_host_bytes', ('instance_uuid', 'u'),
+            ('kind', 'scratch')])
+
     def test_nonsense_in_the_journal_stays_one_line(self):
         odd = 'a"b\\c\nd\udcff'
         found = self.samples(prometheus.text({**STATUS, 'snapshots': [

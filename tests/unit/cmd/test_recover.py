@@ -8,6 +8,7 @@ from unittest import mock
 
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import standalone
@@ -59,7 +60,7 @@ class RecoverTest(base.TestCase):
     def test_dry_run_lists_snapshots_and_changes_nothing(self):
         self.leave()
         code, printed = self.run_('--dry-run')
-        self.assertEqual(0, code)
+        self.assertEqual(1, code)
         for part in (self.plan_.instance.uuid, base.IMAGE_ID, 'external',
                      "overlay: {'path': '/o'}"):
             self.assertIn(part, printed)
@@ -84,6 +85,15 @@ class RecoverTest(base.TestCase):
         self.assertNotIn(uuids.half, printed)
         self.recover_image.assert_not_called()
 
+    def test_dry_run_tells_by_its_code_that_it_lists_something(self):
+        self.assertEqual(0, self.run_('--dry-run')[0])
+        with mock.patch.object(trial, 'left', return_value=[{'name': 'g'}]):
+            code, printed = self.run_('--dry-run')
+            self.assertIn('g, which "nova-snapext check --trial"', printed)
+        self.assertEqual(1, code)
+        self.leave_image()
+        self.assertEqual(1, self.run_('--dry-run')[0])
+
     def test_dry_run_creates_no_journal(self):
         self.flags(journal_directory=f'{self.journal}/none', group='snapext')
         code, printed = self.run_('--dry-run')
@@ -96,7 +106,7 @@ class RecoverTest(base.TestCase):
         with mock.patch.object(journal, 'is_locked_by_another',
                                return_value=True):
             code, printed = self.run_('--dry-run')
-        self.assertEqual(0, code)
+        self.assertEqual(1, code)
         self.assertIn('run now', printed)
         self.assertNotIn('run now', self.run_('--dry-run')[1])
 

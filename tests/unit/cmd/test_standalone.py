@@ -5,9 +5,11 @@ import pathlib
 import pwd
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import fixtures
+import oslo_messaging
 from oslotest import base
 
 from nova_snapext.cmd import exits
@@ -99,6 +101,26 @@ class OwnerTest(base.BaseTestCase):
     def test_text_for_a_terminal_has_no_control_characters(self):
         self.assertEqual('ä\n\\x1b[2J\\udcff\\t',
                          standalone.printable('ä\n\x1b[2J\udcff\t'))
+
+
+class ConductorTest(base.BaseTestCase):
+
+    def test_answer_is_that_of_the_conductor(self):
+        api = mock.Mock()
+        conductor = standalone.Conductor(api)
+        self.assertIs(api.object_action.return_value,
+                      conductor.object_action(1, x=2))
+        api.object_action.assert_called_once_with(1, x=2)
+
+    def test_rabbitmq_that_is_down_is_not_waited_for(self):
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.enterContext(mock.patch.object(standalone, 'RPC_TIMEOUT', 0.01))
+        conductor = standalone.Conductor(mock.Mock(
+            object_action=lambda _context: answered.wait()))
+        error = self.assertRaises(oslo_messaging.MessagingTimeout,
+                                  conductor.object_action, None)
+        self.assertIn('did not respond for 0.01 seconds', str(error))
 
 
 class RootTest(base.BaseTestCase):

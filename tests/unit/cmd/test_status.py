@@ -16,7 +16,9 @@ from oslo_utils import units
 from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
+from nova_snapext.cmd import prometheus
 from nova_snapext.cmd import standalone
+from nova_snapext.cmd import status
 from nova_snapext import journal
 from nova_snapext.snapshot import published
 from tests.unit import base
@@ -265,6 +267,17 @@ class StatusTest(base.TestCase):
             self.assertEqual(exits.NOT_DONE, main.main(
                 ['status', '--format', 'prometheus']))
         self.assertIn('nova_snapext_status_success 0', printed.getvalue())
+
+    def test_metrics_after_any_error_say_so(self):
+        for target, name in ((status, 'collect'), (prometheus, '_lines')):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), \
+                    contextlib.redirect_stderr(io.StringIO()), \
+                    mock.patch.object(target, name, side_effect=KeyError):
+                self.assertEqual(exits.NOT_DONE, main.main(
+                    ['status', '--format', 'prometheus']))
+            self.assertIn('nova_snapext_status_success 0\n',
+                          printed.getvalue())
 
     def test_unreadable_journal_is_reported(self):
         self.flags(journal_directory='/dev/null/x', group='snapext')

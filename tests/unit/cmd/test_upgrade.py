@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
+import pathlib
 from unittest import mock
 
 from oslo_upgradecheck import upgradecheck
@@ -74,6 +75,21 @@ class UpgradeTest(base.TestCase):
         result = self.commands.journal()
         self.assertEqual((WARNING, 'run it as nova'),
                          (result.code, result.details))
+
+    def test_configuration_that_can_not_be_read_is_one_sentence(self):
+        path = pathlib.Path(self.journal, 'nova.conf')
+        path.write_text('[DEFAULT\npassword=geheim\n')
+        latin = pathlib.Path(self.journal, 'latin.conf')
+        latin.write_bytes(b'[DEFAULT]\nx=\xff\n')
+        for option in (f'--config-file={path}', '--config-file=/no/nova.conf',
+                       '--config-dir=/no', f'--config-file={latin}'):
+            errors = io.StringIO()
+            with contextlib.redirect_stderr(errors):
+                self.assertEqual(255, upgrade.main(
+                    [option, 'upgrade', 'check']))
+            [line] = errors.getvalue().splitlines()
+            self.assertIn('can\'t be read', line)
+            self.assertNotIn('geheim', line)
 
     def test_missing_configuration_fails(self):
         self.commands._host.source = None

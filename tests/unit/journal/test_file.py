@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -451,6 +452,29 @@ class LockTest(base.JournalTestCase):
             since = journal.locked_since()
             with journal.new_entry(self.plan_, 'external') as entry:
                 self.assertLessEqual(since, entry.began_at)
+
+    def test_directory_is_removed_if_it_has_nothing_but_the_lock(self):
+        self.flags(journal_directory=f'{self.journal}/own', group='snapext')
+        with journal.locked():
+            with journal.new_image(self.plan_, 'external', True) as image:
+                journal.remove_if_empty()
+                self.assertEqual(2, len(os.listdir(f'{self.journal}/own')))
+                image.remove()
+            journal.remove_if_empty()
+            self.assertEqual([], os.listdir(self.journal))
+
+    def test_lock_that_its_owner_removes_is_no_lock(self):
+        flock = fcntl.flock
+
+        def remove_first(descriptor, operation):
+            os.unlink(f'{self.journal}/lock')
+            flock(descriptor, operation)
+
+        with mock.patch.object(fcntl, 'flock', remove_first):
+            self.assertRaises(exception.JournalLocked,
+                              journal.locked().__enter__)
+        with journal.locked():
+            pass
 
     def test_nonsense_in_place_of_the_lock_is_set_aside(self):
         for make in (os.mkdir, os.mkfifo,
