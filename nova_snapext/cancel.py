@@ -11,6 +11,9 @@ import typing as ty
 
 from nova_snapext import compat
 
+# Seconds between two looks for a cancellation, while waiting for a semaphore.
+ACQUIRE_INTERVAL = 1
+
 
 def native_threading() -> ty.Any:
     """Return the threading module whose locks native threads can share.
@@ -85,6 +88,27 @@ class CancelToken:
         """
         self._cancelled.wait(seconds)
         self.raise_if_cancelled()
+
+    @contextlib.contextmanager
+    def entered(self, semaphore: ty.Any) -> Iterator[None]:
+        """Enter a semaphore, and stop waiting for it on cancellation.
+
+        :param semaphore: of threading or eventlet, for the calling thread; or
+            a context manager that never waits
+        :raises Exception: the cause, if there is one
+        """
+        self.raise_if_cancelled()
+        if not hasattr(semaphore, 'acquire'):
+            with semaphore:
+                yield
+            return
+        while not semaphore.acquire(timeout=ACQUIRE_INTERVAL):
+            self.raise_if_cancelled()
+        try:
+            self.raise_if_cancelled()
+            yield
+        finally:
+            semaphore.release()
 
     @contextlib.contextmanager
     def prefer_cause(self) -> Iterator[None]:

@@ -195,14 +195,15 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         # snapshot that is being read would seem to be empty: the deletion
         # cancels such a snapshot first.
         if instance.task_state != task_states.RESIZE_REVERTING:
-            if self.gate.wait_for_snapshot(instance.uuid, CANCEL_TIMEOUT):
-                compat.tpool_wrap(rbd_leftovers.remove_of_instance)(
-                    instance.uuid)
-            else:
+            has_ended = self.gate.wait_for_snapshot(
+                instance.uuid, CANCEL_TIMEOUT)
+            if not has_ended:
                 LOG.warning('The snapshot of the deleted instance has not '
                             'ended within %s seconds. Until then Nova can\'t '
                             'delete the disk', CANCEL_TIMEOUT,
                             instance=instance)
+            compat.tpool_wrap(rbd_leftovers.remove_of_instance)(
+                instance.uuid, in_progress=not has_ended)
         super()._cleanup_rbd(instance)
 
     def _root_disk(self, instance: objects.Instance, *args: ty.Any,

@@ -88,6 +88,8 @@ class Encoder(contextlib.AbstractContextManager['Encoder']):
             raise EncodeError(
                 image_format=self.image_format,
                 reason=f'its size is {self.size} bytes, but it has {sent}')
+        # Before the end of the stream, without which no image is complete.
+        self.disk.check_frozen()
 
     @abc.abstractmethod
     def chunks(self) -> Iterator[Chunk]:

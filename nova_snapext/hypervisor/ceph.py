@@ -107,6 +107,7 @@ class Call(ty.Generic[_R]):
     :param action: what it does, for errors
     :param creates: what it creates or changes: this may still happen when
         nobody waits for it any more
+    :raises CephError: no thread can start; nothing was done
     """
 
     def __init__(self, action: str, function: Callable[[], _R],
@@ -120,8 +121,13 @@ class Call(ty.Generic[_R]):
         self._ended = native.Event()
         self._result: list[_R] = []
         self._error: Exception | None = None
-        native.Thread(target=self._run, name='snapext-ceph',
-                      daemon=True).start()
+        try:
+            native.Thread(target=self._run, name='snapext-ceph',
+                          daemon=True).start()
+        except RuntimeError as error:
+            self._end()
+            raise exception.CephError(
+                action=action, reason=str(error)) from error
 
     def _run(self) -> None:
         try:
@@ -129,9 +135,12 @@ class Call(ty.Generic[_R]):
         except Exception as error:
             self._error = error
         finally:
-            if self._creates is not None:
-                _CREATING.pop(self._creates, None)
-            self._ended.set()
+            self._end()
+
+    def _end(self) -> None:
+        if self._creates is not None:
+            _CREATING.pop(self._creates, None)
+        self._ended.set()
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end, and return whether it has ended."""

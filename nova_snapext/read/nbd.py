@@ -107,6 +107,8 @@ class Disk:
         together; 0 means no limit
     :param known_extents: returns the extents of the disk, where its storage
         knows them better than the server; None if the storage does not tell
+    :param lost_reason: returns why what was read may not be the frozen disk,
+        though the server has reported no error; None if it is
     :ivar uri: where another client can read the same disk
     :ivar size: of the disk, in bytes
     :ivar bytes_read: bytes of data received from the server so far
@@ -114,6 +116,7 @@ class Disk:
 
     def __init__(self, uri: str, timeout: float = TIMEOUT,
                  rate_limit: int = 0, known_extents: KnownExtents = None,
+                 lost_reason: Callable[[], str | None] = lambda: None,
                  ) -> None:
         self.size = 0
         self.bytes_read = 0
@@ -121,6 +124,7 @@ class Disk:
         self._timeout = timeout
         self._rate_limit = rate_limit
         self._known_extents = known_extents
+        self._lost_reason = lost_reason
         self._aborted = False
         self._reports_extents = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
@@ -184,6 +188,15 @@ class Disk:
         """
         for _chunk in self.read([(0, min(PROBE_SIZE, self.size))]):
             pass
+
+    def check_frozen(self) -> None:
+        """Check that all that was read so far is of the frozen disk.
+
+        :raises DiskReadError: it may not be, or that can't be known
+        """
+        reason = self._lost_reason()
+        if reason is not None:
+            raise self._error(reason)
 
     def abort(self) -> None:
         """Make all current and later waits for the disk fail soon."""

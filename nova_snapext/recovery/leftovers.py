@@ -83,11 +83,13 @@ def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[Leftover]:
 def _rbd_snapshots(driver: libvirt_driver.LibvirtDriver,
                    ) -> Iterator[Leftover]:
     try:
-        for snapshot in rbd_leftovers.find(driver):
+        for snapshot, unknown in rbd_leftovers.find(driver):
             yield Leftover(
                 f'{snapshot} in Ceph is of a snapshot that the journal does '
                 f'not have. Nova can\'t delete the disk before it is removed.',
-                'Run "nova-snapext recover" while nova-compute is stopped.')
+                f'{unknown}. Repeat this when Nova answers.' if unknown else
+                'Run "nova-snapext recover" while nova-compute is stopped.',
+                is_on_host=not unknown)
     except exception.CephError as error:
         yield Leftover(
             f'It is not known what is left in Ceph: {error}',

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of ours inside Ceph that no journal of this host has.
+"""Snapshots of ours inside Ceph that no journal has.
 
 The pool has the snapshots of all hosts, and the journal of each host has its
-own. So only the disks of the guests of this host are looked at, as no other
-host takes a snapshot of these, and those of instances that Nova has deleted.
+own. So only the disks of instances that Nova has on this host are cleared, as
+no other host takes a snapshot of these, and those of deleted instances that
+Nova has on no host. What libvirt has here is no sign: a host that comes back
+after an evacuation still has the guests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 
 import libvirt
@@ -31,62 +34,79 @@ CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 
-def find(driver: libvirt_driver.LibvirtDriver) -> Iterator[ceph.SnapSpec]:
-    """Find the snapshots of this host's guests that no journal has.
+def find(driver: libvirt_driver.LibvirtDriver,
+         ) -> Iterator[tuple[ceph.SnapSpec, str | None]]:
+    """Find the snapshots of this host's instances that no journal has.
 
-    Those of disks whose instance Nova has deleted are among them.
+    Those of instances that were deleted here are among them.
 
+    :returns: each snapshot, and why nobody knows whether it is of this host;
+        None if it is
     :raises CephError: Ceph does not tell
     :raises libvirtError: libvirt can't be asked
     """
     if not _is_used():
         return
-    here = _images(driver)
-    for snapshot in without_journal(here):
-        if snapshot.image in here or _is_deleted(snapshot.image):
-            yield snapshot
+    for snapshot in without_journal(_images(driver)):
+        try:
+            if _is_here(snapshot.image):
+                yield snapshot, None
+        except Exception as error:
+            # Such as those of RabbitMQ, of the conductor and of the database.
+            yield snapshot, (f'Nova does not tell on which host its instance '
+                             f'is: {error}')
 
 
 def without_journal(images: Collection[ceph.ImageSpec] = (),
-                    ) -> Iterator[ceph.SnapSpec]:
+                    ) -> list[ceph.SnapSpec]:
     """Find the snapshots of any host that the journal of this host lacks.
 
     :param images: disks that may be outside of Nova's pool
     :raises CephError: Ceph does not tell
     """
-    known = {record.data.get('snapshot') for entry in journal.entries()
-             for record in entry.records
-             if record.kind == rbd_snapshot.RbdSnapshot.kind}
     found = ceph.snapshots_in(CONF.libvirt.images_rbd_pool)
     for image in images:
         if image.pool != CONF.libvirt.images_rbd_pool:
             found[image] = ceph.snapshot_names(image)
-    for image, names in sorted(found.items(), key=str):
-        for name in names:
-            if rbd_snapshot.NAME.fullmatch(name) and name not in known:
-                yield ceph.SnapSpec(image, name)
+    # A record is there before its snapshot, and until its snapshot is gone.
+    known = _in_journal(journal.entries())
+    lost = [ceph.SnapSpec(image, name)
+            for image, names in sorted(found.items(), key=str)
+            for name in names
+            if rbd_snapshot.NAME.fullmatch(name) and name not in known]
+    return [snapshot for snapshot in lost
+            if snapshot.name in ceph.snapshot_names(snapshot.image)]
 
 
-def _is_deleted(image: ceph.ImageSpec) -> bool:
-    """Return whether Nova has deleted the instance of a disk.
+def _in_journal(entries: Iterable[journal.JournalEntry]) -> set[str]:
+    """Return the names of the snapshots that entries of the journal have."""
+    return {record.data.get('snapshot', '') for entry in entries
+            for record in entry.records
+            if record.kind in (rbd_snapshot.RbdSnapshot.kind,
+                               rbd_snapshot.NovaRbdSnapshot.kind)}
+
+
+def _is_here(image: ceph.ImageSpec) -> bool:
+    """Return whether a disk's instance is on this host, or was deleted here.
 
     An instance that this cell does not know may be one of another cell whose
     disks are in the same pool.
+
+    :raises Exception: Nova does not tell
     """
     uuid = image.name.removesuffix(ceph.DISK_SUFFIX)
     if not uuidutils.is_uuid_like(uuid):
         return False
     try:
-        return bool(objects.Instance.get_by_uuid(
+        instance = objects.Instance.get_by_uuid(
             nova_context.get_admin_context(read_deleted='yes'), uuid,
-            expected_attrs=[]).deleted)
+            expected_attrs=[])
     except nova_exception.InstanceNotFound:
         LOG.debug('Instance %s is not known in this cell', uuid)
-    except Exception as error:
-        LOG.warning('Nova does not tell whether instance %(instance)s '
-                    'exists: what a snapshot has left of it stays: %(error)s',
-                    {'instance': uuid, 'error': error})
-    return False
+        return False
+    # A shelved instance is on no host, and neither is one deleted after that.
+    return bool(instance.host == CONF.host or
+                (instance.deleted and instance.host is None))
 
 
 def remove(snapshot: ceph.SnapSpec) -> None:
@@ -133,7 +153,7 @@ def _images(driver: libvirt_driver.LibvirtDriver) -> set[ceph.ImageSpec]:
     return found
 
 
-def remove_of_instance(uuid: str) -> None:
+def remove_of_instance(uuid: str, in_progress: bool) -> None:
     """Remove our snapshots of an instance's disk, which is to be deleted.
 
     Nova can't delete a disk with snapshots: it tries for a minute, then
@@ -141,19 +161,24 @@ def remove_of_instance(uuid: str) -> None:
     depends on. What can't be removed is logged, and Nova tries all the same.
 
     :param uuid: uuid of the instance
+    :param in_progress: whether a snapshot of it still runs. It loses nothing
+        then that the journal has
     """
     if not _is_used():
         return
     image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
                            f'{uuid}{ceph.DISK_SUFFIX}')
-    novas = {record.data.get('snapshot') for entry in journal.find_all(uuid)
-             for record in entry.records
-             if record.kind == rbd_snapshot.NovaRbdSnapshot.kind}
     try:
+        recorded = _in_journal(journal.find_all(uuid))
         for name in ceph.snapshot_names(image):
-            if rbd_snapshot.NAME.fullmatch(name) or name in novas:
+            if name in recorded:
+                wanted = not in_progress
+            else:
+                wanted = bool(rbd_snapshot.NAME.fullmatch(name))
+            if wanted:
                 remove(ceph.SnapSpec(image, name))
-    except exception.CephError as error:
+    except Exception as error:
+        # Whatever it is, the instance is deleted.
         LOG.error('%(image)s of the deleted instance %(instance)s may stay '
                   'in Ceph: %(error)s Remove its snapshots and their clones, '
                   'then the image: "rbd snap ls %(image)s", "rbd children '

@@ -70,8 +70,8 @@ def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
     :param snapshot: where the frozen disk is
     :param attributes: those that the image's data depends on
     :param described: properties of the image that describe the snapshot
-    :returns: whether the image is made. If not, nothing is left of it, and
-        the disk has to be streamed
+    :returns: whether the image is made, see :func:`wait_until_hashed`. If
+        not, nothing is left of it, and the disk has to be streamed
     :raises ReleaseFailed: it is not made, and the clone is left
     :raises ImageNotFound: the image was deleted
     """
@@ -95,6 +95,32 @@ def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
                  instance=plan.instance)
         return False
     return True
+
+
+def wait_until_hashed(plan: planning.Plan, token: cancel.CancelToken) -> None:
+    """Wait until Glance has read a complete image for its digest.
+
+    Nova may delete the image of a backup next. No error fails the snapshot;
+    the log says what is not known.
+
+    :param token: its cancellation ends the wait
+    """
+    try:
+        with location.LocatedImage(
+                plan.context, plan.image_id, token) as image:
+            if not image.wait_until_hashed():
+                LOG.info('Glance has no digest of image %s', plan.image_id,
+                         instance=plan.instance)
+    except nova_exception.ImageNotFound:
+        LOG.warning('Image %s was deleted while Glance read it for its '
+                    'digest. If Glance shows it again, active and without '
+                    'data, delete it again', plan.image_id,
+                    instance=plan.instance)
+    except Exception as error:
+        LOG.warning('Image %(image)s is complete, but Glance may still read '
+                    'it for its digest: do not delete it before it has one '
+                    '(%(error)s)', {'image': plan.image_id, 'error': error},
+                    instance=plan.instance)
 
 
 class DirectImage:
@@ -128,6 +154,11 @@ class DirectImage:
         if reason is not None:
             raise self._refused(reason)
         self._pool = self._find_pool()
+        # Without the right, nobody could tell later whether a clone was left.
+        try:
+            ceph.check_writable(self._pool)
+        except exception.CephError as error:
+            raise self._refused(str(error)) from error
 
     def make(self) -> None:
         """Make the image after its check, and have Glance take it over.
@@ -159,11 +190,8 @@ class DirectImage:
             # may delete it, whatever happens while Glance still reads it.
             stack.mark_released(clone)
             self._making.complete()
-            verified = self._wait_until_hashed(image)
-        LOG.info('Image %(image)s was made inside Ceph, as %(spec)s%(digest)s',
-                 {'image': self._plan.image_id, 'spec': clone.spec,
-                  'digest': ('' if verified else
-                             '. Glance has no digest of it')},
+        LOG.info('Image %(image)s was made inside Ceph, as %(spec)s',
+                 {'image': self._plan.image_id, 'spec': clone.spec},
                  instance=self._plan.instance)
 
     def _find_pool(self) -> str:
@@ -250,17 +278,23 @@ class DirectImage:
         try:
             image.add(url, self._store)
             image.wait_until_active(CONF.snapext.glance_reset_timeout)
-        except exception.LocationRefused:
-            clone.set_offered(False)
-            raise
+        except exception.LocationRefused as error:
+            # A proxy may have sent the request twice.
+            if not image.is_active():
+                clone.set_offered(False)
+                raise
+            self._log_complete(error)
         except Exception as error:
             # Nova would delete the image, which Glance already reads.
             if not self._is_active():
                 raise
-            LOG.warning('Image %(image)s is complete, in spite of an error: '
-                        '%(error)s', {'image': self._plan.image_id,
-                                      'error': error},
-                        instance=self._plan.instance)
+            self._log_complete(error)
+
+    def _log_complete(self, error: Exception) -> None:
+        LOG.warning('Image %(image)s is complete, in spite of an error: '
+                    '%(error)s', {'image': self._plan.image_id,
+                                  'error': error},
+                    instance=self._plan.instance)
 
     def _is_active(self) -> bool:
         """Return whether the image is active, also after a cancellation."""
@@ -275,26 +309,6 @@ class DirectImage:
                           instance=self._plan.instance)
                 return False
         return True
-
-    def _wait_until_hashed(self, image: location.LocatedImage) -> bool:
-        """Wait until Glance is done with the image, which is complete.
-
-        :returns: whether Glance has a digest of it
-        """
-        try:
-            return image.wait_until_hashed(self._size)
-        except nova_exception.ImageNotFound:
-            LOG.warning('Image %s was deleted while Glance read it for its '
-                        'digest. If Glance shows it again, active and without '
-                        'data, delete it again', self._plan.image_id,
-                        instance=self._plan.instance)
-        except Exception as error:
-            LOG.warning('Image %(image)s is complete, but Glance may still '
-                        'read it for its digest: do not delete it before it '
-                        'has one (%(error)s)',
-                        {'image': self._plan.image_id, 'error': error},
-                        instance=self._plan.instance)
-        return False
 
     def _report(self, done: int, total: int) -> None:
         self._on_progress(self._size * done // max(total, 1), self._size)

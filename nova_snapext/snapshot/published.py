@@ -64,6 +64,7 @@ class Phase(enum.StrEnum):
     FREEZING = 'freezing'       # the filesystems, and then the disk
     UPLOADING = 'uploading'     # also: copied inside Ceph
     RELEASING = 'releasing'     # such as the merge of an overlay
+    HASHING = 'hashing'         # Glance reads an image inside Ceph
     NATIVE = 'native'           # all of it is Nova's own
 
 

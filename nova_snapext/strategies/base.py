@@ -71,6 +71,9 @@ class FrozenDisk:
     :ivar frozen_at: the point in time, UTC without a time zone as in Nova
     :ivar extents: returns the extents of the disk, where its storage knows
         them better than the NBD server; None if the storage does not tell
+    :ivar lost_reason: returns why what was read may not be the frozen disk,
+        though the NBD server has reported no error; None if it is. It is
+        called when all is read
     """
 
     uri: str
@@ -79,6 +82,7 @@ class FrozenDisk:
     frozen_at: datetime.datetime = dataclasses.field(
         default_factory=timeutils.utcnow)
     extents: Callable[[], list[read.Extent] | None] | None = None
+    lost_reason: Callable[[], str | None] = lambda: None
 
 
 class Strategy(abc.ABC):

@@ -116,4 +116,19 @@ class RbdStrategy(base.FreezingStrategy):
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=freeze_seconds,
             frozen_at=frozen_at, snapshot=snapshot,
-            extents=lambda: rbd_extents.of_snapshot(snapshot))
+            extents=lambda: rbd_extents.of_snapshot(snapshot),
+            lost_reason=lambda: _lost_reason(snapshot))
+
+
+def _lost_reason(snapshot: ceph.SnapSpec) -> str | None:
+    """Return why a snapshot that was read may not have been there.
+
+    What librbd reads of a snapshot that somebody has removed depends on its
+    release: objects that are gone read as zeros, if it does not notice.
+    """
+    try:
+        if snapshot.name in ceph.snapshot_names(snapshot.image):
+            return None
+    except exception.CephError as error:
+        return f'it is not known whether its snapshot exists: {error}'
+    return f'somebody has removed the snapshot {snapshot}'

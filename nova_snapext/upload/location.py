@@ -124,12 +124,15 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                            'error': error})
                 self._token.wait(POLL_INTERVAL)
                 continue
-            except glanceclient.exc.HTTPConflict as error:
-                # Glance has got an attempt whose answer was lost.
+            except glanceclient.exc.HTTPException as error:
+                # Glance refuses a location that it has already, with a code
+                # that depends on its release. So it may have got an attempt
+                # whose answer was lost.
                 if attempt == 1:
                     raise self._refused(error) from error
-            except glanceclient.exc.HTTPException as error:
-                raise self._refused(error) from error
+                LOG.debug('Glance may have taken an earlier attempt to add a '
+                          'location to image %(image)s: %(error)s',
+                          {'image': self._image_id, 'error': error})
             LOG.debug('Location %(url)s is offered to Glance for image '
                       '%(image)s', {'url': url, 'image': self._image_id})
             return
@@ -164,16 +167,26 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                                f'active, after {limit:g} seconds')
             self._token.wait(POLL_INTERVAL)
 
-    def wait_until_hashed(self, size: int) -> bool:
+    def is_active(self) -> bool:
+        """Return whether the image has its data.
+
+        :raises HTTPException: Glance does not tell
+        :raises ImageNotFound: the image was deleted
+        """
+        image, _task = self._state()
+        return bool(image['status'] == 'active')
+
+    def wait_until_hashed(self) -> bool:
         """Wait until Glance has read the active image for its digest.
 
-        Glance's task is at its end then, and the image can be deleted.
+        Glance's task is at its end then, and the image can be deleted. An
+        image that has no such task, because it was uploaded, is not waited
+        for.
 
-        :param size: of the image, in bytes
         :returns: whether Glance has a digest of the image
         :raises ImageNotFound: the image was deleted
         """
-        limit = CONF.snapext.glance_reset_timeout + size / SLOWEST_HASH
+        limit = float(CONF.snapext.glance_reset_timeout)
         watch = timeutils.StopWatch().start()
         while True:
             try:
@@ -183,6 +196,7 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             else:
                 if task is None or task['status'] not in UNFINISHED:
                     return image.get('os_hash_value') is not None
+                limit = _hash_limit(image)
             if watch.elapsed() > limit:
                 LOG.warning(
                     'Glance has not finished the digest of image %s. Do not '
@@ -229,8 +243,13 @@ def is_hashed_now(connected: client.ImageRequests) -> bool:
     image = connected.get()
     if image['status'] != 'active':
         return False
-    limit = CONF.snapext.glance_reset_timeout + (
-        image.get('size') or 0) / SLOWEST_HASH
     begun = timeutils.normalize_time(
         timeutils.parse_isotime(f'{task["created_at"].rstrip("Z")}Z'))
-    return begun + datetime.timedelta(seconds=limit) > timeutils.utcnow()
+    return begun + datetime.timedelta(
+        seconds=_hash_limit(image)) > timeutils.utcnow()
+
+
+def _hash_limit(image: dict[str, ty.Any]) -> float:
+    """Return how many seconds Glance may take for an image's digest."""
+    return float(CONF.snapext.glance_reset_timeout +
+                 (image.get('size') or 0) / SLOWEST_HASH)

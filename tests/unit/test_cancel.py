@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
+import threading
+from unittest import mock
+
 from nova_snapext import cancel
 from tests.unit import base
 
@@ -69,6 +73,40 @@ class CancelTokenTest(base.TestCase):
         self.addCleanup(thread.join)
         begun.set()
         self.assertRaises(Cause, self.token.wait, 600)
+
+    def test_semaphore_is_entered_and_left(self):
+        semaphore = threading.BoundedSemaphore(1)
+        with self.token.entered(semaphore):
+            self.assertFalse(semaphore.acquire(blocking=False))
+        self.assertTrue(semaphore.acquire(blocking=False))
+
+    def test_what_never_waits_is_entered_too(self):
+        # As Nova's UnlimitedSemaphore, its default.
+        with self.token.entered(contextlib.nullcontext()):
+            pass
+
+    def test_wait_for_a_semaphore_ends_on_cancel(self):
+        semaphore = mock.Mock()
+
+        def acquire(timeout):
+            self.token.cancel(self.cause)
+            return False
+
+        semaphore.acquire = acquire
+        self.assertRaises(Cause, self.token.entered(semaphore).__enter__)
+        semaphore.release.assert_not_called()
+
+    def test_semaphore_that_came_too_late_is_given_back(self):
+        semaphore = threading.BoundedSemaphore(1)
+        taken = mock.Mock(wraps=semaphore)
+
+        def acquire(timeout):
+            self.token.cancel(self.cause)
+            return semaphore.acquire(timeout=timeout)
+
+        taken.acquire = acquire
+        self.assertRaises(Cause, self.token.entered(taken).__enter__)
+        self.assertTrue(semaphore.acquire(blocking=False))
 
     def test_error_after_cancel_is_replaced_by_the_cause(self):
         def fail():

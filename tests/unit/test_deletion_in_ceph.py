@@ -30,17 +30,23 @@ class DeletionTest(base.TestCase):
         instance = self.instance()
         instance.task_state = task_state
         self.driver._cleanup_rbd(instance)
+        self.instance_uuid = instance.uuid
         return [name for name, _, _ in self.steps.mock_calls]
 
     def test_snapshots_are_removed_before_nova_deletes_the_disk(self):
         self.assertEqual(['wait_for_snapshot', 'remove_of_instance',
                           '_cleanup_rbd'], self.delete())
 
+        self.steps.remove_of_instance.assert_called_once_with(
+            self.instance_uuid, in_progress=False)
+
     def test_snapshot_that_is_still_read_is_not_removed(self):
         # What is read of it then would be zeros, in an image that looks good.
         self.steps.wait_for_snapshot.return_value = False
-        self.assertEqual(['wait_for_snapshot', '_cleanup_rbd'],
-                         self.delete())
+        self.assertEqual(['wait_for_snapshot', 'remove_of_instance',
+                          '_cleanup_rbd'], self.delete())
+        self.steps.remove_of_instance.assert_called_once_with(
+            self.instance_uuid, in_progress=True)
 
     def test_disk_that_a_resize_leaves_keeps_its_snapshots(self):
         self.assertEqual(['_cleanup_rbd'],

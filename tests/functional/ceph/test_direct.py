@@ -40,6 +40,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         glance = mock.create_autospec(location.LocatedImage, instance=True)
         glance.__enter__ = mock.Mock(return_value=glance)
         glance.wait_until_hashed.return_value = True
+        glance.is_active.return_value = False
         glance.locations.return_value = []
         self.glance = glance
         self.useFixture(functional_base.fixtures.MockPatchObject(
@@ -182,8 +183,6 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         self.glance.wait_until_active.side_effect = [
             nova_exception.GlanceConnectionFailed(server='s', reason='r'),
             None]
-        self.glance.wait_until_hashed.side_effect = (
-            exception.ServiceStopping(instance='i'))
         with self.frozen(plan) as (_frozen, image):
             self.make(image)
         self.complete.assert_called_once_with()

@@ -6,6 +6,7 @@ import uuid
 from nova import exception as nova_exception
 from nova import objects
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
@@ -13,6 +14,8 @@ from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.strategies import native
 from tests.functional.ceph import base
+
+CONF = conf.CONF
 
 
 class LeftoversTest(base.CephTestCase):
@@ -28,8 +31,20 @@ class LeftoversTest(base.CephTestCase):
         snapshot.create(60)
         return snapshot
 
-    def found(self):
-        return list(rbd_leftovers.find(self.driver))
+    def found(self, **instance):
+        """Return the snapshots that are found here.
+
+        :param instance: attributes of the instance that Nova has
+        """
+        def get_by_uuid(context, uuid, **_kwargs):
+            self.assertEqual('yes', context.read_deleted)
+            return objects.Instance(uuid=uuid, **{
+                'host': CONF.host, 'deleted': False, **instance})
+
+        with mock.patch.object(objects.Instance, 'get_by_uuid', get_by_uuid):
+            found = list(rbd_leftovers.find(self.driver))
+        self.assertEqual([], [why for _, why in found if why])
+        return [snapshot for snapshot, _ in found]
 
     def test_snapshot_without_a_journal_is_found_and_removed(self):
         plan = self.guest(self.rbd())
@@ -54,27 +69,43 @@ class LeftoversTest(base.CephTestCase):
             snapshot.release()
             entry.remove(record)
 
-    def test_snapshot_of_a_guest_of_another_host_is_none(self):
-        disk = self.rbd()
-        with self.cluster.image(ceph.image_of(disk)) as image:
-            image.create_snap(f'snapext-{uuid.uuid4().hex}')
-        self.assertEqual([], self.found())
+    def test_snapshot_of_an_instance_of_another_host_is_none(self):
+        # Even if libvirt has the guest here: it was evacuated.
+        plan = self.guest(self.rbd())
+        self.snapshot_of(plan)
+        for state in ({'host': 'other'}, {'host': 'other', 'deleted': True},
+                      {'host': None}):
+            self.assertEqual([], self.found(**state))
+
+    def test_snapshot_is_listed_if_nova_does_not_answer(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        with mock.patch.object(objects.Instance, 'get_by_uuid',
+                               side_effect=OSError('no route')):
+            [(found, why)] = rbd_leftovers.find(self.driver)
+        self.assertEqual(lost.spec, found)
+        self.assertIn('no route', why)
+
+    def test_snapshot_that_ends_meanwhile_is_none(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        listed = ceph.snapshots_in('vms')
+
+        def snapshots_in(_pool):
+            lost.release()
+            return listed
+
+        with mock.patch.object(ceph, 'snapshots_in', snapshots_in):
+            self.assertEqual([], self.found())
 
     def test_disk_of_a_deleted_instance_is_looked_at_too(self):
         # It is what Nova leaves of an instance that it could not clean up.
         image = ceph.image_of(self.rbd())
         with self.cluster.image(image) as opened:
             opened.create_snap(name := f'snapext-{uuid.uuid4().hex}')
-        uuids = []
-
-        def get_by_uuid(context, uuid, **_kwargs):
-            self.assertEqual('yes', context.read_deleted)
-            uuids.append(uuid)
-            return objects.Instance(uuid=uuid, deleted=True)
-
-        with mock.patch.object(objects.Instance, 'get_by_uuid', get_by_uuid):
-            self.assertEqual([ceph.SnapSpec(image, name)], self.found())
-        self.assertEqual([image.name.removesuffix('_disk')], uuids)
+        for host in (CONF.host, None):
+            self.assertEqual([ceph.SnapSpec(image, name)],
+                             self.found(deleted=True, host=host))
 
     def test_disk_of_an_instance_of_another_cell_is_left_alone(self):
         image = ceph.image_of(self.rbd())
@@ -83,7 +114,7 @@ class LeftoversTest(base.CephTestCase):
         with mock.patch.object(
                 objects.Instance, 'get_by_uuid',
                 side_effect=nova_exception.InstanceNotFound(instance_id='')):
-            self.assertEqual([], self.found())
+            self.assertEqual([], list(rbd_leftovers.find(self.driver)))
 
     def test_nova_s_own_snapshot_goes_with_the_instance(self):
         plan = self.guest(self.cloned_rbd(1))
@@ -99,7 +130,8 @@ class LeftoversTest(base.CephTestCase):
         ceph.clone(lost.spec, ceph.ImageSpec('images', str(uuid.uuid4())))
         with self.cluster.image(image) as opened:
             opened.create_snap(uuid.uuid4().hex)  # of somebody else
-        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        rbd_leftovers.remove_of_instance(
+            plan.instance.uuid, in_progress=False)
         [left] = self.snapshots(image)
         self.assertNotEqual(lost.spec.name, left)
         self.recover(plan)
@@ -133,14 +165,42 @@ class LeftoversTest(base.CephTestCase):
         image = ceph.ImageSpec('images', str(uuid.uuid4()))
         ceph.protect(lost.spec)
         ceph.clone(lost.spec, image)
-        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        rbd_leftovers.remove_of_instance(
+            plan.instance.uuid, in_progress=False)
         self.assert_deletable(plan)
+
+    def test_snapshot_in_progress_outlives_what_is_older(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        with journal.new_entry(plan, 'rbd') as entry:
+            running = rbd_snapshot.RbdSnapshot.allocate(
+                plan.instance.uuid, ceph.image_of(plan.disk))
+            record = entry.add(running)
+            running.open()
+            running.create(60)
+            rbd_leftovers.remove_of_instance(
+                plan.instance.uuid, in_progress=True)
+            self.assertEqual([running.spec.name],
+                             self.snapshots(lost.spec.image))
+            running.release()
+            entry.remove(record)
+
+    def test_journal_that_can_not_be_read_does_not_stop_a_deletion(self):
+        plan = self.guest(self.rbd())
+        lost = self.snapshot_of(plan)
+        with mock.patch.object(
+                journal, 'find_all', side_effect=exception.JournalFailed(
+                    path='p', reason='r')):
+            rbd_leftovers.remove_of_instance(
+                plan.instance.uuid, in_progress=False)
+        self.assertEqual([lost.spec.name], self.snapshots(lost.spec.image))
 
     def test_what_can_not_be_removed_does_not_stop_a_deletion(self):
         plan = self.guest(self.rbd())
         self.snapshot_of(plan)
         self.configure('snapext', operation_timeout=1)
         self.cluster.suspend_osd()
-        rbd_leftovers.remove_of_instance(plan.instance.uuid)
+        rbd_leftovers.remove_of_instance(
+            plan.instance.uuid, in_progress=False)
         self.cluster.resume()
         self.await_calls()

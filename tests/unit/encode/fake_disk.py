@@ -35,5 +35,8 @@ class FakeDisk:
                 rest = min(256 * KIB, offset + length - begin)
                 yield begin, self.content(begin, rest)
 
+    def check_frozen(self):
+        pass
+
     def content(self, offset, length):
         return memoryview(b'x' * length)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from unittest import mock
+
 from oslotest import base
 
 from nova_snapext import encode
@@ -33,6 +35,15 @@ class EncoderTest(base.BaseTestCase):
         stream = TenBytes([b'12345', b'67890', b'1']).stream()
         self.assertEqual([b'12345', b'67890'], [next(stream), next(stream)])
         self.assertRaises(encode.EncodeError, next, stream)
+
+    def test_disk_that_was_lost_has_no_end_of_its_stream(self):
+        # Without its end, Glance does not take an image for complete.
+        image = TenBytes([b'12345', b'67890'])
+        image.disk.check_frozen = mock.Mock(
+            side_effect=exception.DiskReadError(disk='vda', reason='gone'))
+        stream = image.stream()
+        self.assertEqual([b'12345', b'67890'], [next(stream), next(stream)])
+        self.assertRaises(exception.DiskReadError, next, stream)
 
     def test_encode_error_is_a_snapext_error_and_not_an_os_error(self):
         self.assertTrue(issubclass(encode.EncodeError,

@@ -82,6 +82,19 @@ class CallTest(base.TestCase):
             ceph.remove_snapshot(spec)
         remove.assert_called_once_with(spec)
 
+    def test_call_that_no_thread_can_make_creates_nothing(self):
+        spec = ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name')
+        thread = cancel.native_threading().Thread
+        with mock.patch.object(thread, 'start', side_effect=RuntimeError(
+                "can't start new thread")):
+            error = self.assertRaises(
+                exception.CephError, ceph.Call, 'create', lambda: None,
+                creates=spec)
+        self.assertIn("can't start", str(error))
+        with mock.patch.object(ceph, '_remove_snapshot') as remove:
+            ceph.remove_snapshot(spec)  # does not wait for it
+        remove.assert_called_once_with(spec)
+
     def test_error_of_ceph_says_what_failed(self):
         def fail():
             raise Rbd.PermissionError('no')

@@ -33,3 +33,15 @@ class KnownExtentsTest(base.TestCase):
                       [read.Extent(1, 7, True)]):
             self.assertRaises(
                 exception.DiskReadError, self.extents, known)
+
+
+class LostDiskTest(base.TestCase):
+    """A disk that the storage has lost, though the server reads zeros."""
+
+    def test_disk_of_which_nothing_is_known_is_frozen(self):
+        read.Disk('nbd://').check_frozen()
+
+    def test_reason_of_the_storage_is_an_error(self):
+        self.assertIn('somebody', str(self.assertRaises(
+            exception.DiskReadError, read.Disk(
+                'nbd://', lost_reason=lambda: 'somebody').check_frozen)))

@@ -88,7 +88,8 @@ class SnapshotTestCase(base.TestCase):
         self.discard = self.patch(upload, 'discard')
         self.discard.return_value = None
         self.stream = self.patch(job, 'stream')
-        self.stream.side_effect = lambda *_: self.step('stream', (1, 2))
+        self.stream.side_effect = lambda *_: self.step(
+            'stream', job.Stored(1, 2))
         for name in ('backup', 'cold'):
             self.patch(self.driver.strategies[name], 'freeze', self.freeze)
         self.event = self.patch(objects, 'InstanceActionEvent')

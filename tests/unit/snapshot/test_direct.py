@@ -32,6 +32,7 @@ class DirectTestCase(base.TestCase):
         self.steps.stack.has.return_value = True
         self.patch(ceph, 'size_of', 1)
         self.patch(ceph, 'cluster_id', 'fsid')
+        self.writable = self.patch(ceph, 'check_writable', None)
         self.patch(ceph, 'finish_image', ceph.SnapSpec(
             ceph.ImageSpec('images', base.IMAGE_ID), 'snap'))
         self.parent_pool = self.patch(ceph, 'parent_pool', 'images')
@@ -42,6 +43,7 @@ class DirectTestCase(base.TestCase):
                                            instance=True)
         self.glance.__enter__ = mock.Mock(return_value=self.glance)
         self.glance.needs_service.return_value = True
+        self.glance.is_active.return_value = False
         self.glance.locations.return_value = []
         self.located = self.patch(direct.location, 'LocatedImage',
                                   self.glance)
@@ -92,15 +94,17 @@ class DirectTestCase(base.TestCase):
 
 class MakeImageTest(DirectTestCase):
 
-    def test_image_is_complete_before_anybody_waits_for_its_digest(self):
+    def test_image_is_complete_when_glance_has_it(self):
         self.assertTrue(self.make())
         names = self.names()
         order = [names.index(name) for name in (
             'metadata.update_metadata', 'stack.add', 'clone.create',
             'clone.flatten', 'clone.set_offered', 'glance.add',
-            'glance.wait_until_active', 'stack.mark_released', 'complete',
-            'glance.wait_until_hashed')]
+            'glance.wait_until_active', 'stack.mark_released',
+            'complete')]
         self.assertEqual(sorted(order), order, names)
+        # Whoever waits for the digest keeps nothing of the snapshot.
+        self.assertNotIn('glance.wait_until_hashed', names)
         self.glance.add.assert_called_once_with(
             f'rbd://fsid/images/{base.IMAGE_ID}/snap', None)
         self.clone.release.assert_not_called()
@@ -132,6 +136,27 @@ class MakeImageTest(DirectTestCase):
                              self.clone.set_offered.mock_calls)
             self.clone.release.assert_called_once_with()
             step.side_effect = None
+
+    def test_image_that_glance_has_in_spite_of_its_refusal_is_complete(self):
+        # A proxy has sent the request twice, and Glance refused the second.
+        self.glance.add.side_effect = exception.LocationRefused(
+            image='i', reason='409')
+        self.glance.is_active.return_value = True
+        with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
+            self.assertTrue(self.make())
+        self.clone.release.assert_not_called()
+        self.steps.complete.assert_called_once_with()
+
+    def test_data_stays_if_nobody_tells_whether_glance_has_it(self):
+        self.glance.add.side_effect = exception.LocationRefused(
+            image='i', reason='409')
+        error = nova_exception.GlanceConnectionFailed(server='s', reason='r')
+        self.glance.is_active.side_effect = error
+        self.assertIs(error, self.assertRaises(
+            nova_exception.GlanceConnectionFailed, self.make))
+        # The stack deletes the image first.
+        self.assertEqual([mock.call(True)], self.clone.set_offered.mock_calls)
+        self.clone.release.assert_not_called()
 
     def test_clone_that_is_left_fails_the_snapshot(self):
         self.clone.flatten.side_effect = exception.CephError(
@@ -180,10 +205,16 @@ class MakeImageTest(DirectTestCase):
                           server='s', reason='r')):
             self.glance.wait_until_hashed.side_effect = error
             with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
-                self.assertTrue(self.make())
+                direct.wait_until_hashed(self.plan(), self.token)
 
 
 class CheckTest(DirectTestCase):
+
+    def test_pool_that_the_user_may_not_write_to_is_known_before(self):
+        self.writable.side_effect = exception.CephError(
+            action='write to the pool images', reason='no rights')
+        self.assert_streamed('no rights')
+        self.assert_nothing_begun()
 
     def test_only_raw_images_are_made_by_ceph(self):
         self.assert_streamed('qcow2', image_format='qcow2')

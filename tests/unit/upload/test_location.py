@@ -136,6 +136,15 @@ class AddTest(LocationTestCase):
             self.server.answers = [error]
             self.assertRaises(exception.LocationRefused, self.image.add, URL)
 
+    def test_refusal_after_a_lost_answer_is_none(self):
+        # What Glance says of a location that it has depends on its release.
+        for error in (glanceclient.exc.HTTPBadRequest(),
+                      glanceclient.exc.HTTPConflict(),
+                      glanceclient.exc.HTTPForbidden()):
+            self.server.answers = [glanceclient.exc.CommunicationError(),
+                                   error]
+            self.image.add(URL)
+
     def test_deleted_image_is_no_refusal(self):
         self.server.answers = [glanceclient.exc.HTTPNotFound()]
         self.assertRaises(nova_exception.ImageNotFound, self.image.add, URL)
@@ -179,7 +188,7 @@ class WaitTest(LocationTestCase):
 
     def hashed(self, *states):
         self.server.states = list(states)
-        return self.image.wait_until_hashed(1)
+        return self.image.wait_until_hashed()
 
     def test_wait_ends_when_the_image_has_its_data(self):
         self.wait(('pending', 'queued', None), ('processing', 'queued', None),
