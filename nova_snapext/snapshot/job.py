@@ -38,6 +38,7 @@ from nova_snapext.snapshot import progress
 from nova_snapext.snapshot import properties
 from nova_snapext.snapshot import published
 from nova_snapext.snapshot import selection
+from nova_snapext.snapshot import trim
 from nova_snapext.snapshot import worker
 from nova_snapext import strategies
 from nova_snapext.strategies import native
@@ -74,6 +75,21 @@ class TaskStates:
         self._update(task_state=task_state, **expected)
         self._last = task_state
         LOG.debug('Task state set to %s', task_state, instance=self._instance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How an image got its data.
+
+    :ivar read_bytes: read from the disk
+    :ivar sent_bytes: sent to Glance
+    :ivar in_ceph: whether the image was made inside Ceph. Glance may still
+        read it
+    """
+
+    read_bytes: int = 0
+    sent_bytes: int = 0
+    in_ceph: bool = False
 
 
 class SnapshotJob:
@@ -125,6 +141,7 @@ class SnapshotJob:
                     mark_complete()
                     completed.reached(entry)
 
+                plan = self._trim(plan)
                 self._take(plan, request, strategy, entry, complete)
             if self._figures:
                 LOG.info('Snapshot of root disk %(disk)s finished: '
@@ -158,6 +175,21 @@ class SnapshotJob:
             image_properties=found['properties'],
             metadata=self._driver._create_snapshot_metadata(
                 instance.image_meta, instance, image_format, found['name']))
+
+    def _trim(self, plan: planning.Plan) -> planning.Plan:
+        """Have the guest trim, if that is wanted and would free something.
+
+        :returns: the plan of the guest as it is afterwards
+        """
+        if not trim.is_wanted(self._instance, plan.image_properties):
+            return plan
+        guest_trim = trim.GuestTrim(self._driver._host, plan, self._token)
+        if not guest_trim.is_possible():
+            return plan
+        with self._run_checks():
+            guest_trim.run()
+        # Its users may have shut it off, or libvirtd may have restarted.
+        return self._make_plan()
 
     def _take(self, plan: planning.Plan, request: selection.StrategyRequest,
               strategy: strategies.Strategy, entry: journal.JournalEntry,
@@ -232,6 +264,8 @@ class SnapshotJob:
                     self._set_task_state, entry, complete)
         except exception.DirectSnapshotRefused as refused:
             return refused
+        if native.may_be_direct(plan):
+            self._wait_until_hashed(plan)
         return None
 
     def _take_frozen(self, plan: planning.Plan,
@@ -249,8 +283,8 @@ class SnapshotJob:
         # Waiting for Nova's semaphore comes before the freeze: a frozen disk
         # that waits costs the guest space and time.
         with self._run_checks() as end_checks, \
-                compute_utils.disk_ops_semaphore, worker.slots:
-            self._token.raise_if_cancelled()
+                self._token.entered(compute_utils.disk_ops_semaphore), \
+                self._token.entered(worker.slots):
             self._describe_image(plan, properties.before_freeze(
                 strategy.name, plan.instance.uuid))
             with contextlib.ExitStack() as stack:
@@ -271,7 +305,7 @@ class SnapshotJob:
                 self._set_task_state(task_state=task_states.IMAGE_UPLOADING)
                 with journal.ReleaseStack(entry) as made, \
                         self._run_upload_checks(plan, space) as on_progress:
-                    read_bytes, sent_bytes = worker.run(
+                    stored = worker.run(
                         store, plan, frozen, direct.Making(
                             driver=self._driver, stack=made,
                             seen_by_nova=self._seen_by_nova,
@@ -281,14 +315,21 @@ class SnapshotJob:
                     f'strategy={strategy.name} '
                     f'consistency={frozen.consistency} '
                     f'freeze={frozen.freeze_seconds:.3f}s '
-                    f'read={read_bytes} sent={sent_bytes}')
+                    f'read={stored.read_bytes} sent={stored.sent_bytes}')
                 # If the release fails, the image is still complete.
                 complete()
                 end_checks()
                 self._published.set_phase(published.Phase.RELEASING)
             LOG.debug('Root disk %s is released', plan.disk.target,
                       instance=self._instance)
+        if stored.in_ceph:
+            self._wait_until_hashed(plan)
         return None
+
+    def _wait_until_hashed(self, plan: planning.Plan) -> None:
+        self._published.set_phase(published.Phase.HASHING)
+        with self._run_checks(), worker.slots:
+            worker.run(direct.wait_until_hashed, plan, self._token)
 
     def _describe_image(self, plan: planning.Plan,
                         described: properties.Properties) -> None:
@@ -349,16 +390,13 @@ class SnapshotJob:
 def store(plan: planning.Plan, frozen: strategies.FrozenDisk,
           making: direct.Making, refused_properties: Collection[str],
           token: cancel.CancelToken,
-          on_progress: upload.OnProgress) -> tuple[int, int]:
-    """Fill the image: inside Ceph if that is possible, else by streaming.
-
-    :returns: see :func:`stream`
-    """
+          on_progress: upload.OnProgress) -> Stored:
+    """Fill the image: inside Ceph if that is possible, else by streaming."""
     if isinstance(frozen, rbd.FrozenRbd) and direct.make_image(
             plan, frozen.snapshot, making, _formats(plan),
             properties.without(properties.of_frozen(frozen),
                                refused_properties), token, on_progress):
-        return 0, 0
+        return Stored(in_ceph=True)
     return stream(plan, frozen, refused_properties, token, on_progress)
 
 
@@ -373,18 +411,17 @@ def _formats(plan: planning.Plan) -> dict[str, str]:
 
 def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
            refused_properties: Collection[str], token: cancel.CancelToken,
-           on_progress: upload.OnProgress) -> tuple[int, int]:
+           on_progress: upload.OnProgress) -> Stored:
     """Read, encode and upload a frozen disk, until the token is cancelled.
 
     :param refused_properties: names of properties that Glance refused before
         the freeze
-    :returns: the bytes read from the disk, and the bytes sent to Glance
     """
     described = properties.without(
         properties.of_frozen(frozen), refused_properties)
     disk = read.Disk(frozen.uri, CONF.snapext.read_timeout,
                      CONF.snapext.read_rate_limit_mbps * units.Mi,
-                     frozen.extents)
+                     frozen.extents, frozen.lost_reason)
     encoder = encode.encoder(plan.image_format, disk)
     with token.prefer_cause(), token.on_cancel(disk.abort), disk, \
             token.on_cancel(encoder.abort), encoder:
@@ -393,4 +430,5 @@ def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
                   instance=plan.instance)
         upload.upload(plan.context, plan.image_id, _formats(plan), described,
                       encoder, token, on_progress)
-        return encoder.bytes_read, encoder.expected_size
+        return Stored(read_bytes=encoder.bytes_read,
+                      sent_bytes=encoder.expected_size)

@@ -17,10 +17,13 @@ from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
+from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import job
 from nova_snapext.snapshot import progress
 from nova_snapext.snapshot import properties
 from nova_snapext.snapshot import published
+from nova_snapext.snapshot import trim
+from nova_snapext.strategies import native
 from nova_snapext import upload
 from tests.unit import base
 from tests.unit.snapshot import base as snapshot_base
@@ -52,11 +55,26 @@ class OrderTest(snapshot_base.SnapshotTestCase):
         self.assertEqual(['freeze', 'stream', 'release'], self.steps)
 
     def test_wait_for_disk_operations_precedes_freeze(self):
-        semaphore = mock.MagicMock()
-        semaphore.__enter__.side_effect = lambda: self.step('turn')
+        semaphore = mock.Mock()
+        semaphore.acquire.side_effect = lambda **_: self.step('turn', True)
+        semaphore.release.side_effect = lambda: self.step('next')
         self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
         self.snapshot()
-        self.assertLess(self.steps.index('turn'), self.steps.index('freeze'))
+        order = [self.steps.index(step) for step in (
+            'turn', 'freeze', 'release', 'next')]
+        self.assertEqual(sorted(order), order, self.steps)
+
+    def test_wait_for_a_digest_keeps_neither_disk_nor_turn(self):
+        semaphore = mock.Mock()
+        semaphore.release.side_effect = lambda: self.step('next')
+        self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
+        self.patch(direct, 'wait_until_hashed',
+                   lambda *_: self.step('digest'))
+        self.stream.side_effect = lambda *_: job.Stored(in_ceph=True)
+        self.snapshot()
+        self.assertEqual(['freeze', 'release', 'next', 'digest'],
+                         [step for step in self.steps if step.islower()
+                          and not step.startswith('image_')])
 
     def test_phases_are_published_while_they_last(self):
         seen = []
@@ -117,7 +135,8 @@ class PlanTest(snapshot_base.SnapshotTestCase):
         plan, frozen, *_ = self.stream.mock_calls[0].args
         self.assertEqual(plan.metadata, metadata)
         self.assertEqual(
-            {'snapext_strategy': None, 'snapext_strategy_used': 'backup',
+            {'snapext_strategy': None, 'snapext_trim': None,
+             'snapext_strategy_used': 'backup',
              'snapext_consistency': 'crash',
              'snapext_frozen_at': '2026-11-01T12:00:00.250Z',
              'instance_uuid': instance.uuid},
@@ -201,6 +220,76 @@ class PlanTest(snapshot_base.SnapshotTestCase):
         self.assertEqual([], self.steps)
 
 
+class TrimTest(snapshot_base.SnapshotTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.image['properties'] = {'snapext_trim': 'yes'}
+        self.trim = self.patch(trim, 'GuestTrim').return_value
+        self.trim.run.side_effect = lambda: self.step('trim')
+
+    def test_guest_trims_before_anything_is_frozen_or_journaled(self):
+        def run():
+            self.step('trim')
+            [entry] = journal.entries()
+            self.assertEqual([], entry.records)
+
+        self.trim.run.side_effect = run
+        self.snapshot()
+        self.assertEqual(['trim', task_states.IMAGE_PENDING_UPLOAD, 'freeze'],
+                         self.steps[:3])
+
+    def test_guest_trims_before_the_snapshot_of_nova(self):
+        self.flags(strategy='native', group='snapext')
+        self.native.side_effect = lambda *_args: self.step('native')
+        self.snapshot()
+        self.assertEqual(['trim', 'native'], self.steps)
+
+    def test_guest_trims_once_although_a_strategy_fails(self):
+        self.patch(self.driver.strategies['backup'], 'freeze', mock.Mock(
+            side_effect=exception.FreezeFailed(
+                strategy='backup', disk='vda', instance='i', reason='r')))
+        self.patch(self.driver.strategies['external'], 'unsupported_reason',
+                   mock.Mock(return_value=None))
+        self.patch(self.driver.strategies['external'], 'freeze', self.freeze)
+        self.snapshot()
+        self.assertEqual(1, self.steps.count('trim'))
+
+    def test_guest_is_taken_as_it_is_after_the_trim(self):
+        # On a connection that works, too, if libvirtd has restarted.
+        def run():
+            self.domain.isActive.return_value = 0
+
+        self.trim.run.side_effect = run
+        self.snapshot()
+        self.assertFalse(self.stream.mock_calls[0].args[0].running)
+
+    def test_guest_that_can_not_trim_is_snapshotted(self):
+        self.trim.is_possible.return_value = False
+        self.snapshot()
+        self.trim.run.assert_not_called()
+        self.assertIn('freeze', self.steps)
+
+    def test_guest_does_not_trim_unless_that_is_wanted(self):
+        self.image['properties'] = {}
+        self.snapshot()
+        self.trim.is_possible.assert_not_called()
+
+    def test_snapshot_can_be_cancelled_during_the_trim(self):
+        # As by the check that runs beside it.
+        self.trim.run.side_effect = nova_exception.ImageNotFound(image_id='i')
+        self.assertRaises(nova_exception.ImageNotFound, self.snapshot)
+        self.assertIn(upload.ImageDeletedCheck,
+                      {type(check) for check in self.checks})
+        self.assertEqual([], self.steps)
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_refused_request_trims_nothing(self):
+        self.image['properties']['snapext_strategy'] = 'native'
+        self.assertRaises(exception.StrategyRefused, self.snapshot)
+        self.trim.run.assert_not_called()
+
+
 class AbortTest(snapshot_base.SnapshotTestCase):
 
     def setUp(self):
@@ -226,8 +315,13 @@ class AbortTest(snapshot_base.SnapshotTestCase):
 
     def test_cancellation_before_the_freeze_prevents_it(self):
         self.update_task_state.side_effect = None
-        semaphore = mock.MagicMock()
-        semaphore.__enter__.side_effect = self.cancel
+        semaphore = mock.Mock()
+
+        def acquire(timeout):
+            self.cancel()
+            return True
+
+        semaphore.acquire = acquire
         self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
         self.assertRaises(exception.ServiceStopping, self.snapshot)
         self.assertEqual([f'discard {base.IMAGE_ID}'], self.steps)
@@ -324,6 +418,17 @@ class GoOnTest(snapshot_base.SnapshotTestCase):
         self.snapshot()
         self.native.assert_called_once()
         self.assertNotIn('discard', self.steps)
+
+    def test_own_snapshot_of_nova_waits_for_the_digest_of_its_image(self):
+        hashed = self.patch(direct, 'wait_until_hashed')
+        self.fail('backup')
+        self.fail('external')
+        self.snapshot()
+        hashed.assert_not_called()
+        # Only a disk in Ceph may be copied there.
+        self.patch(native, 'may_be_direct', lambda _plan: True)
+        self.snapshot()
+        hashed.assert_called_once()
 
     def test_journal_has_the_strategy_of_each_attempt(self):
         names = []
@@ -489,7 +594,8 @@ class StreamTest(snapshot_base.SnapshotTestCase):
         self.flags(read_timeout=7, read_rate_limit_mbps=3, group='snapext')
         self.snapshot()
         self.open.assert_called_once_with(
-            'nbd:', 7, 3 * units.Mi, None)
+            'nbd:', 7, 3 * units.Mi, None, mock.ANY)
+        self.assertIsNone(self.open.call_args.args[4]())
 
     def test_cancellation_aborts_disk_and_encoder(self):
         def cancel(*_args):
