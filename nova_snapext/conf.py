@@ -151,13 +151,61 @@ directory, all file systems of the host are synced, which takes longer.
         default=30,
         min=1,
         help="""
-Seconds that the guest agent may take to freeze the guest's filesystems, and
-again to thaw them.
+Seconds that the guest agent may take to answer, to freeze the guest's
+filesystems, and again to thaw them.
 
 The filesystems are frozen only if the image has the property
 ``hw_qemu_guest_agent``. If the agent does not answer in time, the snapshot
 fails if the image has ``os_require_quiesce``; otherwise it is
 crash-consistent. It also fails if the filesystems can't be thawed.
+"""),
+    cfg.StrOpt(
+        'guest_trim',
+        default='requested',
+        choices=[
+            ('never', 'Requests can\'t ask for it either'),
+            ('requested', 'If the request has the image property '
+                          '``snapext_trim=yes``'),
+            ('always', 'Unless the request has the image property '
+                       '``snapext_trim=no``'),
+        ],
+        help="""
+When guests discard the free space of their file systems before a snapshot.
+
+What the file systems have freed still lies on the disk. If it is discarded, it
+is not sent, and its space on the host is free again. The guest agent does this
+for all mounted file systems, as the command fstrim does, with some load on
+the storage. It takes from less than a second to minutes.
+
+By default only a request leads to it. Its user could run fstrim in the guest
+just as well, and nobody else's snapshot takes longer, or changes the disk.
+
+A guest trims only if it runs, its image has ``hw_qemu_guest_agent``, its root
+disk passes discards on, and its storage takes them back: qcow2 files, raw
+files in file systems that make holes, Ceph, devices that support discards.
+Space that is preallocated, or in a thick LVM volume, is left alone. Otherwise
+the log has the reason, and the snapshot goes on.
+
+Related options:
+
+* ``[libvirt]hw_disk_discard``: has to be ``unmap``. It has an effect at the
+  next hard reboot of a guest.
+* ``[DEFAULT]preallocate_images``
+* ``[snapext]guest_trim_timeout``
+"""),
+    cfg.IntOpt(
+        'guest_trim_timeout',
+        default=300,
+        min=1,
+        help="""
+Seconds for which a snapshot waits until its guest has trimmed.
+
+A trim can't be ended, and keeps the guest agent from anything else. After this
+time it goes on in the guest, and the snapshot does not wait for it: its image
+is crash-consistent, because the agent can't freeze the filesystems. If the
+image has ``os_require_quiesce``, the snapshot waits as long again until the
+agent can, and fails after that. As at any time, it ends if its image is
+deleted.
 """),
     cfg.IntOpt(
         'operation_timeout',
@@ -423,6 +471,10 @@ chunk, which costs a quarter of the upload time.
         help="""
 Seconds that Glance may take to detect a broken upload and to reset the image
 to ``queued``. If it takes longer, the snapshot fails without another attempt.
+
+For an image that is made inside Ceph: seconds until Glance has made the image
+active, and how much longer than its size explains Glance may read it for its
+digest.
 
 Related options:
 

@@ -74,17 +74,17 @@ def retry_on_disconnect(host: libvirt_host.Host, attempt: Callable[[], Result],
             return attempt()
         except UNREACHABLE as error:
             disconnects += 1
-            if not _is_disconnect(error) or disconnects == MAX_DISCONNECTS:
+            if not is_disconnect(error) or disconnects == MAX_DISCONNECTS:
                 raise
             LOG.info('The connection to libvirtd was lost, and the step is '
                      'tried again: %s', error, instance=instance)
 
 
-def _is_disconnect(error: BaseException | None) -> bool:
+def is_disconnect(error: BaseException | None) -> bool:
     """Return whether an error says that libvirtd went down during a call."""
     if isinstance(error, nova_exception.InternalError):
         # Nova's Host raises it in place of libvirt's error.
-        return _is_disconnect(error.__context__)
+        return is_disconnect(error.__context__)
     if isinstance(error, libvirt.libvirtError):
         return error.get_error_domain() in CONNECTION_LOST
     return isinstance(error, nova_exception.HypervisorUnavailable)

@@ -168,6 +168,21 @@ class Domain(libvirt_guest.Guest):
             self._domain.agentSetResponseTimeout(
                 libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
 
+    def ping_agent(self) -> None:
+        """Ask the guest agent for the time, which changes nothing.
+
+        An agent that hangs, or is still busy with a command, does not answer.
+        """
+        self._domain.getTime()
+
+    def trim_filesystems(self) -> None:
+        """Have the guest discard what its mounted file systems do not use.
+
+        libvirt offers no way to end it: an agent that does not answer in time
+        may trim for minutes.
+        """
+        self._domain.fSTrim(None, 0)
+
     @contextlib.contextmanager
     def watch_event(self, event: int) -> Iterator[Callable[[float], bool]]:
         """Listen for an event of this guest.

@@ -9,6 +9,7 @@ import typing as ty
 
 import libvirt
 from lxml import etree
+from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
@@ -54,7 +55,7 @@ class GuestFilesystems(journal.Resource):
         self._frozen = False
 
     def record(self) -> dict[str, ty.Any]:
-        return {'agent': self._has_agent()}
+        return {'agent': _has_agent(self._instance)}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
@@ -146,15 +147,15 @@ class GuestFilesystems(journal.Resource):
 
         :returns: why it can't be done; None if they are frozen
         """
-        if not self._has_agent():
-            return reasons.UserReason(
-                'its image does not have the property hw_qemu_guest_agent')
         guest = domain.get(self._host, self._instance)
-        if not _agent_connected(guest):
-            return reasons.UserReason(
-                'its guest agent is not connected',
-                'its guest agent does not run: start qemu-guest-agent in the '
-                'server')
+        reason = no_agent_reason(self._instance, guest)
+        if reason is not None:
+            return reason
+        # An agent that hangs, or is still busy with a trim, is not told to
+        # freeze: it would do so later, and nobody would thaw.
+        silent = agent_silence(guest, CONF.snapext.agent_timeout)
+        if silent is not None:
+            return _freeze_reason(silent)
         try:
             with guest.agent_timeout(CONF.snapext.agent_timeout):
                 guest.freeze_filesystems()
@@ -185,9 +186,45 @@ class GuestFilesystems(journal.Resource):
                         {'freeze': freeze_error, 'thaw': error},
                         instance=self._instance)
 
-    def _has_agent(self) -> bool:
-        return bool(self._instance.image_meta.properties.get(
-            'hw_qemu_guest_agent', False))
+
+def no_agent_reason(instance: objects.Instance,
+                    guest: domain.Domain) -> str | None:
+    """Return why a guest has no agent to call; None if it has one."""
+    if not _has_agent(instance):
+        return reasons.UserReason(
+            'its image does not have the property hw_qemu_guest_agent')
+    if not _agent_connected(guest):
+        return reasons.UserReason(
+            'its guest agent is not connected',
+            'its guest agent does not run: start qemu-guest-agent in the '
+            'server')
+    return None
+
+
+def agent_silence(guest: domain.Domain,
+                  seconds: int) -> libvirt.libvirtError | None:
+    """Return the error of an agent that does not answer; None if it does.
+
+    An agent that refuses what it is asked has answered, too.
+
+    :param seconds: that it may take, but at most 5 if it has left an earlier
+        command unanswered: qemuAgentGuestSync of libvirt's qemu_agent.c
+    :raises libvirtError: the connection to libvirtd is lost
+    """
+    try:
+        with guest.agent_timeout(seconds):
+            guest.ping_agent()
+    except libvirt.libvirtError as error:
+        if connection.is_disconnect(error):
+            raise
+        if error.get_error_code() in NO_ANSWER:
+            return error
+    return None
+
+
+def _has_agent(instance: objects.Instance) -> bool:
+    return bool(instance.image_meta.properties.get(
+        'hw_qemu_guest_agent', False))
 
 
 def _freeze_reason(error: libvirt.libvirtError) -> reasons.UserReason:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from nova_snapext.snapshot import selection
+from nova_snapext.snapshot import trim
 from nova_snapext import strategies
 
 STRATEGY = 'snapext_strategy_used'
@@ -35,8 +36,9 @@ Properties = dict[str, str | None]
 def before_freeze(strategy: str, instance_uuid: str) -> Properties:
     """Return the properties of a snapshot whose disk is not frozen yet."""
     return {
-        # It asked for this snapshot, and is of no use to the image.
+        # They asked for this snapshot, and are of no use to the image.
         selection.PROPERTY: None,
+        trim.PROPERTY: None,
         STRATEGY: strategy,
         CONSISTENCY: UNKNOWN,
         FROZEN_AT: UNKNOWN,
@@ -59,6 +61,7 @@ def of_native(strategy: str) -> Properties:
     """
     return {
         selection.PROPERTY: None,
+        trim.PROPERTY: None,
         CONSISTENCY: None,
         FROZEN_AT: None,
         STRATEGY: strategy,

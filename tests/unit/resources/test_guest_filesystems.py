@@ -73,12 +73,16 @@ class FrozenTest(FilesystemsTestCase):
             lambda: calls.append('limited'))
         limit.return_value.__exit__.side_effect = (
             lambda *_: calls.append('unlimited'))
-        plan.guest.freeze_filesystems.side_effect = (
-            lambda: calls.append('freeze'))
-        plan.guest.thaw_filesystems.side_effect = lambda: calls.append('thaw')
+        for method in ('ping_agent', 'freeze_filesystems',
+                       'thaw_filesystems'):
+            getattr(plan.guest, method).side_effect = (
+                lambda method=method: calls.append(method))
         with self.filesystems(plan).frozen():
-            self.assertEqual(['limited', 'freeze', 'unlimited'], calls)
-        self.assertEqual(['limited', 'thaw', 'unlimited'], calls[3:])
+            self.assertEqual(
+                ['limited', 'ping_agent', 'unlimited',
+                 'limited', 'freeze_filesystems', 'unlimited'], calls)
+        self.assertEqual(['limited', 'thaw_filesystems', 'unlimited'],
+                         calls[6:])
         for call in limit.call_args_list:
             self.assertEqual((7,), call.args)
 
@@ -113,7 +117,38 @@ class FrozenTest(FilesystemsTestCase):
         self.assertEqual(CRASH, self.consistency(plan))
         plan.guest.thaw_filesystems.assert_not_called()
 
-    def test_agent_that_never_answers_is_an_error(self):
+    def test_silent_agent_is_not_told_to_freeze(self):
+        # It hangs, or trims, and would freeze later.
+        plan = self.agent_plan()
+        plan.guest.ping_agent.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+        self.assertEqual(CRASH, self.consistency(plan))
+        plan.guest.freeze_filesystems.assert_not_called()
+        plan.guest.thaw_filesystems.assert_not_called()
+
+    def test_silent_agent_is_an_error_if_quiesce_is_required(self):
+        plan = self.agent_plan(os_require_quiesce='yes')
+        plan.guest.ping_agent.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_AGENT_UNSYNCED)
+        error = self.assertRaises(exception.QuiesceFailed,
+                                  self.consistency, plan)
+        self.assertIn('does not answer', error.format_message())
+        plan.guest.freeze_filesystems.assert_not_called()
+
+    def test_agent_that_refuses_the_question_is_told_to_freeze(self):
+        plan = self.agent_plan()
+        plan.guest.ping_agent.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_INTERNAL_ERROR)
+        self.assertEqual(FILESYSTEM, self.consistency(plan))
+
+    def test_connection_that_is_lost_is_no_answer(self):
+        plan = self.agent_plan()
+        plan.guest.ping_agent.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_RPC, domain=libvirt.VIR_FROM_RPC)
+        self.assertRaises(libvirt.libvirtError, self.consistency, plan)
+        plan.guest.freeze_filesystems.assert_not_called()
+
+    def test_agent_that_hangs_in_the_freeze_is_an_error(self):
         plan = self.agent_plan()
         error = base.libvirt_error(libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
         plan.guest.freeze_filesystems.side_effect = error

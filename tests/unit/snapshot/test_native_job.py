@@ -35,6 +35,7 @@ class NativeJobTest(snapshot_base.SnapshotTestCase):
         self.snapshot()
         self.set_metadata.assert_called_once_with(mock.ANY, {
             'snapext_strategy_used': 'native', 'snapext_strategy': None,
+            'snapext_trim': None,
             'snapext_consistency': None, 'snapext_frozen_at': None})
         self.driver._image_api.update.assert_not_called()
 

@@ -20,6 +20,7 @@ class PropertiesTest(base.TestCase):
     def test_frozen_snapshot_describes_itself(self):
         self.assertEqual(
             {'snapext_strategy': None,
+             'snapext_trim': None,
              'snapext_strategy_used': 'backup',
              'snapext_consistency': 'crash',
              'snapext_frozen_at': '2026-11-01T12:00:00.250Z',
@@ -40,15 +41,16 @@ class PropertiesTest(base.TestCase):
             {'snapext_strategy_used': 'native'},
             {name: value for name, value in self.native.items() if value})
 
-    def test_request_is_removed_from_image(self):
+    def test_requests_are_removed_from_image(self):
         for described in (self.before, self.native):
             self.assertIsNone(described['snapext_strategy'])
+            self.assertIsNone(described['snapext_trim'])
 
     def test_no_property_of_earlier_snapshot_stays(self):
         # An image passes its properties on to guests and their snapshots.
         for described in (self.before, self.native):
             self.assertLessEqual(
-                {'snapext_strategy', 'snapext_strategy_used',
+                {'snapext_strategy', 'snapext_trim', 'snapext_strategy_used',
                  'snapext_consistency', 'snapext_frozen_at'},
                 described.keys())
 
