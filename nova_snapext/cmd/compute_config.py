@@ -304,8 +304,8 @@ def load(source: Source) -> None:
     except (cfg.Error, ValueError, OSError) as error:
         # The text of an error can contain a line of the file.
         raise exits.CommandError(
-            f'Nova\'s configuration can\'t be read: {safe_text(error)}. Correct '
-            f'the file.') from None
+            f'Nova\'s configuration can\'t be read: {safe_text(error)}. '
+            f'Correct the file.') from None
 
 
 def _is_missing(path: str) -> bool:
