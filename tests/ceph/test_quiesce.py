@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that require a quiesce, and guests that can't give it."""
 
+from devcloud import records
 from devcloud import servers
 
 from tests.ceph import base
@@ -34,6 +35,12 @@ class RequiredTest(_QuiesceTestCase):
         first = cls.boot()
         image = cls.snapshot(first).image
         servers.delete(cls.client, first)
+        # A record is written before its line: the image may lack the last.
+        file = cls.directory / image
+        servers.download(cls.client, image, file)
+        cls.lost_lines |= {
+            records.verify(file, 'raw', cls.directory).records.last}
+        file.unlink()
         cls.client.open(
             'PATCH', 'glance', f'/images/{image}',
             b'[{"op": "add", "path": "/os_require_quiesce", "value": "yes"}]',

@@ -179,14 +179,14 @@ class FallbackTest(_StatesTestCase):
             self.ceph.allow, 'nova', base.ceph.USERS['nova'])
         snapshot = self.take('running')
         _, reason = self.assert_streamed(snapshot, 'filesystem')
-        self.assertRegex(reason, r'clone .* to images/.*[Pp]ermi')
+        self.assertRegex(reason, r'write to the pool images: .*[Pp]ermi')
 
     @base.configured('snapext.strategy=external,cold')
     def test_preference_for_files_says_what_to_write(self):
         snapshot = self.snapshot(self.server, add_cleanup=self.addCleanup)
         self.assertFalse(self.image_exists(snapshot.image))
         text = self.refusal_text(self.server)
-        self.assertIn('name the strategy rbd too', text)
+        self.assertIn('For a disk in Ceph write "external,cold,rbd"', text)
         self.assert_nothing_left(self.server)
         self.assert_keeps_writing(self.server)
 

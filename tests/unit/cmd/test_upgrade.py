@@ -84,7 +84,9 @@ class UpgradeTest(base.TestCase):
         for option in (f'--config-file={path}', '--config-file=/no/nova.conf',
                        '--config-dir=/no', f'--config-file={latin}'):
             errors = io.StringIO()
-            with contextlib.redirect_stderr(errors):
+            # The command ends the log of its process.
+            with contextlib.redirect_stderr(errors), \
+                    mock.patch('logging.disable'):
                 self.assertEqual(255, upgrade.main(
                     [option, 'upgrade', 'check']))
             [line] = errors.getvalue().splitlines()
