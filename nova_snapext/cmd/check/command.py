@@ -41,8 +41,8 @@ INSTALLED: tuple[item.Check, ...] = (
 # They need Nova's configuration. Root sees more.
 CONFIGURED: tuple[item.Check, ...] = (
     configuration.compute_driver, configuration.running,
-    configuration.options, configuration.rootwrap, security.apparmor,
-    security.selinux)
+    configuration.options, configuration.guest_trim, configuration.rootwrap,
+    security.apparmor, security.selinux)
 # They need what Nova's user may do, and no more.
 AS_NOVA: tuple[item.Check, ...] = (
     hypervisor.connection, hypervisor.defects, hypervisor.root_helper,

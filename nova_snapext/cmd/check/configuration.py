@@ -213,6 +213,36 @@ def _unknown_names(host: item.Host) -> Iterator[item.Item]:
                     f'Did you mean {near[0]}?' if near else 'Remove it.')
 
 
+def guest_trim(_host: item.Host) -> Iterator[item.Item]:
+    """Check that guests can give back free space before a snapshot."""
+    from nova_snapext import conf
+    name = 'guest_trim'
+    wanted = conf.CONF.snapext.guest_trim
+    if wanted == 'never':
+        yield item.ok(name, '[snapext]guest_trim is never: guests do not trim '
+                            'for a snapshot')
+        return
+    reason = None
+    if conf.CONF.libvirt.hw_disk_discard != 'unmap':
+        reason = ('their disks do not pass discards on: '
+                  '[libvirt]hw_disk_discard is not unmap')
+        remedy = ('Set it, and restart nova-compute. A guest that runs gets '
+                  'it at its next hard reboot.')
+    elif conf.CONF.preallocate_images == 'space':
+        reason = ('the space of their disks is kept: '
+                  '[DEFAULT]preallocate_images is space')
+        remedy = 'Set [snapext]guest_trim = never.'
+    if reason is None:
+        yield item.ok(name, f'[snapext]guest_trim is {wanted}, and new guests '
+                            f'can give back free space')
+    elif wanted == 'always':
+        yield item.warning(name, f'[snapext]guest_trim is always, but guests '
+                                 f'can\'t trim: {reason}.', remedy)
+    else:
+        yield item.ok(name, f'guests do not trim for a snapshot, although '
+                            f'requests may ask for it: {reason}')
+
+
 def rootwrap(host: item.Host) -> Iterator[item.Item]:
     """Check that rootwrap lets Nova start the driver's privileged helper."""
     from nova_snapext import conf

@@ -275,6 +275,23 @@ class ConfigurationTest(CheckTestCase):
         self.run_nova_compute(self.configure())
         self.assertIn('process 4', self.found(configuration.running, OK))
 
+    def test_guests_that_can_not_trim_are_told_with_the_option(self):
+        self.flags(guest_trim='always', group='snapext')
+        self.assertIn('hw_disk_discard is not unmap',
+                      self.found(configuration.guest_trim, WARNING))
+        self.flags(hw_disk_discard='unmap', group='libvirt')
+        self.assertIn('new guests can',
+                      self.found(configuration.guest_trim, OK))
+        self.flags(preallocate_images='space')
+        self.assertIn('preallocate_images is space',
+                      self.found(configuration.guest_trim, WARNING))
+
+    def test_trim_that_nobody_has_asked_for_is_no_warning(self):
+        self.assertIn('hw_disk_discard',
+                      self.found(configuration.guest_trim, OK))
+        self.flags(guest_trim='never', group='snapext')
+        self.assertIn('is never', self.found(configuration.guest_trim, OK))
+
     def rootwrap(self, *filters):
         """Configure rootwrap with one file of filters."""
         directory = self.directory()
