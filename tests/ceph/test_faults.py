@@ -6,6 +6,7 @@ import uuid
 from devcloud import compute
 from devcloud import servers
 from devcloud import services
+from devcloud import wait
 
 from tests.ceph import base
 from tests.e2e import held
@@ -56,8 +57,13 @@ class CephStoppedTest(base.CephTestCase):
             'snap.tiny')
         self.addCleanup(servers.delete, self.client, server)
         with self.slow_ceph():
-            image, _log = self.begin_flatten(server)
+            image, log = self.begin_flatten(server)
+            # Else it may be flattened before the deletion is noticed.
+            self.stop_osd()
             self.client.delete('nova-api', f'/servers/{server}')
+            wait.until('the cancellation', lambda: (
+                'Ending the snapshot' in log()), held.SOON)
+            self.ceph.start_osd()
         self.assert_deleted(server)
         self.await_image_gone(image)
         self.assertEqual([], self.journal_files())

@@ -93,8 +93,14 @@ class DetachedTest(base.TestCase):
         self.connection = self.driver._host.get_connection()
         self.sleep = self.patch(tenacity.nap.time, 'sleep')
         # The guest answers only when Nova waits for its answer.
-        self.patch(nova_driver.AsyncDeviceEventsHandler.Waiter, 'wait',
-                   lambda _waiter, _timeout: self.domain.answer())
+        wait = nova_driver.AsyncDeviceEventsHandler.wait
+
+        def answer_and_wait(handler, token, timeout):
+            self.domain.answer()
+            return wait(handler, token, 0)
+
+        self.patch(nova_driver.AsyncDeviceEventsHandler, 'wait',
+                   answer_and_wait)
 
     def patch(self, target, name, *value):
         patch = mock.patch.object(target, name, *value)
