@@ -94,8 +94,9 @@ class Server:
 
     def __exit__(self, *_args):
         self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+        # A green thread does not notice that its socket is closed.
         self.thread.join()
+        self.listener.close()
 
     def serve(self):
         while True:
