@@ -130,7 +130,15 @@ class StalledServer(Server):
 
 
 class RefusingServer(Server):
-    """Responds to the head of a request, and closes the connection."""
+    """Responds to the head of a request, and closes the connection.
+
+    In a native thread: a green one would do both while the client does not
+    run, which would find no connection.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.thread = cancel.native_threading().Thread(target=self.serve)
 
     def receive(self, accepted):
         with (self.context.wrap_socket(accepted, server_side=True)
