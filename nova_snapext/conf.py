@@ -183,8 +183,10 @@ just as well, and nobody else's snapshot takes longer, or changes the disk.
 A guest trims only if it runs, its image has ``hw_qemu_guest_agent``, its root
 disk passes discards on, and its storage takes them back: qcow2 files, raw
 files in file systems that make holes, Ceph, devices that support discards.
-Space that is preallocated, or in a thick LVM volume, is left alone. Otherwise
-the log has the reason, and the snapshot goes on.
+A root disk whose space is preallocated, or in a thick LVM volume, is left
+alone. Otherwise the log has the reason, and the snapshot goes on. Other disks
+of the guest are not looked at: what is mounted of them is trimmed too, if they
+pass discards on.
 
 Related options:
 

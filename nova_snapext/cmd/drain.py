@@ -108,7 +108,8 @@ def _list(driver: ty.Any, elsewhere: ty.Collection[str] = ()) -> bool:
             if leftover.instance_uuid not in elsewhere]
     left += [leftovers.Leftover(
         f'{one["name"]} was left by an interrupted "nova-snapext check '
-        f'--trial".', 'Repeat that command, which removes it.')
+        f'--trial".', 'Repeat that command, which removes it.',
+        is_on_host=not one['name'].startswith(trial.IMAGE))
         for one in trial.left()]
     for leftover in left:
         print(standalone.printable(str(leftover)))

@@ -112,7 +112,7 @@ def _remove_from_ceph(driver: ty.Any) -> bool:
         for snapshot, unknown in rbd_leftovers.find(driver):
             print(f'{snapshot} in Ceph, which no journal has')
             if unknown:
-                print(f'    {unknown}', file=sys.stderr)
+                print(f'    {standalone.printable(unknown)}', file=sys.stderr)
                 done = False
                 continue
             try:

@@ -19,16 +19,11 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
-import os
-import threading
-import time
 import typing as ty
 
 from nova.storage import rbd_utils
-from oslo_utils import timeutils
 
 from nova_snapext import cancel
-from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import plan as planning
@@ -54,10 +49,6 @@ LIST_TIMEOUT = 600
 
 # Seconds between two checks of a flatten for a stall.
 POLL_INTERVAL = 1
-
-# Seconds between two checks for the end of a call, in a green thread: little
-# beside the 0.1 s for which a snapshot's creation freezes the filesystems.
-GREEN_INTERVAL = 0.01
 
 _R = ty.TypeVar('_R')
 
@@ -144,7 +135,7 @@ class Call(ty.Generic[_R]):
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end, and return whether it has ended."""
-        return _wait_for(self._ended, seconds)
+        return cancel.wait_for(self._ended, seconds)
 
     def result(self, seconds: float) -> _R:
         """Wait for its end, and return what the function has returned.
@@ -163,23 +154,6 @@ class Call(ty.Generic[_R]):
                 action=self._action, reason=str(self._error),
             ) from self._error
         raise self._error
-
-
-def _wait_for(event: ty.Any, seconds: float) -> bool:
-    """Wait for an event of native threads, also in a green thread.
-
-    A green thread does not use eventlet's pool of native threads. When Ceph
-    does not respond, Nova's own calls may occupy all of them, and filesystems
-    would stay frozen until one is free.
-    """
-    # Green threads run in the first native thread, which has this id.
-    if (compat.concurrency_mode_threading() or
-            threading.get_native_id() != os.getpid()):
-        return bool(event.wait(seconds))
-    watch = timeutils.StopWatch(seconds).start()
-    while not event.is_set() and not watch.expired():
-        time.sleep(GREEN_INTERVAL)
-    return bool(event.is_set())
 
 
 # The calls that create something, also of a snapshot that has failed. What one
@@ -262,7 +236,7 @@ class SnapshotCreation:
         timeout = CONF.snapext.operation_timeout
         action = f'open {self._snapshot.image}'
         self._call = Call(action, self._run, self._snapshot)
-        if not _wait_for(self._open_ended, timeout):
+        if not cancel.wait_for(self._open_ended, timeout):
             raise exception.CephTimeout(action=action, seconds=f'{timeout:g}')
         if not self._is_open:
             self._call.result(timeout)
@@ -278,7 +252,7 @@ class SnapshotCreation:
             raise RuntimeError('the image is not open')
         self._wanted = True
         self._decided.set()
-        if not _wait_for(self._is_created, seconds):
+        if not cancel.wait_for(self._is_created, seconds):
             raise exception.CephTimeout(
                 action=f'create the snapshot {self._snapshot}',
                 seconds=f'{seconds:g}')

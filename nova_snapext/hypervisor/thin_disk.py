@@ -12,10 +12,12 @@ import errno
 import os
 import pathlib
 import tempfile
+import typing as ty
 
 from lxml import etree
 from oslo_utils import strutils
 
+from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import domain
@@ -49,10 +51,13 @@ def kept_reason(disk: planning.RootDisk, guest: domain.Domain) -> str | None:
         return (f'its root disk {disk.target} does not pass discards on '
                 f'([libvirt]hw_disk_discard = unmap, and a hard reboot of the '
                 f'guest)')
+    # In a native thread under eventlet: network storage may hang.
     if disk.storage == 'file':
-        return _file_reason(disk, guest)
+        return ty.cast(str | None, compat.tpool_wrap(_file_reason)(
+            disk, guest.disk_size(disk.target)))
     if disk.storage == 'block':
-        return _block_reason(disk.path)
+        return ty.cast(str | None,
+                       compat.tpool_wrap(_block_reason)(disk.path))
     if ceph.image_of(disk) is None:
         return f'it is unknown whether {disk.path} takes back what is freed'
     return None
@@ -77,13 +82,13 @@ def allocated(disk: planning.RootDisk) -> int | None:
     """
     if disk.storage != 'file':
         return None
-    return os.stat(disk.path).st_blocks * BLOCK_SIZE
+    found = compat.tpool_wrap(os.stat)(disk.path)
+    return int(found.st_blocks * BLOCK_SIZE)
 
 
-def _file_reason(disk: planning.RootDisk,
-                 guest: domain.Domain) -> str | None:
+def _file_reason(disk: planning.RootDisk, size: int) -> str | None:
     if (strutils.to_slug(CONF.preallocate_images) == 'space' or
-            _is_preallocated(disk.path, guest.disk_size(disk.target))):
+            _is_preallocated(disk.path, size)):
         return (f'the space of {disk.path} is preallocated, and would be '
                 f'given back')
     # A qcow2 has free clusters of its own.

@@ -53,8 +53,10 @@ def find(driver: libvirt_driver.LibvirtDriver,
                 yield snapshot, None
         except Exception as error:
             # Such as those of RabbitMQ, of the conductor and of the database.
+            # The conductor's have a traceback.
+            reason = str(error).split('\n')[0]
             yield snapshot, (f'Nova does not tell on which host its instance '
-                             f'is: {error}')
+                             f'is: {reason}')
 
 
 def without_journal(images: Collection[ceph.ImageSpec] = (),
@@ -169,8 +171,10 @@ def remove_of_instance(uuid: str, in_progress: bool) -> None:
     image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
                            f'{uuid}{ceph.DISK_SUFFIX}')
     try:
+        names = ceph.snapshot_names(image)
+        # A record is there before its snapshot.
         recorded = _in_journal(journal.find_all(uuid))
-        for name in ceph.snapshot_names(image):
+        for name in names:
             if name in recorded:
                 wanted = not in_progress
             else:

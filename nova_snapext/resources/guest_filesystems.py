@@ -18,6 +18,7 @@ from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import errors
 from nova_snapext import journal
 from nova_snapext.journal import schema
 from nova_snapext import plan as planning
@@ -35,7 +36,8 @@ NOTHING_SENT = (libvirt.VIR_ERR_OPERATION_INVALID,
 # With these errors the agent has not answered. It may still carry out the
 # command later.
 NO_ANSWER = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-             libvirt.VIR_ERR_AGENT_UNSYNCED)
+             libvirt.VIR_ERR_AGENT_UNSYNCED,
+             errors.AGENT_COMMAND_TIMEOUT)
 
 
 class GuestFilesystems(journal.Resource):

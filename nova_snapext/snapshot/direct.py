@@ -280,7 +280,7 @@ class DirectImage:
             image.wait_until_active(CONF.snapext.glance_reset_timeout)
         except exception.LocationRefused as error:
             # A proxy may have sent the request twice.
-            if not image.is_active():
+            if not image.is_taken_over():
                 clone.set_offered(False)
                 raise
             self._log_complete(error)

@@ -328,8 +328,9 @@ class SnapshotJob:
 
     def _wait_until_hashed(self, plan: planning.Plan) -> None:
         self._published.set_phase(published.Phase.HASHING)
-        with self._run_checks(), worker.slots:
-            worker.run(direct.wait_until_hashed, plan, self._token)
+        # It may take hours, and needs no thread of its own.
+        with self._run_checks():
+            direct.wait_until_hashed(plan, self._token)
 
     def _describe_image(self, plan: planning.Plan,
                         described: properties.Properties) -> None:

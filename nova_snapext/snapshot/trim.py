@@ -148,8 +148,7 @@ class GuestTrim:
         requires_quiesce = self._instance.image_meta.properties.get(
             'os_require_quiesce', False)
         # An agent may still be busy with the trim of a snapshot before.
-        patience = (limit if requires_quiesce else
-                    min(limit, CONF.snapext.agent_timeout))
+        patience = min(limit, CONF.snapext.agent_timeout)
         if not self._wait_for_agent(patience):
             LOG.warning('The guest does not trim its file systems for the '
                         'snapshot: its agent has not answered for %d seconds',

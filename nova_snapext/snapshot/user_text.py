@@ -14,6 +14,7 @@ import libvirt
 from nova import exception as nova_exception
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import errors
 from nova_snapext import upload
 
 #: Characters of an event's name in Nova's table instance_actions_events, and
@@ -66,6 +67,7 @@ LIBVIRT_TEXTS = {
     libvirt.VIR_ERR_NO_DOMAIN: GONE,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE: AGENT,
     libvirt.VIR_ERR_AGENT_UNSYNCED: AGENT,
+    errors.AGENT_COMMAND_TIMEOUT: AGENT,
 }
 
 

@@ -62,6 +62,8 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         self._image_id = image_id
         self._token = token
         self._client = client.ImageClient(token, image_id)
+        # Of an attempt to add a location, after one without an answer.
+        self._refusal: Exception | None = None
 
     def __exit__(self, *_exc: object) -> None:
         self._client.close()
@@ -133,6 +135,7 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                 LOG.debug('Glance may have taken an earlier attempt to add a '
                           'location to image %(image)s: %(error)s',
                           {'image': self._image_id, 'error': error})
+                self._refusal = error
             LOG.debug('Location %(url)s is offered to Glance for image '
                       '%(image)s', {'url': url, 'image': self._image_id})
             return
@@ -161,20 +164,46 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                 if task is not None and task['status'] == 'failure':
                     raise self._refused('it could not read it, see its log')
                 if watch.elapsed() > limit:
-                    raise exception.ImageNotVerified(
-                        image=self._image_id,
-                        reason=f'its status is {image["status"]}, not '
-                               f'active, after {limit:g} seconds')
+                    if self._refusal is not None:
+                        raise self._refused(self._refusal)
+                    raise self._not_active(image, limit)
             self._token.wait(POLL_INTERVAL)
 
-    def is_active(self) -> bool:
-        """Return whether the image has its data.
+    def is_taken_over(self) -> bool:
+        """Return whether Glance takes the location over, after a refusal.
 
+        Of two equal requests Glance refuses the second, and its task for the
+        first may still run.
+
+        :returns: whether the image has its data in the end
+        :raises ImageNotVerified: the task does not end
         :raises HTTPException: Glance does not tell
         :raises ImageNotFound: the image was deleted
         """
-        image, _task = self._state()
-        return bool(image['status'] == 'active')
+        limit = CONF.snapext.glance_reset_timeout
+        watch = timeutils.StopWatch().start()
+        while True:
+            try:
+                image, task = self._state()
+            except UNREACHABLE as error:
+                if watch.elapsed() > limit:
+                    raise
+                self._log_unreachable(error)
+            else:
+                if image['status'] == 'active':
+                    return True
+                if task is None or task['status'] not in UNFINISHED:
+                    return False
+                if watch.elapsed() > limit:
+                    raise self._not_active(image, limit)
+            self._token.wait(POLL_INTERVAL)
+
+    def _not_active(self, image: dict[str, ty.Any],
+                    limit: float) -> exception.ImageNotVerified:
+        return exception.ImageNotVerified(
+            image=self._image_id,
+            reason=f'its status is {image["status"]}, not active, after '
+                   f'{limit:g} seconds')
 
     def wait_until_hashed(self) -> bool:
         """Wait until Glance has read the active image for its digest.

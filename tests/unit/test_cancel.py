@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import os
 import threading
 from unittest import mock
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from tests.unit import base
 
 
@@ -107,6 +109,19 @@ class CancelTokenTest(base.TestCase):
         taken.acquire = acquire
         self.assertRaises(Cause, self.token.entered(taken).__enter__)
         self.assertTrue(semaphore.acquire(blocking=False))
+
+    def test_wait_in_a_green_thread_lets_others_run(self):
+        # All green threads are in the first native thread.
+        with mock.patch.object(compat, 'concurrency_mode_threading',
+                               return_value=False), \
+                mock.patch.object(threading, 'get_native_id',
+                                  return_value=os.getpid()), \
+                mock.patch.object(self.token._cancelled, 'wait',
+                                  side_effect=AssertionError), \
+                mock.patch('time.sleep', side_effect=lambda _: (
+                    self.token.cancel(self.cause))) as sleep:
+            self.assertRaises(Cause, self.token.wait, 600)
+        sleep.assert_called_once_with(cancel.GREEN_INTERVAL)
 
     def test_error_after_cancel_is_replaced_by_the_cause(self):
         def fail():

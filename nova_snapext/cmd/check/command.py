@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
@@ -101,11 +102,19 @@ def _prepare(options: argparse.Namespace) -> None:
 def _run_all(checks: Iterable[item.Check],
              host: item.Host) -> Iterator[item.Item]:
     for check in checks:
-        yield from _run(check, host)
+        is_finished = yield from _run(check, host)
+        if not is_finished and check in TRIAL:
+            # It still uses the journal of trials, and would change that of
+            # the next.
+            return
 
 
-def _run(check: item.Check, host: item.Host) -> Iterator[item.Item]:
-    """Run a check, which must not keep the others from being run."""
+def _run(check: item.Check,
+         host: item.Host) -> Generator[item.Item, None, bool]:
+    """Run a check, which must not keep the others from being run.
+
+    :returns: whether it does not run any more
+    """
     name = check.__name__.replace('_', '-')
     seconds = TRIAL_TIMEOUT if check in TRIAL else TIMEOUT
     found = ty.cast(ty.Any, check(host))
@@ -115,6 +124,7 @@ def _run(check: item.Check, host: item.Host) -> Iterator[item.Item]:
     except bounded.NoResponse as error:
         yield item.unknown(name, f'This check was not finished: {error}.',
                            'See that what it waits for runs.')
+        return False
     except Exception as error:
         if host.options.debug:
             raise
@@ -126,6 +136,7 @@ def _run(check: item.Check, host: item.Host) -> Iterator[item.Item]:
         # What a trial has made is removed. One that hangs can't be closed.
         with contextlib.suppress(ValueError):
             found.close()
+    return True
 
 
 def _become_nova(host: item.Host) -> Iterator[item.Item]:

@@ -208,8 +208,10 @@ def _create(http_client: ty.Any, entry: ty.Any) -> None:
         http_client.post('/v2/images', data={
             'id': entry.image_id, 'name': 'nova-snapext-check',
             'disk_format': 'qcow2', 'container_format': 'bare'})
-    except glanceclient.exc.HTTPException:
-        entry.remove()
+    except glanceclient.exc.HTTPException as error:
+        # After an error of Glance, or of a proxy, it may exist.
+        if error.code < 500:
+            entry.remove()
         raise
 
 

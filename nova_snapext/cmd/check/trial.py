@@ -29,6 +29,9 @@ POLL_INTERVAL = 0.2
 # Seconds until it is: libvirt reports the end of a job a moment later.
 SETTLE_TIMEOUT = 10
 
+#: Begins the name of what is left, if it is an image in Glance.
+IMAGE = 'image '
+
 
 def trial(host: item.Host) -> Iterator[item.Item]:
     """Try each strategy: freeze, read, release. Nothing is uploaded."""
@@ -99,7 +102,7 @@ def left() -> list[dict[str, ty.Any]]:
         return [{'name': entry.instance_name, 'uuid': entry.instance_uuid,
                  'began_at': entry.began_at, 'problem': entry.problem}
                 for entry in journal.entries()] + [
-                    {'name': f'image {image.image_id}',
+                    {'name': f'{IMAGE}{image.image_id}',
                      'uuid': image.image_id, 'began_at': image.began_at,
                      'problem': image.reason} for image in journal.images()]
 

@@ -40,7 +40,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         glance = mock.create_autospec(location.LocatedImage, instance=True)
         glance.__enter__ = mock.Mock(return_value=glance)
         glance.wait_until_hashed.return_value = True
-        glance.is_active.return_value = False
+        glance.is_taken_over.return_value = False
         glance.locations.return_value = []
         self.glance = glance
         self.useFixture(functional_base.fixtures.MockPatchObject(

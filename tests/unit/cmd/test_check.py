@@ -25,6 +25,7 @@ import oslo_messaging
 from oslo_privsep import priv_context
 from oslo_rootwrap import wrapper
 
+from nova_snapext.cmd import bounded
 from nova_snapext.cmd.check import ceph
 from nova_snapext.cmd.check import command
 from nova_snapext.cmd.check import configuration
@@ -780,6 +781,13 @@ class GlanceTest(CheckTestCase):
             glance.properties, FAILED))
         self.assertEqual([], os.listdir(self.journal))
 
+    def test_image_that_may_exist_after_an_error_of_glance_is_told(self):
+        self.client.post.side_effect = (
+            glanceclient.exc.HTTPServiceUnavailable())
+        self.found(glance.properties, FAILED)
+        self.assertEqual([f'image {self.created()}'],
+                         [one['name'] for one in trial.left()])
+
     def test_image_that_a_kill_leaves_is_told_and_deleted_later(self):
         self.client.post.side_effect = SystemExit
         self.assertRaises(SystemExit, next, glance.properties(self.host))
@@ -920,13 +928,29 @@ class CommandTest(CheckTestCase):
             answered.wait()
             ended.set()
 
-        self.patch(command, 'TIMEOUT', 0.01)
+        # Even a busy machine finds the first one in time.
+        limits, call = iter((60, 0.01)), bounded.call
+        self.patch(bounded, 'call', lambda function, _seconds: call(
+            function, next(limits)))
         first, last = command._run(hanging_check, self.host)
         self.assertEqual(('first', 'hanging-check', UNKNOWN),
                          (first.name, last.name, last.status))
         self.assertIn('did not respond for 0.01 seconds', last.text)
         answered.set()
         ended.wait()
+
+    def test_no_trial_follows_one_that_hangs(self):
+        # That one would change the journal of the next.
+        def hanging(_host):
+            yield item.ok('first', 'x')
+
+        following = mock.Mock(__name__='following', return_value=iter(()))
+        self.patch(command, 'TRIAL', (hanging, following))
+        self.patch(bounded, 'call',
+                   side_effect=bounded.NoResponse('nobody responds'))
+        [found] = command._run_all(command.TRIAL, self.host)
+        self.assertIn('nobody responds', found.text)
+        following.assert_not_called()
 
     def test_check_that_is_interrupted_removes_what_it_has_made(self):
         removed, kept = [], []

@@ -72,6 +72,13 @@ class DrainTest(base.TestCase):
         for text in ('An image.', 'can be set'):
             self.assertIn(text, printed)
 
+    def test_image_of_a_trial_is_not_on_this_host(self):
+        self.patch(trial, 'left').return_value = [{'name': 'image i'}]
+        code, printed = self.run_()
+        self.assertEqual(0, code)
+        for text in ('image i was left', 'can be set'):
+            self.assertIn(text, printed)
+
     def test_what_a_trial_has_left_is_told(self):
         self.patch(trial, 'left').return_value = [{'name': 'a trial guest'}]
         for arguments in ((), ('--dry-run',)):

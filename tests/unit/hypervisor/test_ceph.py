@@ -131,7 +131,7 @@ class GreenThreadTest(CallTest):
         self.useFixture(fixtures.MockPatchObject(
             compat, 'concurrency_mode_threading', return_value=False))
         self.useFixture(fixtures.MockPatchObject(
-            ceph.threading, 'get_native_id', return_value=os.getpid()))
+            cancel.threading, 'get_native_id', return_value=os.getpid()))
         # When Ceph hangs, Nova's calls may have all threads of the pool.
         self.useFixture(fixtures.MockPatchObject(
             compat, 'tpool_wrap', side_effect=AssertionError))

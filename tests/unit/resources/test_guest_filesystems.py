@@ -149,13 +149,22 @@ class FrozenTest(FilesystemsTestCase):
         plan.guest.freeze_filesystems.assert_not_called()
 
     def test_agent_that_hangs_in_the_freeze_is_an_error(self):
+        # It may freeze later. libvirt 11.2 and newer has the second code.
+        for code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, 112):
+            plan = self.agent_plan()
+            plan.guest.freeze_filesystems.side_effect = (
+                base.libvirt_error(code))
+            plan.guest.thaw_filesystems.side_effect = base.libvirt_error(
+                libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+            failed = self.assertRaises(exception.ThawFailed,
+                                       self.consistency, plan)
+            self.assertIn('virsh domfsthaw', str(failed))
+
+    def test_silence_has_another_code_since_libvirt_11_2(self):
         plan = self.agent_plan()
-        error = base.libvirt_error(libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
-        plan.guest.freeze_filesystems.side_effect = error
-        plan.guest.thaw_filesystems.side_effect = error
-        failed = self.assertRaises(exception.ThawFailed,
-                                   self.consistency, plan)
-        self.assertIn('virsh domfsthaw', str(failed))
+        plan.guest.ping_agent.side_effect = base.libvirt_error(112)
+        self.assertEqual(CRASH, self.consistency(plan))
+        plan.guest.freeze_filesystems.assert_not_called()
 
     def test_failed_thaw_is_an_error(self):
         plan = self.agent_plan()

@@ -43,7 +43,7 @@ class DirectTestCase(base.TestCase):
                                            instance=True)
         self.glance.__enter__ = mock.Mock(return_value=self.glance)
         self.glance.needs_service.return_value = True
-        self.glance.is_active.return_value = False
+        self.glance.is_taken_over.return_value = False
         self.glance.locations.return_value = []
         self.located = self.patch(direct.location, 'LocatedImage',
                                   self.glance)
@@ -141,7 +141,7 @@ class MakeImageTest(DirectTestCase):
         # A proxy has sent the request twice, and Glance refused the second.
         self.glance.add.side_effect = exception.LocationRefused(
             image='i', reason='409')
-        self.glance.is_active.return_value = True
+        self.glance.is_taken_over.return_value = True
         with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
             self.assertTrue(self.make())
         self.clone.release.assert_not_called()
@@ -151,7 +151,7 @@ class MakeImageTest(DirectTestCase):
         self.glance.add.side_effect = exception.LocationRefused(
             image='i', reason='409')
         error = nova_exception.GlanceConnectionFailed(server='s', reason='r')
-        self.glance.is_active.side_effect = error
+        self.glance.is_taken_over.side_effect = error
         self.assertIs(error, self.assertRaises(
             nova_exception.GlanceConnectionFailed, self.make))
         # The stack deletes the image first.

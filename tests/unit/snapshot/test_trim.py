@@ -214,6 +214,10 @@ class RunTest(GuestTrimTestCase):
         self.assertEqual(4, self.guest.ping_agent.call_count)
         self.assertIn('freed=3000 seconds=30.0', self.log)
 
+    def test_trim_is_waited_for_with_libvirt_11_2_too(self):
+        self.run_trim(None, SILENT, None, trimmed=base.libvirt_error(112))
+        self.assertIn('freed=3000 seconds=20.0', self.log)
+
     def test_agent_that_refuses_a_question_has_ended_its_trim(self):
         self.run_trim(None, SILENT, REFUSED, trimmed=SILENT)
         self.assertIn('freed=3000', self.log)
@@ -249,9 +253,8 @@ class RunTest(GuestTrimTestCase):
         self.assertIn('not answered for 30 seconds', self.log)
         self.assertEqual(1, len(self.log.splitlines()))
 
-    def test_trim_of_an_earlier_snapshot_is_waited_for_if_quiesce_is_required(
-            self):
-        self.run_trim(*[SILENT] * 5, None, os_require_quiesce='yes')
+    def test_trim_of_an_earlier_snapshot_is_waited_for(self):
+        self.run_trim(SILENT, SILENT, None, os_require_quiesce='yes')
         self.assertIn('freed=3000', self.log)
         self.assert_no_warning()
 

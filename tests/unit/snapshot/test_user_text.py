@@ -77,6 +77,7 @@ OF_OTHERS = (
     (base.libvirt_error(libvirt.VIR_ERR_NO_DOMAIN), 'server was deleted'),
     (base.libvirt_error(libvirt.VIR_ERR_AGENT_UNRESPONSIVE), 'guest agent'),
     (base.libvirt_error(libvirt.VIR_ERR_AGENT_UNSYNCED), 'guest agent'),
+    (base.libvirt_error(112), 'guest agent'),  # since libvirt 11.2
     (base.libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR), OF_CLOUD),
     (base.libvirt_error(libvirt.VIR_ERR_OPERATION_FAILED), OF_CLOUD),
     (base.libvirt_error(libvirt.VIR_ERR_OPERATION_INVALID), OF_CLOUD),

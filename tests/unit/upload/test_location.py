@@ -180,7 +180,54 @@ class AddTest(LocationTestCase):
             nova_exception.ImageNotFound, self.image.add, URL))
 
 
+class TakenOverTest(LocationTestCase):
+    """After a refusal, which may be that of a second, equal request."""
+
+    def is_taken_over(self, *states):
+        self.server.states = list(states)
+        return self.image.is_taken_over()
+
+    def test_task_that_runs_is_waited_for(self):
+        self.assertTrue(self.is_taken_over(
+            ('pending', 'queued', None), ('processing', 'queued', None),
+            ('success', 'active', None)))
+        self.assertFalse(self.is_taken_over(
+            ('processing', 'queued', None), ('failure', 'queued', None)))
+
+    def test_image_without_a_task_is_not_taken_over(self):
+        self.assertFalse(self.is_taken_over((None, 'queued', None)))
+        self.assertEqual(0, self.token.wait.call_count)
+
+    def test_glance_that_does_not_answer_is_asked_again(self):
+        self.assertFalse(self.is_taken_over(
+            (None, glanceclient.exc.HTTPServiceUnavailable(), None),
+            (None, 'queued', None)))
+
+    def test_state_that_stays_unknown_is_an_error(self):
+        self.server.states = [
+            (None, glanceclient.exc.HTTPServiceUnavailable(), None)] * 9
+        with mock.patch.object(location.timeutils.StopWatch, 'elapsed',
+                               return_value=61):
+            self.assertRaises(glanceclient.exc.HTTPServiceUnavailable,
+                              self.image.is_taken_over)
+
+    def test_task_that_does_not_end_is_an_error(self):
+        with mock.patch.object(location.timeutils.StopWatch, 'elapsed',
+                               return_value=61):
+            self.assertRaises(exception.ImageNotVerified, self.is_taken_over,
+                              ('processing', 'queued', None))
+
+
 class WaitTest(LocationTestCase):
+
+    def test_refusal_after_a_lost_answer_counts_if_nothing_comes(self):
+        self.server.answers = [glanceclient.exc.CommunicationError(),
+                               glanceclient.exc.HTTPForbidden()]
+        self.image.add(URL)
+        with mock.patch.object(location.timeutils.StopWatch, 'elapsed',
+                               return_value=61):
+            self.assertRaises(exception.LocationRefused, self.wait,
+                              (None, 'queued', None))
 
     def wait(self, *states):
         self.server.states = list(states)
