@@ -83,7 +83,7 @@ class RetryTestCase(test_background.BackgroundTestCase):
         def stream(*_args):
             self.write_as_guest(plan, AFTER)
             during_upload()
-            return 1, 2
+            return job.Stored(1, 2)
 
         conf.CONF.set_override('strategy', 'external', 'snapext')
         self.addCleanup(conf.CONF.clear_override, 'strategy', 'snapext')
