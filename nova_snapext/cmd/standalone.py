@@ -162,7 +162,7 @@ class Conductor:
     """Nova's conductor, which is not waited for longer than RPC_TIMEOUT.
 
     oslo.messaging's own timeout does not begin before RabbitMQ is reached,
-    and kombu tries that again for ever.
+    and kombu repeats that without a limit.
 
     :param api: Nova's ConductorAPI
     """

@@ -11,6 +11,7 @@ Nova may delete the image of a backup next.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import datetime
 import typing as ty
@@ -150,24 +151,15 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         :raises ImageNotVerified: it is not active in time
         :raises ImageNotFound: the image was deleted
         """
-        watch = timeutils.StopWatch().start()
-        while True:
-            try:
-                image, task = self._state()
-            except UNREACHABLE as error:
-                if watch.elapsed() > limit:
-                    raise
-                self._log_unreachable(error)
-            else:
-                if image['status'] == 'active':
-                    return
-                if task is not None and task['status'] == 'failure':
-                    raise self._refused('it could not read it, see its log')
-                if watch.elapsed() > limit:
-                    if self._refusal is not None:
-                        raise self._refused(self._refusal)
-                    raise self._not_active(image, limit)
-            self._token.wait(POLL_INTERVAL)
+        for image, task, is_late in self._states(limit):
+            if image['status'] == 'active':
+                return
+            if task is not None and task['status'] == 'failure':
+                raise self._refused('it could not read it, see its log')
+            if is_late and self._refusal is not None:
+                raise self._refused(self._refusal)
+            if is_late:
+                raise self._not_active(image, limit)
 
     def is_taken_over(self) -> bool:
         """Return whether Glance takes the location over, after a refusal.
@@ -181,6 +173,23 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         :raises ImageNotFound: the image was deleted
         """
         limit = CONF.snapext.glance_reset_timeout
+        for image, task, is_late in self._states(limit):
+            if image['status'] == 'active':
+                return True
+            if task is None or task['status'] not in UNFINISHED:
+                return False
+            if is_late:
+                raise self._not_active(image, limit)
+        raise AssertionError('it is polled until one of these')
+
+    def _states(self, limit: float) -> Iterator[
+            tuple[dict[str, ty.Any], dict[str, ty.Any] | None, bool]]:
+        """Return the image, its task, and whether the limit is over.
+
+        Again and again, until the caller has seen enough.
+
+        :param limit: in seconds; after it, Glance has to answer
+        """
         watch = timeutils.StopWatch().start()
         while True:
             try:
@@ -190,12 +199,7 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                     raise
                 self._log_unreachable(error)
             else:
-                if image['status'] == 'active':
-                    return True
-                if task is None or task['status'] not in UNFINISHED:
-                    return False
-                if watch.elapsed() > limit:
-                    raise self._not_active(image, limit)
+                yield image, task, watch.elapsed() > limit
             self._token.wait(POLL_INTERVAL)
 
     def _not_active(self, image: dict[str, ty.Any],
