@@ -220,18 +220,21 @@ class FreeSpaceTest(TrimTestCase):
         self.assert_snapshot_complete(snapshot)
 
 
-class SlowTrimTest(TrimTestCase):
-    """A trim that takes longer than snapshots wait."""
-
-    CONFIGURATION = (*TrimTestCase.CONFIGURATION,
-                     'snapext.guest_trim_timeout=4',
-                     'snapext.agent_timeout=4')
+class HangingTrimTestCase(TrimTestCase):
 
     def hang_in_trim(self, seconds):
         """Let the agent hang in the next trim."""
         self.addCleanup(
             wait.until, 'the agent to respond', self.agent_responds, 120)
         self.run_in_guest(HANG.format(seconds=seconds))
+
+
+class SlowTrimTest(HangingTrimTestCase):
+    """A trim that takes longer than snapshots wait."""
+
+    CONFIGURATION = (*TrimTestCase.CONFIGURATION,
+                     'snapext.guest_trim_timeout=4',
+                     'snapext.agent_timeout=4')
 
     def test_snapshot_goes_on_and_nothing_is_frozen_afterwards(self):
         self.hang_in_trim(25)
@@ -245,7 +248,7 @@ class SlowTrimTest(TrimTestCase):
         self.assert_keeps_writing(self.server)
 
     def test_deleted_image_ends_the_wait(self):
-        self.hang_in_trim(90)
+        self.hang_in_trim(60)
         self.configure('snapext.guest_trim_timeout=300')
         image = servers.action(self.client, self.server, 'createImage', {
             'name': 'e2e', 'metadata': {'snapext_trim': 'yes'}})['image_id']
@@ -258,7 +261,7 @@ class SlowTrimTest(TrimTestCase):
         self.assert_nothing_left(self.server)
 
 
-class RequiredQuiesceTest(SlowTrimTest):
+class RequiredQuiesceTest(HangingTrimTestCase):
 
     # The trim is longer than this, and shorter than twice this.
     CONFIGURATION = (*TrimTestCase.CONFIGURATION,
