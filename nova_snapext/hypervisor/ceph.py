@@ -534,6 +534,31 @@ class Flatten:
         return -errno.ECANCELED if self._cancelled else 0
 
 
+def create_image(image: ImageSpec, content: bytes) -> None:
+    """Create an image that holds what is given.
+
+    :raises CephError: it can't be created
+    """
+    def create() -> None:
+        with _client(image.pool) as client:
+            rbd_utils.rbd.RBD().create(client.ioctx, image.name, len(content),
+                                       old_format=False)
+        with _opened(image) as volume:
+            volume.write(content, 0)
+
+    call(f'create the image {image}', create, creates=image)
+
+
+def monitors(pool: str) -> tuple[list[str], list[str]]:
+    """Return the hosts and ports of the monitors, as Nova asks for them.
+
+    :raises CephError: Ceph does not tell
+    """
+    hosts, ports = call('list the monitors',
+                        rbd_utils.RBDDriver(pool=pool).get_mon_addrs)
+    return hosts, ports
+
+
 def remove_image(image: ImageSpec) -> None:
     """Remove an image of Glance's form, with its snapshot, if it exists.
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest that ``nova-snapext check --trial`` takes snapshots of.
 
-It is none of Nova's instances, has no network, and finds nothing to boot.
+It is none of Nova's instances, has no network, and finds nothing to boot. Its
+disk is an RBD image if those of Nova's instances are, and a file otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import typing as ty
 import uuid
 
 import libvirt
+from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
@@ -20,6 +22,7 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_snapext import conf
+from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
 from nova_snapext import plan as planning
@@ -47,11 +50,7 @@ DEFINITION = """
   <os><type arch='{architecture}'>hvm</type></os>
   <on_reboot>destroy</on_reboot>
   <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2'/>
-      <source file='{path}'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
+    {disk}
   </devices>
 </domain>
 """
@@ -63,66 +62,132 @@ UNDEFINE = (libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE |
 
 
 class TrialGuest(journal.Resource):
-    """A domain of libvirt, and the directory of its disk.
+    """A domain of libvirt, and its disk.
 
-    Recorded: nothing, because all is named after its uuid. Restored: for the
-    instance that the journal's entry is of. Released: ended, undefined, and
-    its directory removed.
+    Recorded: the RBD image, if the disk is one; all else is named after the
+    uuid. Restored: for the instance that the journal's entry is of. Released:
+    ended, undefined, and its disk removed.
 
     :ivar instance: as much of an instance as a snapshot needs
-    :ivar path: path of its disk
+    :ivar disk: its disk
     """
 
     kind = 'trial guest'
 
     def __init__(self, host: libvirt_host.Host,
-                 instance: planning.UnknownInstance):
+                 instance: planning.UnknownInstance,
+                 image: ceph.ImageSpec | None = None):
         self._host = host
         self.instance = instance
+        self.image = image
         self.directory = os.path.join(
             os.path.abspath(CONF.instances_path), instance.uuid)
-        self.path = os.path.join(self.directory, 'disk')
+        if image is not None:
+            self.disk = planning.RootDisk(
+                'vda', 'network', f'{ceph.PREFIX}{image}', 'raw')
+        else:
+            self.disk = planning.RootDisk(
+                'vda', 'file', os.path.join(self.directory, 'disk'), 'qcow2')
 
     @classmethod
     def new(cls, host: libvirt_host.Host) -> TrialGuest:
         """Return a guest that does not exist yet."""
         identity = str(uuid.uuid4())
+        image = None
+        if CONF.libvirt.images_type == 'rbd':
+            image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
+                                   f'{identity}{ceph.DISK_SUFFIX}')
         return cls(host, planning.UnknownInstance(
-            identity, f'{PREFIX}{identity[:8]}'))
+            identity, f'{PREFIX}{identity[:8]}'), image)
+
+    @classmethod
+    def find(cls, host: libvirt_host.Host) -> list[TrialGuest]:
+        """Return all that libvirt has, by their names.
+
+        :raises libvirtError: libvirt can't be asked
+        """
+        found = []
+        for guest in host.list_guests(only_running=False):
+            if guest.name.startswith(PREFIX):
+                instance = planning.UnknownInstance(guest.uuid, guest.name)
+                disk = planning.find_root_disk(
+                    domain.Domain(guest._domain), ty.cast(ty.Any, instance))
+                found.append(cls(host, instance, ceph.image_of(disk)))
+        return found
 
     def record(self) -> dict[str, ty.Any]:
-        return {}
+        return {'image': [self.image.pool, self.image.name]
+                } if self.image else {}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> TrialGuest:
-        return cls(driver._host, target.instance)
+        image = record.get('image')
+        return cls(driver._host, target.instance,
+                   ceph.ImageSpec(*image) if image else None)
+
+    def check_storage(self) -> None:
+        """Check that Nova's user may create its disk, and remove it again.
+
+        :raises CephError: it may not
+        """
+        if self.image is not None:
+            ceph.check_writable(self.image.pool)
 
     def create(self) -> bytes:
         """Create its disk, define it, and start it.
 
         :returns: the content of the disk
         :raises libvirtError: libvirt refuses
+        :raises CephError: Ceph can't create the disk
         :raises ProcessExecutionError: qemu-img can't create the disk
         :raises OSError: the directory can't be created
         """
         content = os.urandom(DATA_SIZE) + bytes(DISK_SIZE - DATA_SIZE)
+        if self.image is not None:
+            ceph.create_image(self.image, content)
+        else:
+            self._create_file(content)
+        guest = self._host.get_connection().defineXML(DEFINITION.format(
+            virt_type=CONF.libvirt.virt_type, name=self.instance.name,
+            uuid=self.instance.uuid, memory=MEMORY,
+            architecture=platform.machine(),
+            disk=self._disk_config().to_xml()))
+        guest.create()
+        LOG.debug('The trial guest %s runs', self.instance.name)
+        return content
+
+    def _create_file(self, content: bytes) -> None:
         # As Nova makes the directory of an instance, whatever the umask is.
         os.makedirs(self.directory)
         os.chmod(self.directory, 0o755)  # noqa: S103  # nosec B103
         raw = pathlib.Path(self.directory, 'raw')
         raw.write_bytes(content)
         processutils.execute('qemu-img', 'convert', '-f', 'raw', '-O',
-                             'qcow2', str(raw), self.path)
+                             'qcow2', str(raw), self.disk.path)
         raw.unlink()
-        guest = self._host.get_connection().defineXML(DEFINITION.format(
-            virt_type=CONF.libvirt.virt_type, name=self.instance.name,
-            uuid=self.instance.uuid, memory=MEMORY,
-            architecture=platform.machine(), path=self.path))
-        guest.create()
-        LOG.debug('The trial guest %s runs', self.instance.name)
-        return content
+
+    def _disk_config(self) -> vconfig.LibvirtConfigGuestDisk:
+        """Return Nova's model of the disk in libvirt's definition.
+
+        Of an RBD image, as in nova/virt/libvirt/imagebackend.py, class Rbd.
+        """
+        disk = vconfig.LibvirtConfigGuestDisk()
+        disk.driver_name, disk.driver_format = 'qemu', self.disk.format
+        disk.source_type = self.disk.storage
+        disk.target_dev, disk.target_bus = self.disk.target, 'virtio'
+        if self.image is None:
+            disk.source_path = self.disk.path
+            return disk
+        disk.source_protocol = 'rbd'
+        disk.source_name = str(self.image)
+        disk.source_hosts, disk.source_ports = ceph.monitors(self.image.pool)
+        if CONF.libvirt.rbd_user:
+            disk.auth_username = CONF.libvirt.rbd_user
+            disk.auth_secret_type = 'ceph'
+            disk.auth_secret_uuid = CONF.libvirt.rbd_secret_uuid
+        return disk
 
     def shut_off(self) -> None:
         """End its QEMU."""
@@ -134,10 +199,12 @@ class TrialGuest(journal.Resource):
             if guest.isActive():
                 guest.destroy()
             guest.undefineFlags(UNDEFINE)
-        # Only a directory that has the name of this guest, which no instance
-        # has, is removed.
+        # Only a directory, or an image, that has the name of this guest, which
+        # no instance has, is removed.
         if os.path.isdir(self.directory):
             work_directory.remove_tree(self.directory)
+        if self.image is not None:
+            ceph.remove_image(self.image)
         LOG.debug('The trial guest %s is removed', self.instance.name)
 
     def _domain(self) -> ty.Any:

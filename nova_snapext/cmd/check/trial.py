@@ -21,8 +21,16 @@ from nova_snapext.cmd.check import item
 #: Below [snapext]journal_directory.
 DIRECTORY = 'trial'
 
-# In this order: the last ones stop the guest.
-RUNNING = ('backup', 'external', 'internal', 'cold')
+#: By the storage of the guest's disk: the strategies that are tried while it
+#: runs, in this order, and the one that is tried when it is shut off. Those
+#: that suspend the guest come last. Others that are installed follow.
+STRATEGIES = {
+    'file': (('backup', 'external', 'internal', 'cold'), 'cold'),
+    'network': (('rbd', 'backup'), 'rbd'),
+}
+
+#: Nova's own needs an instance of Nova's, and an image in Glance.
+NOT_TRIED = 'native'
 
 # Seconds between two looks at whether the guest is as before.
 POLL_INTERVAL = 0.2
@@ -114,7 +122,8 @@ def recover(driver: ty.Any) -> Iterator[item.Item]:
     from nova_snapext import plan as planning
     from nova_snapext.recovery import recover as recovery
     name = 'trial'
-    for entry in [*journal.entries()]:
+    entries = [*journal.entries()]
+    for entry in entries:
         try:
             recovery.recover_entry(driver, entry, instance=ty.cast(
                 ty.Any, planning.UnknownInstance(
@@ -123,8 +132,9 @@ def recover(driver: ty.Any) -> Iterator[item.Item]:
             yield item.failed(name, f'An earlier trial has left something: '
                                     f'{error}')
         else:
-            yield item.ok(name, f'{entry.instance_name}, which an earlier '
-                                f'trial had left, is removed')
+            yield _removed(entry.instance_name)
+    yield from _remove_forgotten(
+        driver, {entry.instance_uuid for entry in entries})
     for image in journal.images():
         text = f'The image {image.image_id}, which an earlier trial had left,'
         if recovery.recover_image(driver, image):
@@ -132,6 +142,35 @@ def recover(driver: ty.Any) -> Iterator[item.Item]:
         else:
             yield item.failed(name, f'{text} could not be deleted: '
                                     f'{image.reason}.')
+
+
+def _removed(guest: str) -> item.Item:
+    return item.ok('trial', f'{guest}, which an earlier trial had left, is '
+                            f'removed')
+
+
+def _remove_forgotten(driver: ty.Any, known: set[str]) -> Iterator[item.Item]:
+    """Remove guests of trials whose journal is lost.
+
+    :param known: uuids of those that the journal knows
+    """
+    import libvirt
+
+    from nova_snapext import exception
+    from nova_snapext.resources import trial_guest
+    for guest in trial_guest.TrialGuest.find(driver._host):
+        if guest.instance.uuid in known:
+            continue
+        try:
+            guest.release()
+        except (libvirt.libvirtError, OSError,
+                exception.SnapextError) as error:
+            yield item.failed('trial', f'{guest.instance.name}, which an '
+                                       f'earlier trial has left, could not '
+                                       f'be removed: '
+                                       f'{str(error).rstrip(".")}.')
+        else:
+            yield _removed(guest.instance.name)
 
 
 def _with_guest(driver: ty.Any) -> Iterator[item.Item]:
@@ -143,9 +182,10 @@ def _with_guest(driver: ty.Any) -> Iterator[item.Item]:
     target = planning.Target(
         context=ty.cast(ty.Any, None),
         instance=ty.cast(ty.Any, guest.instance),
-        disk=planning.RootDisk('vda', 'file', guest.path, 'qcow2'),
-        image_id='00000000-0000-4000-8000-000000000000')
+        disk=guest.disk, image_id='00000000-0000-4000-8000-000000000000')
+    running, shut_off = STRATEGIES[guest.disk.storage]
     try:
+        guest.check_storage()
         with journal.new_entry(ty.cast(ty.Any, target), 'trial') as entry, \
                 journal.ReleaseStack(entry) as stack:
             stack.add(guest)
@@ -153,19 +193,26 @@ def _with_guest(driver: ty.Any) -> Iterator[item.Item]:
             yield item.ok(name, f'the guest {guest.instance.name} runs, with '
                                 f'a disk of '
                                 f'{trial_guest.DISK_SIZE >> 20} MiB')
-            for strategy in RUNNING:
+            for strategy in (*running, *_others(driver)):
                 yield _one(driver, guest, strategy, entry, content)
             guest.shut_off()
-            yield _one(driver, guest, 'cold', entry, content)
+            yield _one(driver, guest, shut_off, entry, content)
     except Exception as error:
         # Of libvirt, qemu-img, the host, or a release.
         yield item.failed(
-            name, f'The trial ended early: {error}.',
+            name, f'The trial ended early: {str(error).rstrip(".")}.',
             f'"nova-snapext check --trial", or "nova-snapext recover" while '
             f'nova-compute is stopped, removes what is left of '
             f'{guest.instance.name}.')
         return
     yield item.ok(name, f'the guest {guest.instance.name} is removed')
+
+
+def _others(driver: ty.Any) -> list[str]:
+    """Return the strategies that other packages have installed."""
+    known = {NOT_TRIED}.union(*(running for running, _shut_off in
+                                STRATEGIES.values()))
+    return sorted(driver.strategies.keys() - known)
 
 
 def _one(driver: ty.Any, guest: ty.Any, name: str, entry: ty.Any,
@@ -211,12 +258,16 @@ def _read(frozen: ty.Any) -> bytes:
 
 def _state(plan: ty.Any) -> str:
     """Return what has to be the same again, in words."""
+    from nova_snapext.hypervisor import ceph
     from nova_snapext.hypervisor import domain
     from nova_snapext import plan as planning
     guest = domain.Domain(plan.guest._domain)
     disk = planning.find_root_disk(guest, plan.instance)
+    image = ceph.image_of(disk)
+    snapshots = ceph.snapshot_names(image) if image else []
     return (f'state {guest.state()[0]}, disk {disk.path}, job '
-            f'{guest._domain.jobInfo()[0] if plan.running else 0}')
+            f'{guest._domain.jobInfo()[0] if plan.running else 0}, '
+            f'{len(snapshots)} snapshots in Ceph')
 
 
 def _settled(plan: ty.Any, before: str) -> str:

@@ -69,10 +69,10 @@ class CephTestCase(base.GuestTestCase):
         self.useFixture(config_fixture.Config(conf.CONF)).config(
             group=group, **options)
 
-    def use_user(self, user):
-        """Have Nova use a user of the cluster."""
+    def use_user(self, user, pool='vms'):
+        """Have Nova use a user of the cluster, and a pool for disks."""
         self.configure(
-            'libvirt', rbd_user=user, images_rbd_pool='vms',
+            'libvirt', rbd_user=user, images_rbd_pool=pool,
             images_rbd_ceph_conf=str(self.cluster.configuration))
 
     def purge(self):

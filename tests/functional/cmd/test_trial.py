@@ -5,10 +5,13 @@ import argparse
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from unittest import mock
+
+import fixtures
 
 from nova_snapext.cmd.check import guests
 from nova_snapext.cmd.check import hypervisor
@@ -100,6 +103,25 @@ class TrialTest(CheckTestCase):
     def test_recover_removes_what_a_killed_trial_has_left(self):
         self.interrupt()
         self.assertTrue(recover.recover_trials(self.driver))
+        self.assert_nothing_is_left()
+
+    def test_next_trial_removes_a_guest_whose_journal_is_lost(self):
+        name = self.interrupt()
+        shutil.rmtree(trial.directory())
+        texts = [one.text for one in trial.trial(self.checked)]
+        self.assertIn(f'{name}, which an earlier trial had left, is removed',
+                      texts)
+        self.assert_nothing_is_left()
+
+    def test_strategy_of_another_package_is_tried(self):
+        other = external.ExternalStrategy(self.driver)
+        other.name = 'other'
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver, 'strategies',
+            {**self.driver.strategies, 'other': other}))
+        found = self.found(trial.trial)
+        self.assertIn('frozen for', found['trial other'].text)
+        self.assertNotIn('trial native', found)
         self.assert_nothing_is_left()
 
     def test_recovery_touches_no_domain_of_another_name(self):
