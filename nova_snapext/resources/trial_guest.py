@@ -185,7 +185,7 @@ class TrialGuest(journal.Resource):
         disk.source_hosts, disk.source_ports = ceph.monitors(self.image.pool)
         if CONF.libvirt.rbd_user:
             disk.auth_username = CONF.libvirt.rbd_user
-            disk.auth_secret_type = 'ceph'  # nosec B105
+            disk.auth_secret_type = 'ceph'  # noqa: S105  # nosec B105
             disk.auth_secret_uuid = CONF.libvirt.rbd_secret_uuid
         return disk
 

@@ -84,5 +84,6 @@ class TrialTest(base.CephTestCase):
         self.use_user('vms', pool='images')
         found = self.found()
         self.assertIs(item.Status.FAILED, found['trial'].status)
-        self.assertIn('could not write to the pool images', found['trial'].text)
+        self.assertIn('could not write to the pool images',
+                      found['trial'].text)
         self.assert_nothing_is_left()
