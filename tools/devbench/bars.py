@@ -42,7 +42,7 @@ def bars(case: dict[str, Any]) -> list[dict[str, Any]]:
              *_memory(case, contestants.BACKUP)]
     if case['name'] == 'system':
         found += [*_compressed(case), *_memory(case, contestants.COMPRESSED)]
-    return _judged(found)
+    return judged(found)
 
 
 def micro_bars(disk: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,10 +62,11 @@ def micro_bars(disk: dict[str, Any]) -> list[dict[str, Any]]:
         if disk['name'] == 'sparse':
             found.append((f'{name}: planning, s',
                           median(disk, name, 'planning'), 10, False))
-    return _judged(found)
+    return judged(found)
 
 
-def _judged(found: list[Bar]) -> list[dict[str, Any]]:
+def judged(found: list[Bar]) -> list[dict[str, Any]]:
+    """Return bars as results have them, with their verdicts."""
     return [{'what': what, 'value': value, 'bar': bar, 'at_least': more,
              'verdict': figures.verdict(value, bar, more)}
             for what, value, bar, more in found]
@@ -82,6 +83,9 @@ def _wall(case: dict[str, Any]) -> list[Bar]:
                        (contestants.BEST_PUT, 1.10),
                        (contestants.PLAIN_PUT, 0.85),
                        (contestants.NOVA_LIVE, 0.5))]
+    if case['name'] == 'busy':
+        found.append((f'backup: wall / {contestants.BEST_PUT}',
+                      quotients.get(contestants.BEST_PUT), 1.15, False))
     found += [(f'backup: wall / {other}, below', quotients.get(other), 1,
                False) for other in (contestants.NOVA_LIVE,
                                     contestants.NOVA_COLD)]
@@ -115,7 +119,7 @@ def _guest(case: dict[str, Any]) -> list[Bar]:
         ('backup: longest stall beyond the baseline\'s, s',
          None if stall is None or before is None else stall - before,
          NOISE, False)]
-    for what in ('records', 'rewrites'):
+    for what in ('records', 'rewrites', 'neighbours'):
         ours, nova = (throughput(case, one, what)
                       for one in (name, contestants.NOVA_LIVE))
         if ours is not None and nova is not None:
@@ -128,7 +132,7 @@ def throughput(case: dict[str, Any], contestant: str, what: str
                ) -> float | None:
     """Return a guest's throughput during the snapshot, relative to before.
 
-    :param what: records or rewrites
+    :param what: records or rewrites; neighbours: CPU time of other guests
     """
     return figures.ratio(median(case, contestant, what),
                          median(case, contestant, f'{what}_before'))

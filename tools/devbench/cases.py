@@ -36,6 +36,8 @@ class Case:
     :param rewrites: bytes a second that it rewrites during the snapshot
     :param without: contestants that do not support it, and would be refused
     :param is_block: whether its disk is a block device
+    :param is_busy: whether it uses all of its CPU
+    :param neighbours: number of other guests on its host, which do so
     """
 
     name: str
@@ -48,6 +50,8 @@ class Case:
     rewrites: int = 0
     without: tuple[str, ...] = ()
     is_block: bool = False
+    is_busy: bool = False
+    neighbours: int = 0
 
     def scaled(self, divisor: int) -> 'Case':
         """Return the same case with less data."""
@@ -99,9 +103,17 @@ CASES = (
     Case('fragmented', '1 GiB in chunks of 64 KiB', 6, GIB, _fragmented),
     Case('rewriting', '1 GiB; the guest rewrites 20 MB/s', 4, GIB,
          _noise, rewrites=REWRITE_RATE),
+    Case('busy', '1 GiB; 8 other guests use all CPUs', 4, GIB, _noise,
+         # Guests take minutes to boot here.
+         without=('internal', 'cold', 'cold, shut off', 'Nova shut off',
+                  'Nova cold'), neighbours=8),
 )
 
 BY_NAME = {case.name: case for case in CASES}
+
+#: One of the other guests.
+NEIGHBOUR = Case('neighbour', 'a guest that uses all of its CPU', 2,
+                 layout.MIB, _noise, is_busy=True)
 
 #: Only for checking that the benchmark works.
 SMOKE = Case('smoke', '16 MiB, to check that the benchmark works', 2,

@@ -13,6 +13,7 @@ from devcloud import cloud
 from devcloud import errors
 from devcloud import layout
 from devcloud import shell
+from devcloud import state as cloud_state
 
 from devbench import bars
 from devbench import cases
@@ -20,6 +21,7 @@ from devbench import contestants
 from devbench import micro
 from devbench import page
 from devbench import runner
+from devbench import several
 from devbench import terminal
 
 DESCRIPTION = """\
@@ -29,6 +31,7 @@ measures only the reader and the encoders, and needs no cloud.
 """
 
 RESULTS, MICRO_RESULTS = 'benchmark.json', 'micro.json'
+SEVERAL_RESULTS = 'several.json'
 PAGE = 'performance.rst'
 
 
@@ -60,10 +63,13 @@ def parser() -> argparse.ArgumentParser:
                        help='data on each disk (%(default)s)')
     alone.add_argument('--virtual', type=int, default=1024, metavar='GIB',
                        help='size of the sparse disk (%(default)s)')
+    several_ = commands.add_parser(
+        'several', help='measure several snapshots at once, on the cloud')
+    _add_common(several_, rounds=3)
     draw = commands.add_parser(
         'plot', help='make plots and pages of the docs from results')
     draw.add_argument('results', nargs='+', type=pathlib.Path,
-                      help='files with results of `run` and `micro`')
+                      help='results of `run`, `several` and `micro`')
     draw.add_argument('directory', type=pathlib.Path,
                       help='for example doc/source/admin')
     return top
@@ -114,12 +120,7 @@ def _micro(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if os.geteuid() != 0:
-        raise errors.CloudError('run this as root: it reads the counters of '
-                                "other users' processes")
-    state = runner.running_cloud()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-
+    state = _cloud(arguments)
     path = arguments.output / RESULTS
 
     def save(results: dict[str, Any]) -> None:
@@ -136,6 +137,30 @@ def _run(arguments: argparse.Namespace) -> None:
                 arguments.rounds, arguments.baseline, arguments.settings,
                 say, save).run(chosen)
     say(f'results are in {path}')
+
+
+def _several(arguments: argparse.Namespace) -> None:
+    state = _cloud(arguments)
+    path = arguments.output / SEVERAL_RESULTS
+    with cloud.lock(state):
+        if arguments.smoke:
+            run = several.Run(state, 1, say, (1, 2), several.CASE.scaled(32))
+        else:
+            run = several.Run(state, arguments.rounds, say)
+        write(path, run.run())
+    say(f'results are in {path}')
+
+
+def _cloud(arguments: argparse.Namespace) -> cloud_state.State:
+    """Return the cloud, and create the directory for results.
+
+    :raises: CloudError if it can't be measured
+    """
+    if os.geteuid() != 0:
+        raise errors.CloudError('run this as root: it reads the counters of '
+                                "other users' processes")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    return runner.running_cloud()
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -168,4 +193,5 @@ def write(path: pathlib.Path, results: dict[str, object]) -> None:
     shell.write(path, json.dumps(results, indent=1) + '\n')
 
 
-COMMANDS = {'run': _run, 'micro': _micro, 'plot': _plot}
+COMMANDS = {'run': _run, 'several': _several, 'micro': _micro,
+            'plot': _plot}

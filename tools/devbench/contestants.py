@@ -9,7 +9,7 @@ from devbench import cases
 PLAIN_PUT, BEST_PUT = 'plain PUT', 'best PUT'
 NOVA_LIVE, NOVA_COLD, NOVA_OFF = 'Nova live', 'Nova cold', 'Nova shut off'
 BACKUP, COMPRESSED = 'backup', 'backup, compressed'
-LIBVIRT_DRIVER = 'LibvirtDriver live'
+NOT_NICE, LIBVIRT_DRIVER = 'backup, niceness 0', 'LibvirtDriver live'
 
 #: Bytes of the chunks that Glance stores fastest.
 BEST_CHUNK = 128 * 1024
@@ -62,6 +62,8 @@ ALL = (
     Contestant(NOVA_COLD, 'native', (
         'workarounds.disable_libvirt_livesnapshot=True',)),
     Contestant(COMPRESSED, 'backup', ('libvirt.snapshot_compression=True',)),
+    # Shows what the low priority of its threads costs, and spares the guests.
+    Contestant(NOT_NICE, 'backup', ('snapext.worker_niceness=0',)),
     # Shows that Nova's own costs the same without our driver as with it.
     Contestant(LIBVIRT_DRIVER, settings=(
         'DEFAULT.compute_driver=libvirt.LibvirtDriver',)),
@@ -70,11 +72,15 @@ ALL = (
 BY_NAME = {one.name: one for one in ALL}
 
 #: The contestants that take part unless others are named.
-USUAL = tuple(one.name for one in ALL if one.name != LIBVIRT_DRIVER)
+USUAL = tuple(one.name for one in ALL
+              if one.name not in (NOT_NICE, LIBVIRT_DRIVER))
 
 SMOKE = (BEST_PUT, PLAIN_PUT, BACKUP, NOVA_LIVE)
 
 
 def of(case: cases.Case, names: Iterable[str]) -> list[Contestant]:
     """Return those of the named contestants that support a case."""
-    return [BY_NAME[name] for name in names if name not in case.without]
+    taking_part = [name for name in names if name not in case.without]
+    if case.neighbours and BACKUP in taking_part:
+        taking_part.append(NOT_NICE)
+    return [BY_NAME[name] for name in dict.fromkeys(taking_part)]

@@ -152,7 +152,7 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
     content.noise(raw, layout.RECORDS.offset, 4 * layout.MIB)
     if case.rewrites:
         content.noise(raw, data.offset + span, cases.REWRITTEN)
-    _add_programs(raw, case.rewrites, scratch)
+    _add_programs(raw, case, scratch)
     target = scratch / 'disk.qcow2'
     shell.run(['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-t',
                'unsafe', '-T', 'unsafe', raw, target])
@@ -160,14 +160,12 @@ def build(base: pathlib.Path, case: cases.Case, scratch: pathlib.Path
     return target
 
 
-def _add_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
-                  ) -> None:
+def _add_programs(raw: pathlib.Path, case: cases.Case,
+                  scratch: pathlib.Path) -> None:
     """Replace the guest's recorder by `beat`, so that its disk won't grow.
 
     The initial RAM disk gets a second archive. Its files replace those of the
     first archive, because the kernel unpacks one after the other.
-
-    :param rate: bytes a second to rewrite at the end of its disk; 0: none
     """
     tree = scratch / 'initramfs'
     (tree / 'bin').mkdir(parents=True)
@@ -175,8 +173,10 @@ def _add_programs(raw: pathlib.Path, rate: int, scratch: pathlib.Path
         shell.run(['gcc', '-static', '-O2', '-o', tree / 'bin' / name,
                    PROGRAMS / f'{name}.c'])
     commands = f'beat ${{disk}}3 /data/beat {INTERVAL} &'
-    if rate:
-        commands += f'\nload ${{disk}}4 {cases.REWRITTEN} {rate} &'
+    if case.rewrites:
+        commands += f'\nload ${{disk}}4 {cases.REWRITTEN} {case.rewrites} &'
+    if case.is_busy:
+        commands += '\nwhile :; do :; done &'
     init = (images.guest_image.SOURCES / 'init').read_text()
     recorder = re.search(r'(?m)^recorder .*$', init)
     assert recorder is not None
@@ -199,7 +199,7 @@ def _digest(base: pathlib.Path, case: cases.Case) -> str:
     """Return a digest of all sources of an image."""
     here = pathlib.Path(__file__)
     parts = [str(base).encode(), repr((
-        case.disk, case.data, case.rewrites)).encode(),
+        case.disk, case.data, case.rewrites, case.is_busy)).encode(),
         inspect.getsource(case.fill).encode()]
     parts += [path.read_bytes() for path in (
         here, here.with_name('content.py'), *sorted(PROGRAMS.iterdir()))]

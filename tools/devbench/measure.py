@@ -46,12 +46,14 @@ class Guest:
     :param console: reads its console log
     :param ready_made: file with an image of its disk
     :param data: bytes of its disk that aren't zeros
+    :param neighbours: ids of other guests, whose CPU time is measured
     """
 
     server: str
     console: guest.Console
     ready_made: pathlib.Path
     data: int
+    neighbours: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -67,17 +69,24 @@ class _Times:
 class Counters:
     """Counts the resources that all processes use from now on."""
 
-    def __init__(self, state: cloud_state.State, server: str) -> None:
-        self.compute = _pid(services.nova_compute(state), state)
-        self.glance = _pid(services.glance(state), state)
+    def __init__(self, state: cloud_state.State, subject: Guest) -> None:
+        self.began = time.monotonic()
+        self.neighbours = [
+            pid for server in subject.neighbours
+            for pid, program in process.find(server)
+            if program.startswith('qemu-system')]
+        self.compute = pid_of(services.nova_compute(state), state)
+        self.glance = pid_of(services.glance(state), state)
         self.before = self._now()
         self.idle = process.memory(self.compute)
         process.reset_peak(self.compute)
-        self.processes = samples.Processes(state, server)
+        self.processes = samples.Processes(state, subject.server)
 
     def _now(self) -> dict[str, process.Usage]:
-        return {name: process.total(samples.family(pid)) for name, pid in (
+        found = {name: process.total(samples.family(pid)) for name, pid in (
             ('compute', self.compute), ('glance', self.glance))}
+        found['neighbours'] = process.total(self.neighbours)
+        return found
 
     def used(self) -> dict[str, process.Usage]:
         self.processes.search()
@@ -86,6 +95,13 @@ class Counters:
         found['compute'] += self.processes.used('qemu-nbd')
         found['qemu'] = self.processes.used('qemu')
         return found
+
+    def neighbours_rate(self) -> float | None:
+        """Return the CPU seconds that the neighbours get in a second."""
+        if not self.neighbours:
+            return None
+        used = self._now()['neighbours'] - self.before['neighbours']
+        return used.cpu / (time.monotonic() - self.began)
 
     def memory(self) -> int:
         return process.memory(self.compute, 'VmHWM') - self.idle
@@ -121,13 +137,13 @@ class Turn:
         """
         shell.run(['sync'])
         since = time.monotonic()
-        idle = Counters(self.state, self.subject.server)
+        idle = Counters(self.state, self.subject)
         # Observe the undisturbed guest.
         time.sleep(self.baseline)
-        idle_used = idle.used()
+        idle_used, idle_rate = idle.used(), idle.neighbours_rate()
         log = self.state.log('nova-compute')
         offset = log.stat().st_size
-        counters = Counters(self.state, self.subject.server)
+        counters = Counters(self.state, self.subject)
         try:
             with samples.Space(self.state, self.subject.server,
                                counters.compute) as space, \
@@ -136,6 +152,7 @@ class Turn:
                     self._put()
                 else:
                     self._snapshot()
+            rate = counters.neighbours_rate()
             used, memory = counters.used(), counters.memory()
             space.check()
             counters.processes.check()
@@ -150,6 +167,7 @@ class Turn:
         return {**self._wall(), **self._guest(since),
                 **self._logged(text), **self.extra,
                 **self._costs(used, idle_used, size), 'sent': size,
+                'neighbours': rate, 'neighbours_before': idle_rate,
                 'memory': memory,
                 **{f'space_{kind}': peak
                    for kind, peak in space.peaks.items()}}
@@ -272,10 +290,10 @@ class Turn:
             'glance_faults': used['glance'].minor_faults}
         for name in ('compute_cpu', 'qemu_cpu', 'glance_cpu'):
             found[f'{name}_per_gib'] = found[name] / gib  # type: ignore
-        for who, counts in used.items():
+        for who in ('compute', 'glance', 'qemu'):
             for field in ('read_calls', 'write_calls', 'read_disk',
                           'written_disk'):
-                found[f'{who}_{field}'] = getattr(counts, field)
+                found[f'{who}_{field}'] = getattr(used[who], field)
         if (self.contestant.name.startswith('Nova')
                 or self.contestant.name == contestants.LIBVIRT_DRIVER):
             # Nova logs no figure: add those of qemu-img, the upload, and
@@ -286,7 +304,11 @@ class Turn:
         return found
 
 
-def _pid(service: services.Service, state: cloud_state.State) -> int:
+def pid_of(service: services.Service, state: cloud_state.State) -> int:
+    """Return the process id of a service.
+
+    :raises: CloudError if it does not run
+    """
     identity = service.daemon(state).identity()
     if identity is None:
         raise errors.CloudError(f'{service.name} does not run: start it with '

@@ -66,6 +66,9 @@ are medians, with minimum and maximum in brackets.
 Guest I/O
     Data that the guest wrote during the snapshot, relative to before.
 
+Other guests
+    CPU time that other guests got during the snapshot, relative to before.
+
 Read, sent
     Bytes read from the disk and bytes sent to Glance, for each byte of data.
     For Nova's own snapshot, all bytes that its processes read.
@@ -88,6 +91,7 @@ TIMES = (
     ('Freeze, s', lambda case, name: _median(case, name, 'freeze', 1, 3)),
     ('Stall, s (before)', lambda case, name: _stall(case, name)),
     ('Guest I/O', lambda case, name: _throughput(case, name)),
+    ('Other guests', lambda case, name: _neighbours(case, name)),
 )
 COSTS = (
     ('Read, sent per byte of data', lambda case, name: _bytes(case, name)),
@@ -127,6 +131,8 @@ def render(results: list[dict[str, Any]], images: dict[str, str]) -> str:
         if one['kind'] == 'cloud':
             lines += [*_overview(one), '', *_figures(images),
                       _host(one['host']), '']
+        if one['kind'] == 'several':
+            lines += [*_several(one), '']
     lines += [*_targets(results), '', f'.. include:: {WHY}', '',
               '.. toctree::', '   :maxdepth: 1', '', f'   {APPENDIX}']
     return '\n'.join(lines) + '\n'
@@ -141,8 +147,7 @@ def render_appendix(results: list[dict[str, Any]], images: dict[str, str]
     """
     parts = [APPENDIX_HEADER]
     for one in results:
-        parts.append(_micro(one) if one['kind'] == 'micro'
-                     else _cloud(one, images))
+        parts.append(SECTIONS[one['kind']](one, images))
     return '\n'.join([*parts, f'.. include:: {PROFILE}']) + '\n'
 
 
@@ -189,7 +194,8 @@ def _targets(results: list[dict[str, Any]]) -> Iterator[str]:
     """Return how many targets were reached, and those that were not."""
     found = [(_place(group), one) for result in results
              for group in (*result.get('cases', ()),
-                           *result.get('disks', ()))
+                           *result.get('disks', ()),
+                           *([result] if result['kind'] == 'several' else ()))
              for one in group['bars'] if one['value'] is not None]
     missed = [(where, one) for where, one in found
               if one['verdict'] == 'missed']
@@ -236,6 +242,21 @@ def _cloud(results: dict[str, Any], images: dict[str, str]) -> str:
     return '\n'.join(lines)
 
 
+def _several(results: dict[str, Any]) -> list[str]:
+    """Return the lines of the section about several snapshots at once."""
+    return [
+        *_heading('Several snapshots at once', '='), '',
+        f'{results["title"]}; {results["rounds"]} rounds. '
+        f'{_host(results["host"])}', '',
+        *table(['', 'At once', 'Wall, s', 'of as many one by one',
+                'CPU of nova-compute, s/GiB', 'Memory of each, MiB'], [
+            [row['contestant'], str(row['number']),
+             terminal.spread(row['wall']), terminal.number(row['of_one']),
+             terminal.number(row['cpu_per_gib']['median'], 1),
+             terminal.number(row['memory']['max'] / MIB, 0)]
+            for row in results['rows']])]
+
+
 def _rounds(case: dict[str, Any]) -> int:
     return max(found['wall']['rounds']
                for found in case['summaries'].values() if 'wall' in found)
@@ -262,6 +283,15 @@ def _micro(results: dict[str, Any]) -> str:
                           'Memory, MiB', *(f'of {one}' for one in others)],
                          rows), '', *_bars(disk['bars']), '']
     return '\n'.join(lines)
+
+
+#: The appendix's section about each kind of results.
+SECTIONS = {
+    'cloud': _cloud,
+    'micro': lambda results, _images: _micro(results),
+    'several': lambda results, _images: '\n'.join(
+        [*_several(results), '', *_bars(results['bars']), '']),
+}
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -331,6 +361,11 @@ def _throughput(case: dict[str, Any], name: str) -> str:
     value = bars.throughput(case, name, 'rewrites')
     if value is None:
         value = bars.throughput(case, name, 'records')
+    return '' if value is None else terminal.number(value)
+
+
+def _neighbours(case: dict[str, Any], name: str) -> str:
+    value = bars.throughput(case, name, 'neighbours')
     return '' if value is None else terminal.number(value)
 
 

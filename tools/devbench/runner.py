@@ -78,7 +78,8 @@ class Run:
             'host': {**host.facts(), 'packages': host.packages(
                 self.state.bin('python'), PACKAGES)},
             'cases': [], 'failures': []}
-        make_flavors(api.Client.admin(self.state), chosen)
+        make_flavors(api.Client.admin(self.state),
+                     [*chosen, cases.NEIGHBOUR])
         self.remove_leftovers()
         try:
             for case in chosen:
@@ -135,15 +136,27 @@ class Run:
             self._power(server, True)
         console = stack.enter_context(guest.Console(
             self.state.instances / server / 'console.log'))
-        self._await_writes(console)
+        await_writes(console)
         ready_made, data = self._ready_made(server)
         allocated = self._allocated(case, server)
         self.say(f'{case.name}: {data >> 20} MiB that are not zeros, '
                  f'{allocated >> 20} MiB allocated')
-        return (measure.Guest(server, console, ready_made, data),
+        neighbours = self._boot_neighbours(case, stack)
+        return (measure.Guest(server, console, ready_made, data, neighbours),
                 {'data': data, 'allocated': allocated,
                  'virtual': case.disk << 30, 'ready_made':
                      ready_made.stat().st_size})
+
+    def _boot_neighbours(self, case: cases.Case,
+                         stack: contextlib.ExitStack) -> tuple[str, ...]:
+        """Boot the other guests of a case, and return their ids."""
+        found = []
+        for _number in range(case.neighbours):
+            found.append(servers.create(
+                self.client, SERVER, guest.image(self.state, cases.NEIGHBOUR),
+                flavor(cases.NEIGHBOUR), timeout=900))
+            stack.callback(self._delete, found[-1])
+        return tuple(found)
 
     def _turns(self, case: cases.Case, subject: measure.Guest,
                facts: dict[str, Any]
@@ -196,18 +209,12 @@ class Run:
             return
         self._power(subject.server, not off)
         if not off:
-            self._await_writes(subject.console)
+            await_writes(subject.console)
 
     def _power(self, server: str, on: bool) -> None:
         client = self.client
         servers.action(client, server, 'os-start' if on else 'os-stop')
         servers.await_status(client, server, 'ACTIVE' if on else 'SHUTOFF')
-
-    def _await_writes(self, console: guest.Console) -> None:
-        since = time.monotonic()
-        wait.until('records of the guest', lambda: sum(
-            one.when > since for one in list(console.records))
-            >= WARM_UP_RECORDS, BOOT_TIMEOUT)
 
     def _ready_made(self, server: str) -> tuple[pathlib.Path, int]:
         """Make a file with an image of the guest's disk.
@@ -262,6 +269,14 @@ class Run:
                                 )['images']:
             if image['name'] == 'benchmark':
                 client.delete('glance', f'/images/{image["id"]}')
+
+
+def await_writes(console: guest.Console) -> None:
+    """Wait until a guest has booted and writes records."""
+    since = time.monotonic()
+    wait.until('records of the guest', lambda: sum(
+        one.when > since for one in list(console.records))
+        >= WARM_UP_RECORDS, BOOT_TIMEOUT)
 
 
 def flavor(case: cases.Case) -> str:

@@ -44,7 +44,7 @@ class RunTest(unittest.TestCase):
                 (runner.compute, 'configure', self.configure),
                 (runner.servers, 'show', self.show),
                 (runner.Run, '_power', self.power),
-                (runner.Run, '_await_writes', mock.Mock()),
+                (runner, 'await_writes', mock.Mock()),
                 (runner.Run, 'remove_leftovers', mock.Mock()),
                 (runner.Run, '_prepare', self.prepare),
                 (measure, 'Turn', self.turn)):
