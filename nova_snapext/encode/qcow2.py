@@ -80,7 +80,7 @@ def select_image(disk: read.Disk) -> Qcow2Image:
         name = codecs.type_in_use()
         codec = codecs.CODECS[name](CONF.snapext.compression_level)
         estimate = streaming.estimate_size(disk, data_clusters, codec)
-        if _saves_enough(disk, estimate):
+        if saves_enough(estimate):
             LOG.debug('The qcow2 image of %(disk)s is compressed with '
                       '%(type)s: in the sample this saves %(saving).0f %% of '
                       'the data',
@@ -90,6 +90,11 @@ def select_image(disk: read.Disk) -> Qcow2Image:
                 disk, data_clusters, codec, estimate,
                 threads=(CONF.snapext.compression_threads or
                          len(os.sched_getaffinity(0))))
+        LOG.info('The image of %(disk)s is not compressed: compression would '
+                 'save %(saving).0f %% of the data, less than '
+                 '[snapext]compression_min_saving_percent: %(min)d',
+                 {'disk': disk.uri, 'saving': 100 * estimate.saving,
+                  'min': CONF.snapext.compression_min_saving_percent})
     zeros = 'was not searched for zeros'
     if CONF.snapext.detect_zeroes != 'never':
         codec = codecs.NoCompression()
@@ -113,16 +118,10 @@ def select_image(disk: read.Disk) -> Qcow2Image:
     return plain.PlainQcow2Image(disk, data_clusters)
 
 
-def _saves_enough(disk: read.Disk, estimate: streaming.Estimate) -> bool:
-    saving = 100 * estimate.saving
-    if saving >= CONF.snapext.compression_min_saving_percent:
-        return True
-    LOG.info('The image of %(disk)s is not compressed: compression would '
-             'save %(saving).0f %% of the data, less than '
-             '[snapext]compression_min_saving_percent: %(min)d',
-             {'disk': disk.uri, 'saving': saving,
-              'min': CONF.snapext.compression_min_saving_percent})
-    return False
+def saves_enough(estimate: streaming.Estimate) -> bool:
+    """Return whether an image is compressed, if the options ask for it."""
+    return bool(100 * estimate.saving >=
+                CONF.snapext.compression_min_saving_percent)
 
 
 def _streaming_image(

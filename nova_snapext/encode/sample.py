@@ -15,14 +15,15 @@ STEP = 128
 MIN_CLUSTERS, MAX_CLUSTERS = 64, 1024
 
 
-def sample(disk: read.Disk,
-           data_clusters: clusters.ClusterMap) -> Iterator[memoryview]:
+def sample(disk: read.Disk, data_clusters: clusters.ClusterMap,
+           max_clusters: int = MAX_CLUSTERS) -> Iterator[memoryview]:
     """Read some of the clusters with data, evenly spread over the disk.
 
+    :param max_clusters: read about as many at most
     :raises DiskReadError: the disk can't be read
     """
     count = len(data_clusters)
-    wanted = min(max(count // STEP, MIN_CLUSTERS), MAX_CLUSTERS)
+    wanted = min(max(count // STEP, MIN_CLUSTERS), max_clusters)
     runs = data_clusters.every(max(1, count // wanted))
     for _offset, chunk in disk.read(clusters.byte_ranges(runs, disk.size)):
         yield chunk

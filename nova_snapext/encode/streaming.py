@@ -93,14 +93,16 @@ class Estimate:
 
 
 def estimate_size(disk: read.Disk, data_clusters: clusters.ClusterMap,
-                  codec: codecs.Codec) -> Estimate:
+                  codec: codecs.Codec,
+                  max_clusters: int = sample.MAX_CLUSTERS) -> Estimate:
     """Compress a sample of a disk.
 
+    :param max_clusters: size of the sample at most, roughly
     :raises DiskReadError: the disk can't be read
     """
     return Estimate(array.array('I', (
         len(cluster or b'')
-        for chunk in sample.sample(disk, data_clusters)
+        for chunk in sample.sample(disk, data_clusters, max_clusters)
         for cluster in _encode(codec, chunk))))
 
 

@@ -22,13 +22,16 @@ Node = dict[str, ty.Any]
 PROTOCOL_DRIVERS = {'file': 'file', 'block': 'host_device'}
 
 
-def node(path: str, image_format: str, storage: str = 'file') -> Node:
+def node(path: str, image_format: str, storage: str = 'file',
+         **options: str) -> Node:
     """Return the block node of an image.
 
     :param storage: libvirt's type of the image's storage
+    :param options: of the protocol driver
     """
     return {'driver': image_format,
-            'file': {'driver': PROTOCOL_DRIVERS[storage], 'filename': path}}
+            'file': {'driver': PROTOCOL_DRIVERS[storage], 'filename': path,
+                     **options}}
 
 
 def alone(path: str, storage: str = 'file') -> Node:
@@ -39,15 +42,16 @@ def alone(path: str, storage: str = 'file') -> Node:
     return {**node(path, 'qcow2', storage), 'backing': None}
 
 
-def chain(images: Sequence[image_header.Image]) -> Node:
+def chain(images: Sequence[image_header.Image], **options: str) -> Node:
     """Return the block node of a backing chain, with a node for each image.
 
     :param images: the topmost first
+    :param options: of the protocol driver of each image
     """
     image, *below = images
-    result = node(*image)
+    result = node(*image, **options)
     if image.format == 'qcow2':
-        result['backing'] = chain(below) if below else None
+        result['backing'] = chain(below, **options) if below else None
     return result
 
 

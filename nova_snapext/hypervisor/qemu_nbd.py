@@ -108,11 +108,48 @@ def serve(disk: planning.RootDisk, base_chain: Sequence[str | None] | None,
     :raises TimeoutExpired: the disk's storage does not respond. If it responds
         later, qemu-nbd ends, because its directory is gone
     """
+    options = ([] if snapshot is None else
+               ['--load-snapshot', f'snapshot.name={snapshot}'])
     with _opened_by_nova(disk):
         images = image_header.checked_chain(disk, base_chain)
-        processutils.execute(
-            'qemu-nbd', *_arguments(disk, images, socket, pid_file, snapshot),
-            timeout=CONF.snapext.operation_timeout)
+        _start(disk, _frozen_node(images, snapshot), socket, pid_file,
+               *options)
+    return _started(disk, images, socket, pid_file, instance_uuid)
+
+
+def serve_unlocked(disk: planning.RootDisk,
+                   base_chain: Sequence[str | None] | None,
+                   socket: str, pid_file: str, instance_uuid: str) -> Server:
+    """Serve the present content of a disk, to which a guest may write.
+
+    What is read is of no one point in time, and may even be of a cluster that
+    the guest has just freed: it is good for a sample, and never for an image.
+    No lock of QEMU is taken, so that nothing is kept from starting, and no
+    owner is changed. Everything else is as in :func:`serve`.
+
+    :raises ProcessExecutionError: qemu-nbd can't open the disk, because
+        Nova's user may not read it, for example
+    """
+    images = image_header.checked_chain(disk, base_chain)
+    _start(disk, image_opts.chain(images, locking='off'), socket, pid_file)
+    return _started(disk, images, socket, pid_file, instance_uuid)
+
+
+def _start(disk: planning.RootDisk, node: image_opts.Node, socket: str,
+           pid_file: str, *options: str) -> None:
+    processutils.execute(
+        'qemu-nbd', '--read-only', '--fork', '--shared', str(MAX_CLIENTS),
+        '--pid-file', pid_file, '--socket', socket,
+        '--export-name', disk.target, *options, image_opts.filename(node),
+        timeout=CONF.snapext.operation_timeout)
+
+
+def _started(disk: planning.RootDisk, images: Sequence[image_header.Image],
+             socket: str, pid_file: str, instance_uuid: str) -> Server:
+    """Return the server that has just been started.
+
+    :raises UnexpectedHeader: it has opened another file; it is stopped
+    """
     with open(pid_file) as file:
         server = Server(int(file.read()), instance_uuid)
     try:
@@ -162,20 +199,13 @@ def _identity(path: str | pathlib.Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _arguments(disk: planning.RootDisk, images: Sequence[image_header.Image],
-               socket: str, pid_file: str, snapshot: str | None) -> list[str]:
+def _frozen_node(images: Sequence[image_header.Image],
+                 snapshot: str | None) -> image_opts.Node:
     node = image_opts.chain(images)
     if snapshot is None:
         # By itself qemu-nbd reads a raw disk even while a guest writes to it.
         # The blkdebug driver injects no error here: it forbids other writers,
         # for a raw disk as the qcow2 driver does for a qcow2.
-        node = {'driver': 'blkdebug', 'unshare-child-perms': ['write'],
+        return {'driver': 'blkdebug', 'unshare-child-perms': ['write'],
                 'image': node}
-        options = []
-    else:
-        node['force-share'] = True
-        options = ['--load-snapshot', f'snapshot.name={snapshot}']
-    return ['--read-only', '--fork', '--shared', str(MAX_CLIENTS),
-            '--pid-file', pid_file, '--socket', socket,
-            '--export-name', disk.target, *options,
-            image_opts.filename(node)]
+    return {**node, 'force-share': True}

@@ -67,6 +67,17 @@ class NbdExport(journal.Resource):
             self._directory.socket, self._directory.pid_file, self._instance,
             snapshot)
 
+    def serve_unlocked(self, disk: planning.RootDisk,
+                       guest: domain.Domain) -> None:
+        """Start an export of a disk that its guest may be using.
+
+        It is good for a sample only: see :func:`qemu_nbd.serve_unlocked`,
+        also for what is raised.
+        """
+        self._server = qemu_nbd.serve_unlocked(
+            disk, _base_chain(disk, guest), self._directory.socket,
+            self._directory.pid_file, self._instance)
+
     def release(self) -> None:
         servers = ([self._server] if self._server is not None
                    else qemu_nbd.servers_on(self._directory.socket,

@@ -18,9 +18,9 @@ class SampleTest(base.BaseTestCase):
         self.assertEqual([(0, 1), (8, 9)],
                          list(clusters.ClusterMap.of_disk(disk).disk_runs()))
 
-    def test_sample_is_every_128th_cluster_of_the_disk(self):
+    def sample(self, size, **limit):
+        """Return the numbers of the clusters in the sample of a full disk."""
         clusters_read = []
-        size = 4 << 30
 
         class RecordingDisk(fake_disk.FakeDisk):
             def read(self, ranges):
@@ -29,6 +29,15 @@ class SampleTest(base.BaseTestCase):
                     yield offset, memoryview(b'x' * length)
 
         disk = RecordingDisk(size, [(0, size)])
-        list(sample.sample(disk, clusters.ClusterMap.of_disk(disk)))
+        list(sample.sample(disk, clusters.ClusterMap.of_disk(disk), **limit))
+        return clusters_read
+
+    def test_sample_is_every_128th_cluster_of_the_disk(self):
+        size = 4 << 30
         self.assertEqual(list(range(0, size // (64 * KIB), 128)),
-                         clusters_read)
+                         self.sample(size))
+
+    def test_smaller_sample_is_still_spread_over_the_disk(self):
+        size = 4 << 30
+        self.assertEqual(list(range(0, size // (64 * KIB), 512)),
+                         self.sample(size, max_clusters=128))

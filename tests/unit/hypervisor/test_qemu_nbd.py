@@ -67,6 +67,22 @@ class ServeTest(base.TestCase):
             arguments[-1])
         self.assertIn('snapshot.name=name', arguments)
 
+    def test_content_for_a_sample_is_served_without_locks_and_lending(self):
+        self.calls.checked_chain.side_effect = lambda disk, _expected: [
+            image_header.Image(disk.path, 'qcow2', disk.storage),
+            image_header.Image('/i/base', 'raw', 'file')]
+        qemu_nbd.serve_unlocked(
+            DEVICE, ['/i/base'], '/s', str(self.pid_file), UUID)
+        arguments = self.calls.execute.call_args.args
+        self.assertIn('--read-only', arguments)
+        self.assertEqual(
+            'json:{"driver": "qcow2", "file": {"driver": "host_device", '
+            '"filename": "/dev/vg/disk", "locking": "off"}, "backing": '
+            '{"driver": "raw", "file": {"driver": "file", "filename": '
+            '"/i/base", "locking": "off"}}}', arguments[-1])
+        self.assertEqual(['checked_chain', 'execute', '_check_opened'],
+                         self.order())
+
     def test_chain_is_checked_before_it_is_opened_and_files_after(self):
         self.serve(base.QCOW2)
         self.assertEqual(['checked_chain', 'execute', '_check_opened'],

@@ -30,6 +30,14 @@ class BaseChainTest(base.TestCase):
         self.assertEqual(['/i/base'], self.base_chain(
             True, '/i/disk', '/i/base'))
 
+    def test_sample_of_its_disk_has_the_same(self):
+        serve = self.useFixture(fixtures.MockPatchObject(
+            qemu_nbd, 'serve_unlocked')).mock
+        self.live_chain.return_value = ['/i/disk', '/i/base']
+        nbd_export.NbdExport('uuid', mock.Mock()).serve_unlocked(
+            base.QCOW2, base.fake_guest())
+        self.assertEqual(['/i/base'], serve.call_args.args[1])
+
     def test_overlay_above_the_disk_is_no_part_of_it(self):
         self.assertEqual(['/i/base'], self.base_chain(
             True, '/i/overlay', '/i/disk', '/i/base'))
