@@ -18,6 +18,7 @@ import typing as ty
 
 from nova_snapext.cmd import bounded
 from nova_snapext.cmd.check import ceph
+from nova_snapext.cmd.check import compression
 from nova_snapext.cmd.check import configuration
 from nova_snapext.cmd.check import directories
 from nova_snapext.cmd.check import glance
@@ -50,7 +51,7 @@ AS_NOVA: tuple[item.Check, ...] = (
     directories.work_directory, directories.instances_path,
     directories.journal_directory, directories.libvirt_directories,
     directories.space, glance.service_user, glance.answer, guests.driver,
-    ceph.ceph, guests.guests)
+    ceph.ceph, guests.guests, compression.compression)
 TRIAL: tuple[item.Check, ...] = (glance.properties, trial.trial)
 # What another user can find out.
 AS_OTHER: tuple[item.Check, ...] = (

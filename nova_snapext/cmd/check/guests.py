@@ -51,11 +51,11 @@ def guests(host: item.Host) -> Iterator[item.Item]:
     found = False
     for guest in host.driver._host.list_guests(only_running=False):
         wrapped = domain.Domain(guest._domain)
-        if not _is_of_nova(wrapped):
+        if not is_of_nova(wrapped):
             continue
         found = True
         instance, asking = _instance(wrapped, asking)
-        yield (_in_progress(instance) or
+        yield (in_progress(instance) or
                _unless_begun(instance, _of_one(host.driver, instance)))
     if not asking:
         yield item.unknown(
@@ -66,7 +66,8 @@ def guests(host: item.Host) -> Iterator[item.Item]:
         yield item.ok('guests', 'Nova has no guest on this host')
 
 
-def _is_of_nova(guest: ty.Any) -> bool:
+def is_of_nova(guest: ty.Any) -> bool:
+    """Return whether a guest is one of Nova's instances."""
     import libvirt
     try:
         return METADATA in guest.get_xml_desc()
@@ -115,7 +116,7 @@ def plan_of(driver: ty.Any, instance: ty.Any) -> ty.Any:
         image_properties={}, metadata={})
 
 
-def _in_progress(instance: ty.Any) -> item.Item | None:
+def in_progress(instance: ty.Any) -> item.Item | None:
     """Return what is to say of a guest whose snapshot runs now.
 
     :returns: None of other guests
@@ -135,7 +136,7 @@ def _unless_begun(instance: ty.Any, found: item.Item) -> item.Item:
     """Return what was found, unless a snapshot that has just begun is why."""
     if found.status is not item.Status.FAILED:
         return found
-    return _in_progress(instance) or found
+    return in_progress(instance) or found
 
 
 def _of_one(driver: ty.Any, instance: ty.Any) -> item.Item:

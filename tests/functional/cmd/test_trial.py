@@ -138,7 +138,7 @@ class GuestsTest(CheckTestCase):
     def setUp(self):
         super().setUp()
         self.enterContext(mock.patch.object(
-            guests, '_is_of_nova', return_value=True))
+            guests, 'is_of_nova', return_value=True))
         self.enterContext(mock.patch.object(
             guests, '_instance', side_effect=self.instance))
 

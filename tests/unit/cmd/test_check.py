@@ -837,7 +837,7 @@ class GuestsTest(CheckTestCase):
     def test_conductor_that_does_not_respond_is_reported(self):
         self.host.driver = mock.Mock()
         self.host.driver._host.list_guests.return_value = [mock.Mock()]
-        self.patch(guests, '_is_of_nova', return_value=True)
+        self.patch(guests, 'is_of_nova', return_value=True)
         self.patch(guests, '_instance', return_value=(mock.Mock(), False))
         self.patch(guests, '_of_one', return_value=item.ok('guest', 'x'))
         self.assertIn('conductor does not respond', self.found(
@@ -846,7 +846,7 @@ class GuestsTest(CheckTestCase):
     def test_snapshot_in_progress_is_no_failure(self):
         self.host.driver = mock.Mock()
         self.host.driver._host.list_guests.return_value = [mock.Mock()]
-        self.patch(guests, '_is_of_nova', return_value=True)
+        self.patch(guests, 'is_of_nova', return_value=True)
         instance = planning.UnknownInstance('u', 'n')
         self.patch(guests, '_instance', return_value=(instance, True))
         of_one = self.patch(guests, '_of_one',
@@ -867,7 +867,7 @@ class GuestsTest(CheckTestCase):
     def test_domains_of_others_are_left_out(self):
         self.host.driver = mock.Mock()
         self.host.driver._host.list_guests.return_value = [mock.Mock()]
-        self.patch(guests, '_is_of_nova', return_value=False)
+        self.patch(guests, 'is_of_nova', return_value=False)
         self.assertIn('no guest', self.found(guests.guests, OK))
 
     def test_findings_about_ceph_become_items(self):
