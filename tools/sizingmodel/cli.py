@@ -118,7 +118,8 @@ def _add_guests(group: Any) -> None:
     group.add_argument('--data-spread', type=_number(0, 100), default=0,
                        metavar='PERCENT',
                        help='data of a guest is up to so much less or more, '
-                            'at random (%(default)s)')
+                            'at random; the most must fit on --disk '
+                            '(%(default)s)')
     group.add_argument('--disk', type=_POSITIVE, required=True, metavar='GIB',
                        help='virtual size of the root disk: no scratch file '
                             'and no overlay gets larger')
@@ -162,15 +163,15 @@ def _add_snapshot(group: Any) -> None:
     kinds = modelling.KINDS
     group.add_argument('--image', choices=tuple(kinds), default='plain',
                        help='plain; zeroes: zeros are left out '
-                            '([snapext]detect_zeroes); or compressed. Sets '
-                            'the defaults of --sent, --encode-rate, --memory '
-                            'and --cpu (%(default)s)')
+                            '([snapext]detect_zeroes), which needs --sent; or '
+                            'compressed. Sets the defaults of --sent, '
+                            '--encode-rate, --memory and --cpu (%(default)s)')
     group.add_argument('--merge-rate', type=_POSITIVE, metavar='MIB/S',
                        help='the strategy is external, and a host merges so '
                             'much of one overlay; without it, backup: '
                             'nothing is merged')
     for field, kind, unit, text in (
-            ('sent', _number(0.001, 2), 'BYTES',
+            ('sent', _number(1e-6, 2), 'BYTES',
              'bytes that are sent for each byte of data'),
             ('encode_rate', _POSITIVE, 'MIB/S',
              'data that one snapshot reads and encodes'),
@@ -178,8 +179,10 @@ def _add_snapshot(group: Any) -> None:
              'of one snapshot, in nova-compute'),
             ('cpu', _POSITIVE, 'SECONDS',
              'CPU of nova-compute and QEMU for a GiB of data')):
-        defaults = ', '.join(f'{image}: {getattr(kinds[image], field):g}'
-                             for image in kinds)
+        values = {image: getattr(kinds[image], field) for image in kinds}
+        defaults = ', '.join(
+            f'{image}: {"required" if value is None else f"{value:g}"}'
+            for image, value in values.items())
         group.add_argument(f'--{field.replace("_", "-")}', type=kind,
                            metavar=unit, help=f'{text} ({defaults})')
     group.add_argument('--upload-rate', type=_POSITIVE, metavar='MIB/S',
@@ -223,8 +226,19 @@ def model(arguments: argparse.Namespace) -> modelling.Model:
         raise ValueError(
             f'--data {arguments.data:g} is more than --disk '
             f'{arguments.disk:g}')
+    most = arguments.data * (1 + arguments.data_spread / 100)
+    # 10 GiB and 10 % are a little above 11 GiB.
+    if most > arguments.disk and not math.isclose(most, arguments.disk):
+        raise ValueError(
+            f'--data {arguments.data:g} with --data-spread '
+            f'{arguments.data_spread:g} is up to {most:.10g}, more than '
+            f'--disk {arguments.disk:.10g}')
     given = vars(arguments)
     kind = modelling.KINDS[arguments.image]
+    if arguments.sent is None and kind.sent is None:
+        raise ValueError(
+            f'--image {arguments.image} needs --sent: the part of --data that '
+            'is not zeros, such as 0.034')
     fields: dict[str, Any] = {
         **{name: given[name] for name in AS_GIVEN},
         **{name: given[name] or math.inf for name in SHARED},

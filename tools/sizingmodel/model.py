@@ -20,13 +20,14 @@ class Kind:
     All figures are those of doc/source/admin/performance-appendix.rst, of a
     machine with two cores and without KVM.
 
-    :param sent: bytes that are sent for each byte of data
+    :param sent: bytes that are sent for each byte of data; None if that
+        depends on the disk alone
     :param encode_rate: data that one snapshot reads and encodes, MiB/s
     :param memory: of one snapshot in nova-compute, MiB
     :param cpu: of nova-compute and QEMU, seconds per GiB of data
     """
 
-    sent: float
+    sent: float | None
     encode_rate: float
     memory: float
     cpu: float
@@ -44,7 +45,7 @@ KINDS = {
     'plain': Kind(1, 4096, _MEMORY, 1.7 + 0.6),
     # "A block device of 8 GiB": 8,192 MiB in 5.58 s, less FIXED. The CPU time
     # of what is sent; zeros cost less.
-    'zeroes': Kind(1, 1581, _MEMORY + _BUFFER, 1.7 + 0.6),
+    'zeroes': Kind(None, 1581, _MEMORY + _BUFFER, 1.7 + 0.6),
     # "2 GiB of what a system disk holds", compressed: 1,891 MiB in 6.04 s,
     # less FIXED.
     'compressed': Kind(0.38, 335, _MEMORY + _BUFFER + _COMPRESSION, 3 + 0.7)}
@@ -110,7 +111,7 @@ class Model:
     seed: int = 1
     concurrent: int = CONCURRENT
     fixed: float = FIXED
-    sent: float = KINDS['plain'].sent
+    sent: float = 1
     encode_rate: float = KINDS['plain'].encode_rate
     upload_rate: float = UPLOAD_RATE
     host_read_rate: float = math.inf

@@ -69,6 +69,9 @@ class CliTest(unittest.TestCase):
                 (f'{GUEST} --disk inf', "--disk: 'inf' is not a number"),
                 (f'{GUEST} --upload-rate 0', "--upload-rate: '0' is not"),
                 (f'{GUEST} --data 41', '--data 41 is more than --disk 40'),
+                (f'{GUEST} --data-spread 100 --disk 19',
+                 '--data-spread 100 is up to 20, more than --disk 19'),
+                (f'{GUEST} --image zeroes', '--image zeroes needs --sent'),
                 (f'{GUEST} --hosts 1000 --guests 201', 'more than the 200000'),
                 (f'{GUEST} --merge-rate 1', '--merge-rate has to be above 1 '),
                 (f'{GUEST} --merge-rate 9 --write-size 4', 'above 16 MiB/s'),
@@ -90,13 +93,39 @@ class CliTest(unittest.TestCase):
 
     def test_image_sets_defaults_that_options_replace(self):
         for arguments, memory, sent in (
-                ('', 15, 1), ('--image zeroes', 47, 1),
+                ('', 15, 1), ('--image zeroes --sent 0.034', 47, 0.034),
                 ('--image compressed', 63, 0.38),
                 ('--image compressed --memory 0 --sent 0.5', 0, 0.5)):
             with self.subTest(arguments):
                 assumed = self.output(arguments)['assumed']
                 self.assertEqual((memory, sent),
                                  (assumed['memory'], assumed['sent']))
+
+    def test_zeros_left_out_give_measured_size_and_time(self):
+        # The block device of the appendix: 279 MiB of 8 GiB in 5.58 s.
+        sent = 279 / 8192
+        found = self.output(f'--data 8 --image zeroes --sent {sent}')
+        self.assertAlmostEqual(279, found['formula']['sent_mib'])
+        self.assertAlmostEqual(
+            5.58, found['formula']['one_snapshot_seconds'], places=2)
+
+    def test_largest_data_of_a_guest_may_fill_the_disk(self):
+        found = self.output('--data-spread 10 --disk 11')
+        self.assertEqual(0.1, found['assumed']['spread'])
+
+    def test_rounds_by_hand_on_the_page_are_those_of_the_command(self):
+        by_hand = re.search(
+            r'With ([\d,]+) guests, one full round of ten takes ([\d.]+) s, '
+            r'and the last guest alone ([\d.]+) s: together ([\d.]+) s',
+            ' '.join(PAGE.read_text().split()))
+        self.assertIsNotNone(by_hand)
+        guests, *seconds = by_hand.groups()
+        found = self.output(
+            f'--guests {guests} --host-network 1000')['formula']
+        for shown, name in zip(seconds, (
+                'loaded_snapshot_seconds', 'one_snapshot_seconds',
+                'night_seconds'), strict=True):
+            self.assertAlmostEqual(float(shown), found[name], delta=0.06)
 
     def test_zero_is_no_limit_for_what_is_shared(self):
         found = self.output('--glance-rate 0 --host-network 5')
