@@ -199,47 +199,12 @@ class Turn:
                 'name': 'benchmark',
                 'metadata': ({'snapext_strategy': strategy}
                              if strategy else {})})['image_id']
-        self.times.active = self._await_active()
+        self.times.active = await_active(
+            self.state, self.client, self.image, self.contestant.name)
         wait.until('the end of the snapshot', lambda: not servers.show(
             self.client, self.subject.server)['OS-EXT-STS:task_state'],
             TIMEOUT, interval=0.2)
         self.times.end = time.monotonic()
-
-    def _await_active(self) -> float:
-        """Wait until the image is active.
-
-        Requests cost CPU time of Glance, so they are sent only when the stored
-        file does not grow.
-
-        :returns: the time when it was active
-        """
-        stored = self.state.glance_store / self.image
-        size, requested = 0, time.monotonic()
-
-        def became_active() -> float | None:
-            nonlocal size, requested
-            before, size = size, samples.size_of(stored)
-            now = time.monotonic()
-            if (not (size and size == before)
-                    and now - requested < API_POLL_INTERVAL):
-                return None
-            requested = now
-            return now if self._is_active() else None
-
-        return wait.until(f'image {self.image} active', became_active,
-                          TIMEOUT, interval=POLL_INTERVAL)
-
-    def _is_active(self) -> bool:
-        try:
-            shown = self.client.get('glance', f'/images/{self.image}')
-        except errors.ApiError as exc:
-            if exc.code != 404:
-                raise
-            raise errors.CloudError(
-                f'{self.contestant.name}: the snapshot failed; the end of '
-                f"nova-compute's log:\n"
-                f"{wait.tail(self.state.log('nova-compute'))}") from exc
-        return shown['status'] == 'active'
 
     def _wall(self) -> dict[str, float]:
         return {'wall': self.times.active - self.times.begin,
@@ -302,6 +267,47 @@ class Turn:
                 qemu.read_calls - idle['qemu'].read_calls * share,
                 qemu.read_disk - idle['qemu'].read_disk * share, 0)
         return found
+
+
+def await_active(state: cloud_state.State, client: api.Client, image: str,
+                 contestant: str) -> float:
+    """Wait until an image is active.
+
+    Requests cost CPU time of Glance, so they are sent only when the stored
+    file does not grow.
+
+    :param contestant: its name, for errors
+    :returns: the time when it was active, on our monotonic clock
+    :raises: CloudError if the image is gone
+    """
+    stored = state.glance_store / image
+    size, requested = 0, time.monotonic()
+
+    def became_active() -> float | None:
+        nonlocal size, requested
+        before, size = size, samples.size_of(stored)
+        now = time.monotonic()
+        if (not (size and size == before)
+                and now - requested < API_POLL_INTERVAL):
+            return None
+        requested = now
+        return now if _is_active(state, client, image, contestant) else None
+
+    return wait.until(f'image {image} active', became_active,
+                      TIMEOUT, interval=POLL_INTERVAL)
+
+
+def _is_active(state: cloud_state.State, client: api.Client, image: str,
+               contestant: str) -> bool:
+    try:
+        shown = client.get('glance', f'/images/{image}')
+    except errors.ApiError as exc:
+        if exc.code != 404:
+            raise
+        raise errors.CloudError(
+            f'{contestant}: the snapshot failed; the end of nova-compute\'s '
+            f'log:\n{wait.tail(state.log("nova-compute"))}') from exc
+    return shown['status'] == 'active'
 
 
 def pid_of(service: services.Service, state: cloud_state.State) -> int:

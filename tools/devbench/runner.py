@@ -156,6 +156,9 @@ class Run:
                 self.client, SERVER, guest.image(self.state, cases.NEIGHBOUR),
                 flavor(cases.NEIGHBOUR), timeout=900))
             stack.callback(self._delete, found[-1])
+            with guest.Console(self.state.instances / found[-1] /
+                               'console.log') as console:
+                await_writes(console)
         return tuple(found)
 
     def _turns(self, case: cases.Case, subject: measure.Guest,

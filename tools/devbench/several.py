@@ -11,12 +11,10 @@ from typing import Any
 
 from devcloud import api
 from devcloud import compute
-from devcloud import errors
 from devcloud import layout
 from devcloud import servers
 from devcloud import services
 from devcloud import state as cloud_state
-from devcloud import wait
 
 from devbench import bars
 from devbench import cases
@@ -43,9 +41,6 @@ CASE = cases.Case('several', '512 MiB of files of a system disk', 2,
 #: Allow as many snapshots at once as are requested.
 SETTINGS = (f'DEFAULT.max_concurrent_snapshots={max(NUMBERS)}',
             f'DEFAULT.max_concurrent_builds={max(NUMBERS)}')
-
-#: Seconds between two requests to the API, which cost CPU time of Glance.
-POLL_INTERVAL = 0.5
 
 
 class Run:
@@ -149,9 +144,10 @@ class Run:
                 images.append(servers.action(client, server, 'createImage', {
                     'name': 'benchmark', 'metadata': {
                         'snapext_strategy': one.strategy}})['image_id'])
-            wait.until('the images to be active',
-                       lambda: _all_active(client, images), 3600,
-                       interval=POLL_INTERVAL)
+            # Each in turn: the last one that is waited for is active when all
+            # are, and requests cost CPU time of Glance.
+            for image in images:
+                measure.await_active(self.state, client, image, one.name)
             wall = time.monotonic() - begin
             for server in guests:
                 servers.await_status(client, server, 'ACTIVE')
@@ -163,18 +159,6 @@ class Run:
         gib = len(guests) * self.case.data / cases.GIB
         return {'wall': wall, 'cpu_per_gib': used.cpu / gib,
                 'memory': (peak - idle) / len(guests)}
-
-
-def _all_active(client: api.Client, images: list[str]) -> bool:
-    """Return whether all images are active.
-
-    :raises: CloudError if one is gone: its snapshot has failed
-    """
-    shown = {one['id']: one['status'] for one in client.get(
-        'glance', '/images?visibility=private&limit=100')['images']}
-    if gone := set(images) - shown.keys():
-        raise errors.CloudError(f'the snapshots of {sorted(gone)} failed')
-    return all(shown[image] == 'active' for image in images)
 
 
 def rows(runs: dict[tuple[str, int], list[dict[str, float | None]]]
