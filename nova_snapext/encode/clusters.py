@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 
@@ -17,14 +18,13 @@ TABLE_CLUSTERS = layout.TABLE_ENTRIES
 class ClusterMap:
     """A bit for each cluster, in one integer per L2 table.
 
-    A table without data takes no memory. With clusters of 64 KiB, 1 TiB takes
-    at most 2 MiB, no matter how its data is scattered.
-
-    :param clusters: number of clusters of the disk
+    A table without data takes no memory, however large the disk says it is.
+    With clusters of 64 KiB, 1 TiB takes at most 2 MiB, no matter how its data
+    is scattered.
     """
 
-    def __init__(self, clusters: int) -> None:
-        self._tables = [0] * base.ceil_div(clusters, TABLE_CLUSTERS)
+    def __init__(self) -> None:
+        self._tables: dict[int, int] = collections.defaultdict(int)
 
     @classmethod
     def of_disk(cls, disk: read.Disk,
@@ -37,7 +37,7 @@ class ClusterMap:
         :param cluster_size: in bytes
         :raises DiskReadError: the server fails
         """
-        found = cls(base.ceil_div(disk.size, cluster_size))
+        found = cls()
         for extent in disk.extents():
             if extent.data:
                 found.add(extent.offset // cluster_size,
@@ -46,7 +46,7 @@ class ClusterMap:
 
     def __len__(self) -> int:
         """Return the number of clusters that contain data."""
-        return sum(bits.bit_count() for bits in self._tables)
+        return sum(bits.bit_count() for bits in self._tables.values())
 
     def add(self, first: int, end: int) -> None:
         """Add clusters that contain data.
@@ -62,7 +62,7 @@ class ClusterMap:
 
     def tables(self) -> list[int]:
         """Return the numbers of the L2 tables with data, ascending."""
-        return [number for number, bits in enumerate(self._tables) if bits]
+        return sorted(self._tables)
 
     def runs(self, table: int) -> Iterator[tuple[int, int]]:
         """Return the runs of clusters with data in a table, ascending.

@@ -16,37 +16,37 @@ class ClusterMapTest(base.BaseTestCase):
                 for begin, end in found.runs(table)]
 
     def test_added_runs_are_returned(self):
-        found = clusters.ClusterMap(20000)
+        found = clusters.ClusterMap()
         found.add(3, 5)
         found.add(100, 101)
         self.assertEqual([(3, 5), (100, 101)], self.runs(found))
         self.assertEqual(3, len(found))
 
     def test_run_across_tables_is_split_between_them(self):
-        found = clusters.ClusterMap(30000)
+        found = clusters.ClusterMap()
         found.add(8000, 20000)
         self.assertEqual([(8000, 8192), (8192, 16384), (16384, 20000)],
                          self.runs(found))
         self.assertEqual([0, 1, 2], found.tables())
 
     def test_cluster_added_twice_counts_once(self):
-        found = clusters.ClusterMap(100)
+        found = clusters.ClusterMap()
         found.add(5, 10)
         found.add(9, 12)
         self.assertEqual([(5, 12)], self.runs(found))
         self.assertEqual(7, len(found))
 
     def test_empty_run_adds_nothing(self):
-        found = clusters.ClusterMap(100)
+        found = clusters.ClusterMap()
         found.add(5, 5)
         self.assertEqual([], found.tables())
 
     def test_empty_disk_has_no_tables(self):
-        self.assertEqual([], clusters.ClusterMap(0).tables())
+        self.assertEqual([], clusters.ClusterMap().tables())
 
     def test_random_runs_equal_a_set_of_clusters(self):
         chance = random.Random(1)
-        found = clusters.ClusterMap(50000)
+        found = clusters.ClusterMap()
         expected = set()
         for _run in range(300):
             first = chance.randrange(49000)
@@ -59,7 +59,7 @@ class ClusterMapTest(base.BaseTestCase):
         self.assertEqual(len(expected), len(found))
 
     def scattered(self):
-        found = clusters.ClusterMap(30000)
+        found = clusters.ClusterMap()
         for first, end in ((5, 10), (8190, 8195), (20000, 20001)):
             found.add(first, end)
         return found
