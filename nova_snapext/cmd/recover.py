@@ -54,7 +54,7 @@ def recover_trials(driver: ty.Any) -> bool:
     :returns: whether nothing is left
     """
     from nova_snapext import exception
-    if not os.path.isdir(trial.directory()):
+    if not os.path.isdir(trial.directory()) and not _trial_guests(driver):
         return True
     try:
         with trial.locked_journal():
@@ -64,6 +64,17 @@ def recover_trials(driver: ty.Any) -> bool:
     for one in items:
         print(f'{one.text}')
     return not any(one.status is item.Status.FAILED for one in items)
+
+
+def _trial_guests(driver: ty.Any) -> bool:
+    """Return whether libvirt has guests of trials, or does not tell."""
+    import libvirt
+
+    from nova_snapext.resources import trial_guest
+    try:
+        return bool(trial_guest.TrialGuest.find(driver._host))
+    except libvirt.libvirtError:
+        return True
 
 
 def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:

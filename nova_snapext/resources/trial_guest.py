@@ -22,9 +22,11 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_snapext import conf
+from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
+from nova_snapext.journal import schema
 from nova_snapext import plan as planning
 from nova_snapext.resources import work_directory
 
@@ -64,22 +66,25 @@ UNDEFINE = (libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE |
 class TrialGuest(journal.Resource):
     """A domain of libvirt, and its disk.
 
-    Recorded: the RBD image, if the disk is one; all else is named after the
-    uuid. Restored: for the instance that the journal's entry is of. Released:
-    ended, undefined, and its disk removed.
+    Recorded: the pool of its RBD image, if its disk is one; all is named after
+    its uuid. Restored: for the instance that the journal's entry is of, if
+    that has the name of such a guest. Released: ended, its disk removed, and
+    undefined.
 
     :ivar instance: as much of an instance as a snapshot needs
     :ivar disk: its disk
     """
 
     kind = 'trial guest'
+    record_schema = schema.object_of(pool=schema.OPTIONAL_TEXT)
 
     def __init__(self, host: libvirt_host.Host,
                  instance: planning.UnknownInstance,
-                 image: ceph.ImageSpec | None = None):
+                 pool: str | None = None):
         self._host = host
         self.instance = instance
-        self.image = image
+        self.image = image = ceph.ImageSpec(
+            pool, f'{instance.uuid}{ceph.DISK_SUFFIX}') if pool else None
         self.directory = os.path.join(
             os.path.abspath(CONF.instances_path), instance.uuid)
         if image is not None:
@@ -93,12 +98,8 @@ class TrialGuest(journal.Resource):
     def new(cls, host: libvirt_host.Host) -> TrialGuest:
         """Return a guest that does not exist yet."""
         identity = str(uuid.uuid4())
-        image = None
-        if CONF.libvirt.images_type == 'rbd':
-            image = ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
-                                   f'{identity}{ceph.DISK_SUFFIX}')
         return cls(host, planning.UnknownInstance(
-            identity, f'{PREFIX}{identity[:8]}'), image)
+            identity, f'{PREFIX}{identity[:8]}'), _pool())
 
     @classmethod
     def find(cls, host: libvirt_host.Host) -> list[TrialGuest]:
@@ -106,34 +107,38 @@ class TrialGuest(journal.Resource):
 
         :raises libvirtError: libvirt can't be asked
         """
-        found = []
-        for guest in host.list_guests(only_running=False):
-            if guest.name.startswith(PREFIX):
-                instance = planning.UnknownInstance(guest.uuid, guest.name)
-                disk = planning.find_root_disk(
-                    domain.Domain(guest._domain), ty.cast(ty.Any, instance))
-                found.append(cls(host, instance, ceph.image_of(disk)))
-        return found
+        return [cls(host, planning.UnknownInstance(guest.uuid, guest.name),
+                    _pool())
+                for guest in host.list_guests(only_running=False)
+                if guest.name.startswith(PREFIX)]
 
     def record(self) -> dict[str, ty.Any]:
-        return {'image': [self.image.pool, self.image.name]
-                } if self.image else {}
+        return {'pool': self.image.pool if self.image else None}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> TrialGuest:
-        image = record.get('image')
-        return cls(driver._host, target.instance,
-                   ceph.ImageSpec(*image) if image else None)
+        name = target.instance.name
+        if not name.startswith(PREFIX):
+            raise exception.JournalRecordError(
+                reason=f'the journal of the trials names {name!r}, which is '
+                       f'no guest of a trial. Nothing of it is touched')
+        return cls(driver._host, target.instance, record['pool'])
 
     def check_storage(self) -> None:
-        """Check that Nova's user may create its disk, and remove it again.
+        """Check that its disk can be created, used, and removed again.
 
-        :raises CephError: it may not
+        :raises CephError: Nova's user may not write to the pool
+        :raises UnexpectedState: QEMU would have no key for Ceph
         """
-        if self.image is not None:
-            ceph.check_writable(self.image.pool)
+        if self.image is None:
+            return
+        if CONF.libvirt.rbd_user and not CONF.libvirt.rbd_secret_uuid:
+            raise exception.UnexpectedState(
+                reason='[libvirt]rbd_user is set, and [libvirt]'
+                       'rbd_secret_uuid is not: QEMU has no key for Ceph')
+        ceph.check_writable(self.image.pool)
 
     def create(self) -> bytes:
         """Create its disk, define it, and start it.
@@ -195,22 +200,22 @@ class TrialGuest(journal.Resource):
 
     def release(self) -> None:
         guest = self._domain()
-        if guest is not None:
-            if guest.isActive():
-                guest.destroy()
-            guest.undefineFlags(UNDEFINE)
-        # Only a directory, or an image, that has the name of this guest, which
-        # no instance has, is removed.
-        if os.path.isdir(self.directory):
-            work_directory.remove_tree(self.directory)
+        if guest is not None and guest.isActive():
+            guest.destroy()
         if self.image is not None:
             ceph.remove_image(self.image)
+        if os.path.isdir(self.directory):
+            work_directory.remove_tree(self.directory)
+        # Last: without a journal, it is found by its definition.
+        if guest is not None:
+            guest.undefineFlags(UNDEFINE)
         LOG.debug('The trial guest %s is removed', self.instance.name)
 
     def _domain(self) -> ty.Any:
         """Return libvirt's domain; None if there is none.
 
         :raises libvirtError: libvirt can't be asked
+        :raises UnexpectedState: the uuid is that of another guest
         """
         try:
             guest = self._host.get_connection().lookupByUUIDString(
@@ -219,4 +224,16 @@ class TrialGuest(journal.Resource):
             if domain.is_gone(error):
                 return None
             raise
-        return guest if guest.name().startswith(PREFIX) else None
+        if not guest.name().startswith(PREFIX):
+            raise exception.UnexpectedState(
+                reason=f'the guest {guest.name()} has the uuid of a guest of '
+                       f'a trial, {self.instance.uuid}. Nothing of it is '
+                       f'touched')
+        return guest
+
+
+def _pool() -> str | None:
+    """Return the pool of the disks of this host; None if they are files."""
+    if CONF.libvirt.images_type != 'rbd':
+        return None
+    return str(CONF.libvirt.images_rbd_pool)

@@ -163,7 +163,8 @@ def _worst(found: Iterable[item.Item]) -> item.Status:
 
 def run(options: argparse.Namespace) -> int:
     """Print each item, and return the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     found: list[item.Item] = []
     with _silence(options), contextlib.closing(ty.cast(
             ty.Any, items(options))) as checked:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import os
+import tempfile
 import threading
 import time
 import typing as ty
@@ -22,9 +23,9 @@ NAME = 'compression'
 # Root disks that are sampled, and instances that are tried for that.
 DISKS = 3
 TRIES = 10
-# Clusters of each: 8 MiB or, of a small disk, up to 16. A snapshot's own
-# sample has up to 64 MiB. The saving of three such samples differs by a few
-# percent from that of all data.
+# Clusters of each at most: 4 to 8 MiB are read. A snapshot's own sample has up
+# to 64 MiB. The saving of three such samples differs by a few percent from
+# that of all data.
 CLUSTERS = 128
 
 # Seconds in which a disk is sampled, or left out. If all of them have taken as
@@ -59,16 +60,23 @@ class _Sample(ty.NamedTuple):
         return float(self.clusters * self.estimate.uncompressed().mean)
 
     @property
+    def is_worth_it(self) -> bool:
+        """Whether a snapshot would compress it, if it may."""
+        from nova_snapext.encode import qcow2
+        return qcow2.saves_enough(self.estimate)
+
+    @property
     def saved(self) -> float:
         """Bytes that an image would be smaller."""
-        from nova_snapext.encode import qcow2
-        if not qcow2.saves_enough(self.estimate):
+        if not self.is_worth_it:
             return 0.0
         return self.size - float(self.clusters * self.estimate.mean)
 
 
 def compression(host: item.Host) -> Iterator[item.Item]:
     """Tell what compression saves, and how it is switched on."""
+    import libvirt
+
     from nova_snapext.encode import codec
     if host.driver is None:
         return
@@ -78,7 +86,11 @@ def compression(host: item.Host) -> Iterator[item.Item]:
                             f'and the Python package zstandard is not '
                             f'installed')
         return
-    samples, left_out = _samples(host.driver)
+    try:
+        samples, left_out = _samples(host.driver)
+    except libvirt.libvirtError as error:
+        yield item.ok(NAME, f'{not_known}{_text(error)}')
+        return
     skipped = f'not sampled: {", ".join(left_out)}' if left_out else ''
     if samples:
         yield _finding(samples, skipped and f'; {skipped}')
@@ -99,14 +111,18 @@ def _finding(samples: list[_Sample], skipped: str) -> item.Item:
             layout.CLUSTER_SIZE / units.Mi)
     of = (f'a sample of {size:.2g} MiB of the root disks of {len(samples)} '
           f'instance{"s" if len(samples) > 1 else ""}')
-    saved = sum(one.saved for one in samples)
-    if not saved:
+    if not any(one.is_worth_it for one in samples):
         return item.ok(
             NAME, f'compression ({what}) is not worth it, and would not be '
                   f'used: {of} shows a saving below '
                   f'[snapext]compression_min_saving_percent '
                   f'({snapext.compression_min_saving_percent} %){skipped}')
-    percent = 100 * saved / sum(one.size for one in samples)
+    percent = 100 * sum(one.saved for one in samples) / sum(
+        one.size for one in samples)
+    if round(percent) < 1:
+        return item.ok(
+            NAME, f'compression ({what}) would save less than 1 % ({of})'
+                  f'{skipped}')
     missing = _missing(samples)
     if not missing:
         return item.ok(
@@ -178,7 +194,6 @@ def _sample(driver: ty.Any, guest: ty.Any) -> _Sample:
     :raises Exception: the host, libvirt or a header is in the way
     """
     from nova_snapext import plan as planning
-    from nova_snapext.resources import work_directory
     # Nova's conductor is not needed for a root disk that is an image's.
     instance = planning.UnknownInstance(guest.uuid, guest.name)
     if guests.in_progress(instance):
@@ -189,17 +204,15 @@ def _sample(driver: ty.Any, guest: ty.Any) -> _Sample:
     disk = plan.disk
     if disk.unsupported_reason:
         raise _NotSampled(disk.unsupported_reason)
-    if disk.storage not in ('file', 'block') or disk.format not in FORMATS:
+    if disk.storage != 'file' or disk.format not in FORMATS:
+        # A volume that is open here could not be removed by Nova.
         raise _NotSampled(f'its root disk has the format {disk.format}, on '
                           f'{disk.storage} storage')
-    directory = work_directory.WorkDirectory.allocate(ty.cast(
-        ty.Any, instance))
-    try:
-        directory.create()
-        return bounded.call(lambda: _read(plan, directory), TIMEOUT)
-    finally:
-        # A qemu-nbd that storage has let hang ends for want of it.
-        directory.remove()
+    # Not a work directory: if this command is killed, nobody has to recover
+    # what is left here.
+    with tempfile.TemporaryDirectory(
+            prefix='nova-snapext-', ignore_cleanup_errors=True) as path:
+        return bounded.call(lambda: _read(plan, path), TIMEOUT)
 
 
 def _is_from_image(guest: ty.Any) -> bool:
@@ -215,17 +228,20 @@ def _is_from_image(guest: ty.Any) -> bool:
                    './metadata//*[local-name()="root"][@type="image"]'))
 
 
-def _read(plan: ty.Any, directory: ty.Any) -> _Sample:
+def _read(plan: ty.Any, path: str) -> _Sample:
     """Read and compress a sample.
 
+    :param path: of a directory for qemu-nbd's socket
     :raises _NotSampled: Nova's user may not read the disk, or it is empty
     """
     from nova_snapext import exception
     from nova_snapext import read
     from nova_snapext.resources import nbd_export
+    from nova_snapext.resources import work_directory
     if not os.access(plan.disk.path, os.R_OK):
         # Its owner is not changed, as it is for a snapshot.
         raise _NotSampled(f'Nova\'s user may not read {plan.disk.path}')
+    directory = work_directory.WorkDirectory(path)
     export = nbd_export.NbdExport(plan.instance.uuid, directory)
     try:
         export.serve_unlocked(plan.disk, plan.guest)

@@ -158,7 +158,13 @@ def _remove_forgotten(driver: ty.Any, known: set[str]) -> Iterator[item.Item]:
 
     from nova_snapext import exception
     from nova_snapext.resources import trial_guest
-    for guest in trial_guest.TrialGuest.find(driver._host):
+    try:
+        found = trial_guest.TrialGuest.find(driver._host)
+    except libvirt.libvirtError as error:
+        yield item.failed('trial', f'Whether earlier trials have left guests '
+                                   f'is not known: {error}.')
+        return
+    for guest in found:
         if guest.instance.uuid in known:
             continue
         try:
@@ -174,18 +180,24 @@ def _remove_forgotten(driver: ty.Any, known: set[str]) -> Iterator[item.Item]:
 
 
 def _with_guest(driver: ty.Any) -> Iterator[item.Item]:
+    from nova_snapext import exception
     from nova_snapext import journal
     from nova_snapext import plan as planning
     from nova_snapext.resources import trial_guest
     name = 'trial'
     guest = trial_guest.TrialGuest.new(driver._host)
+    try:
+        guest.check_storage()
+    except exception.SnapextError as error:
+        yield item.failed(name, f'No guest can be created: '
+                                f'{str(error).rstrip(".")}.')
+        return
     target = planning.Target(
         context=ty.cast(ty.Any, None),
         instance=ty.cast(ty.Any, guest.instance),
         disk=guest.disk, image_id='00000000-0000-4000-8000-000000000000')
     running, shut_off = STRATEGIES[guest.disk.storage]
     try:
-        guest.check_storage()
         with journal.new_entry(ty.cast(ty.Any, target), 'trial') as entry, \
                 journal.ReleaseStack(entry) as stack:
             stack.add(guest)
@@ -234,6 +246,10 @@ def _one(driver: ty.Any, guest: ty.Any, name: str, entry: ty.Any,
             is_same = _read(frozen) == content
     except exception.SnapextError as error:
         return item.failed(item_name, str(error))
+    except Exception as error:
+        # Of a strategy of another package: the others are tried all the same.
+        return item.failed(item_name, f'{type(error).__name__}: '
+                                      f'{str(error).rstrip(".")}.')
     took = time.monotonic() - begun
     if not is_same:
         return item.failed(item_name, 'What was read is not what the disk '

@@ -4,11 +4,13 @@
 import argparse
 import base64
 import os
+import shutil
 from unittest import mock
 import uuid
 
 from nova_snapext.cmd.check import item
 from nova_snapext.cmd.check import trial
+from nova_snapext import exception
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.resources import trial_guest
 from nova_snapext.strategies import backup
@@ -78,6 +80,23 @@ class TrialTest(base.CephTestCase):
         texts = [one.text for one in trial.trial(self.checked)]
         self.assertIn('which an earlier trial had left, is removed',
                       ' '.join(texts))
+        self.assert_nothing_is_left()
+
+    def test_guest_stays_until_its_image_is_removed(self):
+        with mock.patch.object(trial_guest.ceph, 'remove_image',
+                               side_effect=exception.CephError(
+                                   action='remove it', reason='busy')):
+            self.found()
+        shutil.rmtree(trial.directory())
+        texts = [one.text for one in trial.trial(self.checked)]
+        self.assertIn('which an earlier trial had left, is removed',
+                      ' '.join(texts))
+        self.assert_nothing_is_left()
+
+    def test_user_without_a_key_in_libvirt_is_reported(self):
+        self.configure('libvirt', rbd_secret_uuid=None)
+        self.assertIn('[libvirt]rbd_secret_uuid is not',
+                      self.found()['trial'].text)
         self.assert_nothing_is_left()
 
     def test_refused_image_is_reported(self):

@@ -124,11 +124,34 @@ class TrialTest(CheckTestCase):
         self.assertNotIn('trial native', found)
         self.assert_nothing_is_left()
 
+    def test_recover_finds_a_guest_whose_journal_is_lost(self):
+        self.interrupt()
+        shutil.rmtree(trial.directory())
+        self.assertTrue(recover.recover_trials(self.driver))
+        self.assert_nothing_is_left()
+
+    def test_strategy_of_another_package_that_fails_ends_no_trial(self):
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver, 'strategies',
+            {**self.driver.strategies, 'other': mock.Mock(
+                unsupported_reason=mock.Mock(return_value=None),
+                freeze=mock.Mock(side_effect=KeyError('x')))}))
+        found = self.found(trial.trial)
+        self.assertIs(item.Status.FAILED, found['trial other'].status)
+        self.assertIs(item.Status.OK, found['trial cold (shut off)'].status)
+        self.assert_nothing_is_left()
+
+    def test_journal_that_names_another_guest_is_refused(self):
+        plan = self.guest(self.qcow2())
+        self.assertRaises(
+            exception.JournalRecordError, trial_guest.TrialGuest.restore,
+            self.driver, plan, {'pool': None})
+
     def test_recovery_touches_no_domain_of_another_name(self):
         plan = self.guest(self.qcow2())
         guest = trial_guest.TrialGuest(self.host, plan.instance)
         guest.directory = str(self.images / 'none')
-        guest.release()
+        self.assertRaises(exception.UnexpectedState, guest.release)
         self.assertEqual([plan.instance.name], self.domains())
         self.assertTrue(plan.guest.is_active())
 

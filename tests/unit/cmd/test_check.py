@@ -795,6 +795,7 @@ class GlanceTest(CheckTestCase):
                          [one['name'] for one in trial.left()])
         discard = self.patch(upload, 'discard', return_value='it is locked')
         driver = mock.Mock()
+        driver._host.list_guests.return_value = []
         with trial.locked_journal():
             [locked] = trial.recover(driver)
         self.assertEqual((FAILED, True), (

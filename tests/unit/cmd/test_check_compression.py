@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import tempfile
 import threading
 from unittest import mock
 
@@ -115,6 +116,22 @@ class FindingTest(CompressionTestCase):
         self.assertIn('[snapext]compression_min_saving_percent (10 %)', text)
         self.assertEqual('', remedy)
 
+    def test_minimum_of_zero_compresses_whatever_it_saves(self):
+        self.flags(compression_min_saving_percent=0, group='snapext')
+        text, remedy = self.sampled(sample(CLUSTER))
+        self.assertIn('would save less than 1 %', text)
+        self.assertEqual('', remedy)
+
+    def test_gain_that_rounds_to_nothing_is_said_to_be_small(self):
+        text, _remedy = self.sampled(sample(CLUSTER // 2, clusters=1),
+                                     sample(CLUSTER, clusters=10000))
+        self.assertIn('would save less than 1 %', text)
+
+    def test_libvirt_that_can_not_be_asked_is_no_failure(self):
+        self.samples.side_effect = libvirt.libvirtError('it is away')
+        self.assertEqual('what compression would save is not known: it is '
+                         'away', self.text()[0])
+
     def test_compression_that_is_on_is_said_with_its_gain(self):
         self.flags(snapshot_compression=True, group='libvirt')
         text, remedy = self.sampled(sample(CLUSTER // 4))
@@ -222,7 +239,9 @@ class SampleTest(CompressionTestCase):
         super().setUp()
         self.images = pathlib.Path(self.useFixture(base.fixtures.TempDir())
                                    .path)
-        self.flags(work_directory=str(self.images / 'work'), group='snapext')
+        (self.images / 'work').mkdir()
+        self.enterContext(mock.patch.object(
+            tempfile, 'tempdir', str(self.images / 'work')))
         self.path = self.images / 'disk'
         self.path.touch()
         self.disk = dataclasses.replace(base.QCOW2, path=str(self.path))
