@@ -28,6 +28,7 @@ class DrainTest(base.TestCase):
         super().setUp()
         self.patch(standalone, 'configure')
         self.patch(standalone, 'create_driver').return_value = 'driver'
+        self.patch(recover, '_trial_guests').return_value = False
         self.recover_all = self.patch(recover, 'recover_all')
         self.find = self.patch(leftovers, 'find')
         self.find.return_value = []

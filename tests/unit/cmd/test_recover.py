@@ -11,6 +11,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
+from nova_snapext.cmd import recover as recover_command
 from nova_snapext.cmd import standalone
 from nova_snapext import exception
 from nova_snapext import journal
@@ -24,6 +25,7 @@ class RecoverTest(base.TestCase):
         super().setUp()
         self.patch(standalone, 'configure')
         self.patch(standalone, 'create_driver').return_value = 'driver'
+        self.patch(recover_command, '_trial_guests').return_value = False
         self.recover = self.patch(recovery, 'recover_entry')
         self.recover_image = self.patch(recovery, 'recover_image')
         self.plan_ = self.plan()
