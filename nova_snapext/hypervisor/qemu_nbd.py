@@ -120,7 +120,7 @@ def serve(disk: planning.RootDisk, base_chain: Sequence[str | None] | None,
 def serve_unlocked(disk: planning.RootDisk,
                    base_chain: Sequence[str | None] | None,
                    socket: str, pid_file: str, instance_uuid: str) -> Server:
-    """Serve the present content of a disk, to which a guest may write.
+    """Serve the present content of a disk that a guest may write to.
 
     What is read is of no one point in time, and may even be of a cluster that
     the guest has just freed: it is good for a sample, and never for an image.

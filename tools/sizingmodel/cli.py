@@ -41,8 +41,8 @@ MOST_CONCURRENT = 1000
 
 GIB = 1024
 
-#: Options whose default depends on the image; those of which 0 is no limit;
-#: and those that the model takes as they are.
+#: Options whose default depends on the image; options where 0 means no limit;
+#: options that the model takes as they are.
 OF_IMAGE = ('sent', 'encode_rate', 'memory', 'cpu')
 SHARED = ('host_read_rate', 'host_network', 'host_cores', 'glance_rate')
 AS_GIVEN = ('hosts', 'guests', 'write_rate', 'write_size', 'seed',
@@ -251,8 +251,8 @@ def model(arguments: argparse.Namespace) -> modelling.Model:
         is_even=arguments.arrivals == 'even')
     if made.merge_rate is not None and made.merge_rate <= made.growth:
         raise ValueError(
-            f'--merge-rate has to be above {made.growth:g} MiB/s, by which '
-            f'the overlay grows: the merge would never end')
+            f'--merge-rate has to be above {made.growth:g} MiB/s. The '
+            f'overlay grows so fast, and the merge would never end')
     return made
 
 

@@ -150,7 +150,7 @@ def _missing(samples: list[_Sample]) -> list[str]:
 def _samples(driver: ty.Any) -> tuple[list[_Sample], list[str]]:
     """Sample some disks, those of running guests first.
 
-    :returns: the samples, and of which instances there is none, and why
+    :returns: the samples; and the instances without a sample, each with why
     """
     end = time.monotonic() + SAMPLE_TIMEOUT
     samples: list[_Sample] = []

@@ -40,7 +40,7 @@ class CompressionTest(base.GuestTestCase):
                 fixtures.TempDir(rootdir=str(self.directory))).path))
 
     def fill(self, disk, share=SHARE):
-        """Fill a disk with data of which a share can't be compressed."""
+        """Fill a disk with data; a share of it can't be compressed."""
         generator = random.Random(1)
         size = int(CLUSTER * share)
         source = self.images / 'source'
