@@ -302,9 +302,11 @@ it, the merge would never end. So its writes to the root disk are then limited
 in steps, with libvirt's block I/O tuning, until the merge gains on it, and at
 the lowest to this value. They are limited to this value at once if the file
 system of the instance directory runs short of space (see
-``[snapext]min_free_disk_mb``). The log names each step. A guest that is
-limited is paused for the end of the merge, for one or two seconds as a rule.
-Afterwards it has the block I/O tuning back that it had before.
+``[snapext]min_free_disk_mb``). The log names each step. Afterwards it has the
+block I/O tuning back that it had before.
+
+Every guest is paused for the end of its merge: for about 0.1 seconds as a
+rule, and for one or two seconds if it is limited.
 
 The value counts in writes of 64 KiB, because the merge copies so much for each
 smaller one: with 1024 the guest may always write 16 times a second. A much
@@ -316,8 +318,9 @@ can't be moved or rebooted through Nova until the overlay is merged.
 
 Possible values:
 
-* 0: no guest is slowed down. A merge that does not gain on its guest is
-  aborted.
+* 0: no guest is slowed down or paused. A merge that does not gain on its
+  guest is aborted. If the host loses power at the end of a merge, an operator
+  may have to find out whether the overlay or the disk is newer.
 * any number of KiB per second
 
 Related options:

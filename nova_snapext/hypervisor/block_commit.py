@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt's commit of an overlay while its guest runs.
 
+For the pivot, the guest is paused for some hundredths of a second, until the
+overlay can't be taken for newer than the disk any more. What it writes is so
+never in doubt: before the pivot, all of it is in the overlay; after it, the
+overlay has nothing that the disk lacks.
+
 The commit always ends. If the guest writes faster than its disk takes it, its
 writes are limited step by step, as far as an operator allows. If the commit
 does not gain even then, it is aborted, and the guest stays on the overlay.
@@ -45,9 +50,15 @@ POLL_INTERVAL = checks.FAST_INTERVAL
 # minute.
 MAX_LEFT_AT_PIVOT = 64 * units.Mi
 
-# Seconds that QEMU may take to pivot before the guest is paused for it. A
-# guest that does not write all the time pivots in well under one.
+# Bytes that may be left when the guest is paused for the pivot: a slow disk
+# takes so much in a moment. The seconds that a commit waits for so little to
+# be left, and after which a guest is paused that was told to pivot and does
+# not.
+MAX_LEFT_AT_PAUSE = units.Mi
 PIVOT_PATIENCE = 5
+
+# Seconds between two queries while the guest is paused.
+PAUSED_INTERVAL = 0.01
 
 
 class CommitState(enum.Enum):
@@ -94,6 +105,8 @@ class ActiveCommit:
     def run(self, guest: domain.Domain) -> CommitState:
         """Commit the overlay, and change the guest to its disk.
 
+        After MERGED the guest may be paused, until remove_limit().
+
         It may be called again if libvirtd restarts during the call.
 
         :raises CommitFailed: the backing chain is not as expected, or the job
@@ -106,8 +119,9 @@ class ActiveCommit:
             state = self._run(guest)
         except Exception:
             with excutils.save_and_reraise_exception():
-                self._remove_limit(guest)
-        self._remove_limit(guest)
+                self.remove_limit(guest)
+        if state is not CommitState.MERGED:
+            self.remove_limit(guest)
         LOG.debug('The commit of %(overlay)s ends: %(state)s',
                   {'overlay': self._overlay, 'state': state.name.lower()},
                   instance=self._instance)
@@ -124,9 +138,11 @@ class ActiveCommit:
                 state = self._advance(guest, timer, pace)
                 if state is not CommitState.COMMITTING:
                     return state
-                wait_for_event(interval)
+                wait_for_event(PAUSED_INTERVAL if pace.is_paused
+                               else interval)
 
-    def _remove_limit(self, guest: domain.Domain) -> None:
+    def remove_limit(self, guest: domain.Domain) -> None:
+        """Resume the guest, and let it write as before, if it is limited."""
         try:
             self._limit.remove(guest)
         except (libvirt.libvirtError, OSError,
@@ -203,15 +219,21 @@ class ActiveCommit:
             pace.await_pivot(guest)
         elif (ready == 'yes' and left <= MAX_LEFT_AT_PIVOT and
                 pace.prepare_pivot(guest, left)):
-            self._pivot(guest)
+            self._pivot(guest, pace.is_paused)
 
-    def _pivot(self, guest: domain.Domain) -> None:
+    def _pivot(self, guest: domain.Domain, is_paused: bool) -> None:
+        """Tell QEMU to pivot.
+
+        :param is_paused: whether the guest writes nothing until the overlay
+            is removed
+        """
         if not self._ready:
             self._ready = True
             LOG.debug('The commit of %s is ready', self._overlay,
                       instance=self._instance)
         try:
-            self._before_pivot()
+            if not is_paused:
+                self._before_pivot()
         except Exception as error:
             if self._may_pivot:
                 raise
@@ -350,6 +372,9 @@ class _Pace:
         # No lower limit is possible.
         self._is_lowest = not CONF.snapext.merge_min_write_kbps
         self._pivot_timer = timeutils.StopWatch(PIVOT_PATIENCE)
+        self._few_left_timer = timeutils.StopWatch(PIVOT_PATIENCE)
+        # The guest was seen paused after it was paused here.
+        self.is_paused = False
         self._pause_timer = timeutils.StopWatch(CONF.snapext.operation_timeout)
 
     def keep(self, guest: domain.Domain, info: dict[str, int]) -> str | None:
@@ -378,7 +403,7 @@ class _Pace:
         return None
 
     def prepare_pivot(self, guest: domain.Domain, left: int) -> bool:
-        """Let a limited guest write nothing more before the pivot.
+        """Let the guest write nothing more before the pivot, if it may be.
 
         :param left: bytes that are left to copy
         :returns: whether QEMU can be told to pivot
@@ -387,12 +412,16 @@ class _Pace:
         # holds back (bdrv_drained_begin in block/mirror.c), and then has to
         # copy them. A guest that always has some would never pivot (seen with
         # QEMU 7.2).
-        if not self._limit.is_set:
+        if not CONF.snapext.merge_min_write_kbps and not self._limit.is_set:
             return True
-        if not self._pause_timer.has_started():
-            self._pause(guest)
+        if self._pause_timer.has_started():
+            return left == 0 or not self.is_paused
+        if not self._few_left_timer.has_started():
+            self._few_left_timer.start()
+        if left > MAX_LEFT_AT_PAUSE and not self._few_left_timer.expired():
             return False
-        return left == 0
+        self._pause(guest)
+        return False
 
     def await_pivot(self, guest: domain.Domain) -> None:
         """Pause a guest that has been told to pivot and writes too much."""
@@ -406,7 +435,7 @@ class _Pace:
     def _pause(self, guest: domain.Domain) -> None:
         self._pause_timer.start()
         try:
-            self._limit.pause(guest)
+            self.is_paused = self._limit.pause(guest)
         except (libvirt.libvirtError, OSError,
                 exception.JournalFailed) as error:
             LOG.warning('The guest could not be paused for the end of the '

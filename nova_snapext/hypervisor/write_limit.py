@@ -17,6 +17,7 @@ import typing as ty
 
 import libvirt
 from oslo_log import log as logging
+from oslo_utils import timeutils
 from oslo_utils import units
 
 from nova_snapext.hypervisor import domain
@@ -36,6 +37,9 @@ LENGTH_SUFFIX = '_max_length'
 # job tracks what was written in pieces of this size (bytes), or of the disk's
 # clusters, which Nova creates in the same size.
 GRANULARITY = 64 * units.Ki
+
+# Seconds for which a guest may be paused before its clock is set afterwards.
+SHORT_PAUSE = 1
 
 Tuning = dict[str, ty.Any]
 
@@ -119,6 +123,8 @@ class WriteLimit:
         # halved.
         self._limits: list[Tuning] = []
         self._paused = False
+        # Not started if another process has paused the guest.
+        self._pause_timer = timeutils.StopWatch(SHORT_PAUSE)
 
     def record(self) -> dict[str, ty.Any]:
         """Return the journal's part of the record of the merge."""
@@ -167,25 +173,28 @@ class WriteLimit:
                   {'disk': self._disk.target, 'tuning': _text(limit)},
                   instance=self._instance)
 
-    def pause(self, guest: domain.Domain) -> None:
+    def pause(self, guest: domain.Domain) -> bool:
         """Pause the guest until the limit is removed, unless it is paused.
 
+        :returns: whether it is paused by this
         :raises libvirtError: libvirt refuses
         :raises OSError, JournalFailed: the journal can't be written, and the
             guest is not paused
         """
         state, _reason = guest.state()
-        if self._paused or state != libvirt.VIR_DOMAIN_RUNNING:
-            return
+        if state != libvirt.VIR_DOMAIN_RUNNING:
+            return self._paused
         self._paused = True
         try:
             self._save()
         except Exception:
             self._paused = False
             raise
+        self._pause_timer.restart()
         guest.pause()
-        LOG.info('The guest is paused for the end of the merge',
-                 instance=self._instance)
+        LOG.debug('The guest is paused for the end of the merge',
+                  instance=self._instance)
+        return True
 
     def remove(self, guest: domain.Domain) -> None:
         """Put the tuning back that the guest had before the limit, and resume.
@@ -211,8 +220,12 @@ class WriteLimit:
         if guest.state() == (libvirt.VIR_DOMAIN_PAUSED,
                              libvirt.VIR_DOMAIN_PAUSED_USER):
             guest.resume()
+            if self._pause_timer.has_started() and (
+                    not self._pause_timer.expired()):
+                return
+            LOG.info('The guest is resumed. It was paused for the end of its '
+                     'merge', instance=self._instance)
             guest.sync_guest_time()
-            LOG.info('The guest is resumed', instance=self._instance)
 
     def _put_back(self, guest: domain.Domain) -> None:
         target = self._disk.target

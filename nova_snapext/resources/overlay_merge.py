@@ -22,6 +22,7 @@ from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 from oslo_log import log as logging
+from oslo_utils import excutils
 import psutil
 
 from nova_snapext import checks
@@ -84,7 +85,8 @@ class Action(enum.Enum):
     BLOCK_COMMIT = enum.auto()
     # Remove the file, put the definition back.
     FINISH = enum.auto()
-    # FINISH if this QEMU was on the overlay, otherwise REMOVE_IF_EMPTY.
+    # FINISH if this QEMU was on the overlay. Otherwise fail if the overlay
+    # contains data, and REMOVE it if not.
     FINISH_IF_LEFT = enum.auto()
     # qemu-img commits, then MOVE_BACK.
     OFFLINE_COMMIT = enum.auto()
@@ -96,8 +98,6 @@ class Action(enum.Enum):
     # qemu-img commits, no definition is there to be put back.
     COMMIT_UNDEFINED = enum.auto()
     REMOVE = enum.auto()
-    # Fail if the overlay contains data, otherwise REMOVE.
-    REMOVE_IF_EMPTY = enum.auto()
     # Fail, and touch nothing, unless all that the overlay contains is the
     # same in the disk. The disk is then right in any case. For guests that
     # are off: nobody writes while the two are compared.
@@ -120,8 +120,9 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
         MergeState.MERGED: Action.FINISH,
     },
     GuestState.RUNNING_ON_DISK: {
-        # It was never switched to the overlay, or was started from the disk.
-        MergeState.OUTSTANDING: Action.REMOVE_IF_EMPTY,
+        # It has left the overlay, paused, and nova-compute was killed then.
+        # Or it was never switched to the overlay, or started from the disk.
+        MergeState.OUTSTANDING: Action.FINISH_IF_LEFT,
         MergeState.PIVOTING: Action.FINISH_IF_LEFT,
         MergeState.MERGED: Action.FINISH,
     },
@@ -317,7 +318,6 @@ class OverlayMerge:
             Action.REMOVE_FROM_CHAIN: self._remove_from_chain,
             Action.COMMIT_UNDEFINED: self._commit_undefined,
             Action.REMOVE: self._remove,
-            Action.REMOVE_IF_EMPTY: self._remove_if_empty,
             Action.MOVE_BACK_IF_SAME: self._if_same(self._move_back),
             Action.REMOVE_FROM_CHAIN_IF_SAME: self._if_same(
                 self._remove_from_chain),
@@ -371,22 +371,46 @@ class OverlayMerge:
 
     def _finish(self, guest: domain.Domain) -> bool:
         target = self._disk.target
+        with self.files.space_kept():
+            self._remove_left_overlay(guest)
+        disk_definition.move_persistent(guest, self._overlay, self._disk)
         is_top = disk_definition.live_chain(
             guest, target)[0] == self._disk.path
-        # From here on nothing can take the overlay for newer than the disk,
-        # even if a loss of power puts an earlier definition back.
-        self.files.remove_overlay()
-        disk_definition.move_persistent(guest, self._overlay, self._disk)
         if is_top:
             disk_definition.check_guest_uses(self._disk, guest)
         else:
             disk_definition.remove_chain(guest, target, self._path)
+        # It raises an error if the guest could not be resumed above.
         self._limit.remove(guest)
         if is_top:
             self._owner.put_back(self._disk, guest.is_active)
         self._remove_fence()
         self._pause.resume(guest, os.path.dirname(self._path))
         return True
+
+    def _remove_left_overlay(self, guest: domain.Domain) -> None:
+        """Remove the overlay that the guest has left, and let it continue."""
+        try:
+            # From here on nothing can take the overlay for newer than the
+            # disk, even if a loss of power puts an earlier definition back.
+            self.files.remove_overlay()
+        except OSError:
+            with excutils.save_and_reraise_exception():
+                self._unmark_left()
+                self._commit.remove_limit(guest)
+        self._commit.remove_limit(guest)
+
+    def _unmark_left(self) -> None:
+        """Don't call the overlay newer while its guest writes to the disk."""
+        try:
+            self.files.unmark()
+        except OSError as error:
+            LOG.warning('The overlay %(path)s is still marked as newer than '
+                        'its disk %(disk)s, which is wrong: %(error)s. If the '
+                        'host loses power before the overlay is removed, move '
+                        'the overlay away before the guest is started',
+                        {'path': self._path, 'disk': self._disk.path,
+                         'error': error}, instance=self._instance)
 
     def _finish_if_left(self, guest: domain.Domain) -> bool:
         # The QEMU that was on the overlay can have come to the disk only by

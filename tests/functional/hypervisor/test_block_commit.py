@@ -161,9 +161,12 @@ class BusyGuestTest(base.GuestTestCase):
         self.saved = jsonutils.dumps(self.current.record())
 
     def merge(self):
-        return block_commit.ActiveCommit(
-            self.plan, self.overlay, write_limit=self.limit()).run(
-            domain.get(self.host, self.plan.instance))
+        commit = block_commit.ActiveCommit(
+            self.plan, self.overlay, write_limit=self.limit())
+        guest = domain.get(self.host, self.plan.instance)
+        state = commit.run(guest)
+        commit.remove_limit(guest)
+        return state
 
     def tuning(self, disk='vda'):
         return self.plan.guest.block_tuning(disk)

@@ -15,7 +15,7 @@ BEFORE, Point = points.BEFORE, points.Point
 FILES = f'{points.RESOURCES}overlay_files:OverlayFiles.'
 COMMIT = f'{points.HYPERVISOR}block_commit:ActiveCommit.run'
 PIVOT = 'libvirt:virDomain.blockJobAbort'
-UNMARK = f'{FILES}unmark'
+RESUMED = f'{points.HYPERVISOR}block_commit:ActiveCommit.remove_limit'
 OFFLINE_COMMIT = f'{points.HYPERVISOR}qemu_img:commit'
 DELETE_SNAPSHOT = 'libvirt:virDomainSnapshot.delete'
 CLOSE = f'{points.JOURNAL}close'
@@ -26,9 +26,12 @@ OVERLAY_CREATED = (
     Point('the overlay has no fence yet', f'{FILES}mark_unmerged'),
     Point('the overlay is created', f'{FILES}create'),
 )
+PAUSED = Point('the guest is paused for the pivot',
+               f'{points.HYPERVISOR}write_limit:WriteLimit.pause')
 PIVOT_TOLD = Point('the pivot is requested', PIVOT)
 ON_DISK_AGAIN = Point('the guest uses its disk again', COMMIT)
 OVERLAY_REMOVED = Point('the overlay is removed', f'{FILES}remove_overlay')
+GUEST_CONTINUES = Point('the guest continues', RESUMED)
 END = (
     points.DONE[0],
     *points.JOURNAL_REMOVED,
@@ -43,11 +46,13 @@ OVERLAY_RELEASED = (
 MERGED = (
     Point('before the commit', 'libvirt:virDomain.blockCommit', BEFORE),
     Point('the commit has started', 'libvirt:virDomain.blockCommit'),
-    Point('before the marker is removed', UNMARK, BEFORE),
+    PAUSED,
     Point('before the pivot is requested', PIVOT, BEFORE),
     PIVOT_TOLD,
     ON_DISK_AGAIN,
-    *OVERLAY_RELEASED,
+    *OVERLAY_RELEASED[:2],
+    GUEST_CONTINUES,
+    *OVERLAY_RELEASED[2:],
 )
 
 EXTERNAL = (
@@ -107,7 +112,7 @@ RECOVERY = (
 )
 
 FUNCTIONS = tuple(sorted({
-    COMMIT, PIVOT,
+    COMMIT, PIVOT, RESUMED,
     *(point.function for case in (*STEPS.values(), RECOVERY)
       for point in case)}))
 

@@ -70,8 +70,8 @@ class ExternalExt4Test(EveryStepTestCase):
 
     STRATEGY = 'external'
     WRITES = (True,)
-    SINCE = 'before the marker is removed'
-    UNTIL = steps.OVERLAY_REMOVED.name
+    SINCE = steps.PAUSED.name
+    UNTIL = steps.GUEST_CONTINUES.name
 
 
 class ExternalExt4ApartTest(EveryStepTestCase):
@@ -101,7 +101,7 @@ class ColdExt4Test(EveryStepTestCase):
     STRATEGY = 'cold'
     # libvirt has put the backing chain into the definition.
     SINCE = steps.OVERLAY_REMOVED.name
-    UNTIL = steps.OVERLAY_REMOVED.name
+    UNTIL = steps.GUEST_CONTINUES.name
 
 
 class ColdExt4ApartTest(EveryStepTestCase):

@@ -45,9 +45,17 @@ class ScenarioTestCase(base.PowerTestCase):
 class PivotTest(ScenarioTestCase):
     """The guest is leaving its overlay."""
 
-    def test_pivot_that_nobody_saw_is_not_undone(self):
+    def test_guest_writes_nothing_in_a_pivot_that_nobody_sees(self):
         guest = self.guest()
         self.snapshot(guest, steps.PIVOT_TOLD, victim.VictimWithoutLibvirtd)
+        self.assertEqual(DURING, self.acknowledged)
+        self.restore_power()
+        self.assertIsNone(self.assert_nothing_lost(guest))
+
+    def test_pivot_that_nobody_saw_of_a_running_guest_is_not_undone(self):
+        guest = self.guest()
+        self.snapshot(guest, steps.PIVOT_TOLD, victim.VictimWithoutLibvirtd,
+                      may_pause=False)
         self.assertEqual(AFTER, self.acknowledged)
         self.restore_power()
         self.assertIsNotNone(self.assert_nothing_lost(guest))
@@ -56,10 +64,12 @@ class PivotTest(ScenarioTestCase):
         self.assertIsNone(self.assert_nothing_lost(guest))
 
     def test_guest_that_did_not_write_after_an_unseen_pivot_is_recovered(self):
-        guest = self.guest()
-        self.snapshot(guest, steps.PIVOT_TOLD)
-        self.restore_power()
-        self.assertIsNone(self.assert_nothing_lost(guest))
+        for may_pause in (True, False):
+            with self.case(f'may pause: {may_pause}'):
+                guest = self.guest()
+                self.snapshot(guest, steps.PIVOT_TOLD, may_pause=may_pause)
+                self.restore_power()
+                self.assertIsNone(self.assert_nothing_lost(guest))
 
     def test_histories_after_a_pivot_that_did_not_happen_are_both_kept(self):
         for power in ('stays', 'goes'):
@@ -68,7 +78,7 @@ class PivotTest(ScenarioTestCase):
                 self.snapshot(
                     guest, steps.points.Point(
                         'before the pivot', steps.PIVOT, steps.BEFORE),
-                    victim.KilledVictim)
+                    victim.KilledVictim, may_pause=False)
                 self.write(guest, AFTER)
                 self.end_guest(guest)
                 self.start_from_disk(guest)
@@ -87,8 +97,7 @@ class PivotTest(ScenarioTestCase):
                     guest.disk.path, guest.disk.format))
 
     def test_guest_that_shuts_itself_off_after_the_pivot_keeps_its_disk(self):
-        for point in (steps.ON_DISK_AGAIN, steps.OVERLAY_REMOVED,
-                      steps.END[-1]):
+        for point in (steps.GUEST_CONTINUES, steps.END[-1]):
             with self.case(point.name):
                 guest = self.guest()
                 self.snapshot(guest, point, victim.VictimOfGuest)
@@ -100,7 +109,7 @@ class JournalTest(ScenarioTestCase):
     """The journal does not know what happened."""
 
     POINTS = (steps.points.SERVED, steps.PIVOT_TOLD, steps.ON_DISK_AGAIN,
-              steps.OVERLAY_REMOVED)
+              steps.GUEST_CONTINUES)
 
     def test_guest_keeps_its_data_if_the_journal_is_lost(self):
         for point in self.POINTS:
@@ -124,7 +133,7 @@ class JournalTest(ScenarioTestCase):
 
     def test_guest_keeps_its_data_if_the_journal_is_full(self):
         for point in (steps.PIVOT_TOLD, steps.ON_DISK_AGAIN,
-                      steps.OVERLAY_REMOVED, steps.END[-1]):
+                      steps.GUEST_CONTINUES, steps.END[-1]):
             with self.case(point.name):
                 guest = self.guest()
                 self.snapshot(guest, point, victim.VictimWithFullJournal)

@@ -177,12 +177,14 @@ class PowerLoss:
     :ivar point: the moment
     :ivar synced: which file systems have just written their logs
     :ivar writes: whether the guest writes once more just before
+    :ivar may_pause: whether the guest may be paused for the pivot
     """
 
     strategy: str
     point: points.Point
     synced: tuple[str, ...] = ()
     writes: bool = False
+    may_pause: bool = True
 
 
 class Victim:
@@ -220,6 +222,8 @@ class Victim:
 
     def run(self):
         driver = self._settings.create_driver()
+        if not self._loss.may_pause:
+            conf.CONF.set_override('merge_min_write_kbps', 0, group='snapext')
         plan = plan_of(driver, self._guest)
         self.prepare()
         wrap(self._loss.point.function, self._loss.point.moment, self.reach)
@@ -228,8 +232,9 @@ class Victim:
 
     def prepare(self):
         """Wrap functions, before the one at which the power goes."""
-        # The guest writes on as soon as it is on its disk again.
-        wrap(steps.COMMIT, points.AFTER, lambda: self.write(AFTER))
+        # The guest writes on as soon as it is on its disk again and runs.
+        for function in (steps.COMMIT, steps.RESUMED):
+            wrap(function, points.AFTER, lambda: self.write(AFTER))
 
     def act(self, driver, plan):
         with driver.strategies[self._loss.strategy].freeze(plan):
@@ -265,7 +270,8 @@ class RecoveringVictim(Victim):
 class VictimWithoutLibvirtd(Victim):
     """libvirtd dies as soon as QEMU is told to pivot.
 
-    Then QEMU pivots, the guest writes on, and the power goes.
+    Then QEMU pivots, the guest writes on unless it is paused, and the power
+    goes.
     """
 
     def prepare(self):
@@ -284,11 +290,11 @@ class VictimWithoutLibvirtd(Victim):
 
 
 class VictimOfGuest(Victim):
-    """The guest shuts itself off as soon as it has left the overlay."""
+    """The guest shuts itself off as soon as it runs on its disk again."""
 
     def prepare(self):
         super().prepare()
-        wrap(steps.COMMIT, points.AFTER, self.shut_off)
+        wrap(steps.RESUMED, points.AFTER, self.shut_off)
 
     def shut_off(self):
         with Monitor(self._guest.monitor) as monitor, \

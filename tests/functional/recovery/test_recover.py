@@ -14,10 +14,13 @@ from devcloud import wait
 import libvirt
 from lxml import etree
 from nova import exception as nova_exception
+from oslo_config import fixture as config_fixture
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
 from nova_snapext.hypervisor import qemu_img
+from nova_snapext.hypervisor import write_limit
 from nova_snapext import journal
 from nova_snapext.recovery import recover
 from nova_snapext.resources import disk_definition
@@ -244,25 +247,62 @@ class CommitTest(RecoveryTestCase):
     BEFORE_PIVOT = (
         lambda: killed_before(block_commit.ActiveCommit, '_begin'),
         lambda: killed_after(block_commit.ActiveCommit, '_begin'),
-        lambda: killed_before(overlay_merge.OverlayMerge, '_before_pivot'),
+        lambda: killed_before(write_limit.WriteLimit, 'pause'),
     )
-    # Here nobody can tell afterwards where a guest that has ended wrote last.
-    PIVOTING = (
+    # The guest is paused, and writes nothing.
+    PAUSED = (
+        lambda: killed_after(write_limit.WriteLimit, 'pause'),
+        lambda: killed_before(block_commit.ActiveCommit, '_pivot'),
+        lambda: killed_after(block_commit.ActiveCommit, '_pivot'),
+        lambda: killed_after(block_commit.ActiveCommit, 'run'),
+        lambda: killed_before(overlay_files.OverlayFiles, 'remove_overlay'),
+        lambda: killed_after(overlay_files.OverlayFiles, 'remove_overlay'),
+    )
+    REMOVED = (
+        lambda: killed_before(disk_definition, 'move_persistent'),
+        lambda: killed_before(overlay_files.OverlayFiles, 'remove_fence'),
+        lambda: killed_after(overlay_files.OverlayFiles, 'remove_fence'),
+    )
+    # Of a guest that must not be paused. Here nobody can tell afterwards
+    # where a guest that has ended wrote last.
+    NOT_PAUSED = (
+        lambda: killed_before(overlay_merge.OverlayMerge, '_before_pivot'),
         lambda: killed_after(overlay_merge.OverlayMerge, '_before_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, '_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, 'run'),
         lambda: killed_before(overlay_files.OverlayFiles, 'remove_overlay'),
     )
-    REMOVED = (
-        lambda: killed_after(overlay_files.OverlayFiles, 'remove_overlay'),
-        lambda: killed_before(disk_definition, 'move_persistent'),
-        lambda: killed_before(overlay_files.OverlayFiles, 'remove_fence'),
-        lambda: killed_after(overlay_files.OverlayFiles, 'remove_fence'),
-    )
+
+    def never_pause(self):
+        """Forbid to slow guests down, and to pause them."""
+        self.useFixture(config_fixture.Config(conf.CONF)).config(
+            merge_min_write_kbps=0, group='snapext')
 
     def test_running_guest_keeps_its_writes_after_each_point(self):
-        for number, kill in enumerate(
-                (*self.BEFORE_PIVOT, *self.PIVOTING, *self.REMOVED)):
+        for number, kill in enumerate((*self.BEFORE_PIVOT, *self.REMOVED)):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.write_as_guest(plan, LATER)
+                self.assert_recovers_running(plan, self.before, LATER)
+
+    def test_guest_that_was_paused_for_the_pivot_is_resumed(self):
+        for number, kill in enumerate(self.PAUSED):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.assertEqual(libvirt.VIR_DOMAIN_PAUSED,
+                                 plan.guest._domain.state()[0])
+                self.assert_recovers_running(plan, self.before)
+
+    def test_guest_without_power_while_it_is_paused_is_recovered(self):
+        for number, kill in enumerate(self.PAUSED):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.cut_power(plan)
+                self.assert_recovers_shut_off(plan, AFTER)
+
+    def test_guest_that_is_never_paused_keeps_its_writes(self):
+        self.never_pause()
+        for number, kill in enumerate(self.NOT_PAUSED):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.write_as_guest(plan, LATER)
@@ -284,15 +324,17 @@ class CommitTest(RecoveryTestCase):
         self.assert_holds(plan.disk, pattern)
 
     def test_guest_without_power_at_pivot_is_recovered_if_all_is_same(self):
-        for number, kill in enumerate(self.PIVOTING):
+        self.never_pause()
+        for number, kill in enumerate(self.NOT_PAUSED):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.cut_power(plan)
                 self.assert_recovers_shut_off(plan, AFTER)
 
     def test_guest_without_power_at_pivot_keeps_both_if_they_differ(self):
+        self.never_pause()
         # Before, the commit may still copy what the guest writes.
-        for number, kill in enumerate(self.PIVOTING[2:]):
+        for number, kill in enumerate(self.NOT_PAUSED[-2:]):
             with self.subTest(number):
                 plan = self.die_in_merge(kill())
                 self.write_as_guest(plan, LATER)
@@ -350,6 +392,7 @@ class CommitTest(RecoveryTestCase):
             self.assert_recovers_running(plan, self.before, LATER)
 
     def test_pivot_that_did_not_happen_keeps_what_the_guest_wrote(self):
+        self.never_pause()
         plan = self.die_in_merge(killed_after(
             overlay_merge.OverlayMerge, '_before_pivot'))
         self.write_as_guest(plan, LATER)

@@ -44,6 +44,8 @@ class ActiveCommitTest(base.TestCase):
         self.pivot_failed = mock.Mock()
         self.limit = mock.create_autospec(
             write_limit.WriteLimit, instance=True, is_set=False)
+        # A guest that somebody else has paused.
+        self.limit.pause.return_value = False
         self.commit = block_commit.ActiveCommit(
             plan, '/i/overlay', self.before_pivot, self.pivot_failed,
             self.limit)
@@ -62,7 +64,7 @@ class ActiveCommitTest(base.TestCase):
         self.assertIs(block_commit.CommitState.MERGED, self.run_commit(
             definition(*chain),
             definition(*chain, mirror=COMMIT_RUNNING),
-            definition(*chain, mirror=COMMIT_READY),
+            *[definition(*chain, mirror=COMMIT_READY)] * 2,
             definition(*chain[1:])))
         self.guest.commit_block.assert_called_once_with(
             'vda', '/i/disk', '/i/overlay',
@@ -70,7 +72,50 @@ class ActiveCommitTest(base.TestCase):
         self.before_pivot.assert_called_once_with()
         self.pivot.assert_called_once_with(async_=True, pivot=True)
         self.pivot_failed.assert_not_called()
+
+    def test_guest_that_is_paused_for_the_pivot_stays_so_after_it(self):
+        self.limit.pause.return_value = True
+        chain = ('/i/overlay', '/i/disk')
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.guest.block_job_info.side_effect = [
+            {'cur': 7, 'end': 8}, {'cur': 7, 'end': 8}, {'cur': 8, 'end': 8}]
+        self.limit.pause.side_effect = (
+            lambda _guest: self.pivot.assert_not_called() or True)
+        self.assertIs(block_commit.CommitState.MERGED, self.run_commit(
+            definition(*chain), *[ready] * 3, definition(chain[1])))
+        # What the guest has written is in the overlay until it is removed.
+        self.before_pivot.assert_not_called()
+        self.pivot.assert_called_once_with(async_=True, pivot=True)
+        self.limit.remove.assert_not_called()
+        self.commit.remove_limit(self.guest)
         self.limit.remove.assert_called_once_with(self.guest)
+
+    def test_guest_that_is_still_on_the_overlay_is_resumed(self):
+        self.limit.pause.return_value = True
+        chain = ('/i/overlay', '/i/disk')
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.assert_fails('is still on the overlay', definition(*chain),
+                          ready, ready, definition(*chain))
+        self.limit.remove.assert_called_once_with(self.guest)
+
+    def test_guest_is_not_paused_if_the_option_forbids_it(self):
+        self.flags(merge_min_write_kbps=0, group='snapext')
+        chain = ('/i/overlay', '/i/disk')
+        self.run_commit(definition(*chain),
+                        definition(*chain, mirror=COMMIT_READY),
+                        definition(chain[1]))
+        self.limit.pause.assert_not_called()
+        self.before_pivot.assert_called_once_with()
+
+    def test_guest_that_can_not_be_paused_pivots_all_the_same(self):
+        self.limit.pause.side_effect = exception.JournalFailed(
+            path='/j', reason='full')
+        chain = ('/i/overlay', '/i/disk')
+        self.guest.block_job_info.return_value = {'cur': 7, 'end': 8}
+        self.run_commit(definition(*chain),
+                        *[definition(*chain, mirror=COMMIT_READY)] * 2,
+                        definition(chain[1]))
+        self.before_pivot.assert_called_once_with()
 
     def test_overlay_below_another_is_committed_without_pivot(self):
         chain = ('/i/top', '/i/overlay', '/i/disk')
@@ -127,8 +172,9 @@ class ActiveCommitTest(base.TestCase):
         chain = ('/i/overlay', '/i/disk')
         self.assertRaisesRegex(
             OSError, 'no marker', self.run_commit,
-            definition(*chain), definition(*chain, mirror=COMMIT_READY),
-            definition(*chain, mirror=COMMIT_READY), definition(*chain))
+            definition(*chain),
+            *[definition(*chain, mirror=COMMIT_READY)] * 3,
+            definition(*chain))
         self.pivot.assert_called_once_with(async_=True)
         self.pivot_failed.assert_not_called()
 
@@ -136,22 +182,24 @@ class ActiveCommitTest(base.TestCase):
         self.before_pivot.side_effect = OSError('no marker')
         self.assertRaisesRegex(
             OSError, 'no marker', self.run_commit,
-            definition('/i/overlay', '/i/disk', mirror=COMMIT_READY))
+            *[definition('/i/overlay', '/i/disk', mirror=COMMIT_READY)] * 2)
         self.pivot.assert_not_called()
 
     def test_guest_on_overlay_after_pivot_is_reported(self):
         chain = ('/i/overlay', '/i/disk')
         self.assert_fails('is still on the overlay', definition(*chain),
-                          definition(*chain, mirror=COMMIT_READY),
+                          *[definition(*chain, mirror=COMMIT_READY)] * 2,
                           definition(*chain))
         self.pivot_failed.assert_called_once_with()
 
     def test_pivot_waits_until_little_is_left(self):
         chain = ('/i/overlay', '/i/disk')
         self.guest.block_job_info.side_effect = [
-            {'cur': 1 << 30, 'end': 2 << 30}, {'cur': 2 << 30, 'end': 2 << 30}]
+            {'cur': 1 << 30, 'end': 2 << 30},
+            *[{'cur': 2 << 30, 'end': 2 << 30}] * 2]
         ready = definition(*chain, mirror=COMMIT_READY)
-        self.run_commit(definition(*chain), ready, ready, definition(chain[1]))
+        self.run_commit(definition(*chain), *[ready] * 3,
+                        definition(chain[1]))
         self.pivot.assert_called_once_with(async_=True, pivot=True)
 
     def test_limited_guest_is_paused_before_the_pivot(self):
@@ -160,7 +208,7 @@ class ActiveCommitTest(base.TestCase):
         self.guest.block_job_info.side_effect = [
             {'cur': 7, 'end': 8}, {'cur': 7, 'end': 8}, {'cur': 8, 'end': 8}]
         self.limit.pause.side_effect = (
-            lambda _guest: self.pivot.assert_not_called())
+            lambda _guest: self.pivot.assert_not_called() or True)
         ready = definition(*chain, mirror=COMMIT_READY)
         self.run_commit(definition(*chain), ready, ready, ready,
                         definition(chain[1]))

@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import fixtures
 import libvirt
 
 from nova_snapext import exception
@@ -146,6 +147,30 @@ class WriteLimitTest(base.TestCase):
             libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
         self.limit.remove(self.guest)
         self.guest.resume.assert_called_once_with()
+
+    def test_clock_is_set_only_after_a_long_pause(self):
+        paused = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+        self.useFixture(fixtures.MockPatch(
+            'oslo_utils.timeutils.now', lambda: now))
+        now = 0
+        for seconds, is_set in ((0.9, False), (1.1, True)):
+            with self.subTest(seconds):
+                self.guest.state.return_value = (
+                    libvirt.VIR_DOMAIN_RUNNING, 0)
+                self.limit.pause(self.guest)
+                self.guest.state.return_value = paused
+                now += seconds
+                self.limit.remove(self.guest)
+                self.assertEqual(is_set, self.guest.sync_guest_time.called)
+
+    def test_clock_is_set_after_the_pause_of_another_process(self):
+        self.limit.pause(self.guest)
+        other = write_limit.WriteLimit(self.plan(), self.save)
+        other.restore(self.limit.record())
+        self.guest.state.return_value = (
+            libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+        other.remove(self.guest)
+        self.guest.sync_guest_time.assert_called_once_with()
 
     def test_guest_that_is_paused_already_stays_paused(self):
         self.guest.state.return_value = (

@@ -144,6 +144,20 @@ class RemoveTest(FilesTestCase):
         self.files.remove_fence()
         self.assertFalse(self.files.exist())
 
+    def test_space_is_freed_after_the_overlay_is_removed(self):
+        self.files.create(self.disk, 1)
+        with mock.patch.object(os, 'close', wraps=os.close) as close:
+            with self.files.space_kept():
+                self.files.remove_overlay()
+                self.assertFalse(self.path.exists())
+                closed = close.call_count
+            self.assertEqual(closed + 1, close.call_count)
+
+    def test_overlay_that_can_not_be_read_can_be_removed(self):
+        with mock.patch.object(os, 'open', side_effect=PermissionError), \
+                self.files.space_kept():
+            pass
+
     def test_marker_is_removed_after_the_overlay(self):
         self.files.create(self.disk, 1)
         with mock.patch.object(os, 'unlink', side_effect=OSError('EROFS')):

@@ -21,6 +21,7 @@ from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import qemu_img
+from nova_snapext.hypervisor import write_limit
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import overlay_files
@@ -179,6 +180,42 @@ class TableTest(MergeTestCase):
         self.merge.run()
         self.assertEqual(self.disk, self.defined_on())
 
+    def test_guest_continues_when_the_overlay_is_removed(self):
+        self.run_commit(CommitState.MERGED)
+        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
+        limit.side_effect = lambda _guest: self.assert_removed()
+        self.guest.update_persistent_device.side_effect = (
+            lambda _xml: limit.assert_called_once_with(self.guest))
+        self.assertRaises(exception.ReleaseFailed, self.merge.run)
+
+    def test_overlay_that_can_not_be_removed_is_unmarked_for_the_guest(self):
+        # The guest writes to its disk from now on.
+        self.run_commit(CommitState.MERGED)
+        self.patch(overlay_files.OverlayFiles,
+                   'remove_overlay').side_effect = OSError('EIO')
+        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
+        limit.side_effect = lambda _guest: self.assertIs(
+            MergeState.PIVOTING, self.files.state)
+        self.assertRaises(exception.ReleaseFailed, self.merge.run)
+        limit.assert_called_once_with(self.guest)
+        self.assertTrue(os.path.exists(self.path))
+
+    def test_guest_continues_even_if_the_marker_can_not_be_removed(self):
+        self.run_commit(CommitState.MERGED)
+        for name in ('remove_overlay', 'unmark'):
+            self.patch(overlay_files.OverlayFiles,
+                       name).side_effect = OSError('EIO')
+        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
+        self.assertRaises(exception.ReleaseFailed, self.merge.run)
+        limit.assert_called_once_with(self.guest)
+
+    def test_guest_that_can_not_be_resumed_is_not_done(self):
+        self.run_commit(CommitState.MERGED)
+        self.patch(write_limit.WriteLimit,
+                   'remove').side_effect = base.libvirt_error(
+                       libvirt.VIR_ERR_OPERATION_FAILED)
+        self.assertRaises(exception.ReleaseFailed, self.merge.run)
+
     def test_fence_stays_until_the_definition_is_synced(self):
         self.merge.files._fence.create()
         self.run_commit(CommitState.MERGED)
@@ -219,15 +256,16 @@ class TableTest(MergeTestCase):
 
         self.run_in_states(on_disk)
 
-    def test_pivoting_guest_of_the_same_qemu_has_left_the_overlay(self):
+    def test_guest_of_the_same_qemu_has_left_the_overlay(self):
         self.identity.return_value = 'this QEMU'
-        self.define(self.disk, running=True)
-        self.merge.capture_state(self.guest)
-        self.in_state(MergeState.PIVOTING)
-        self.run_commit(CommitState.NOT_THERE)
-        self.merge.run()
-        self.holds_data.assert_not_called()
-        self.assert_removed()
+        for state in (MergeState.OUTSTANDING, MergeState.PIVOTING):
+            self.define(self.disk, running=True)
+            self.merge.capture_state(self.guest)
+            self.in_state(state)
+            self.run_commit(CommitState.NOT_THERE)
+            self.merge.run()
+            self.holds_data.assert_not_called()
+            self.assert_removed()
 
     def test_qemu_that_will_leave_the_overlay_is_in_the_journal(self):
         # After a suspend it is another QEMU than when the snapshot began.
