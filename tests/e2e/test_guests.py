@@ -5,6 +5,7 @@ from devcloud import wait
 from oslo_utils import units
 
 from tests.e2e import base
+from tests import in_full
 
 
 class _Guest:
@@ -87,6 +88,7 @@ class VirtioScsiTest(_Guest, base.CloudTestCase):
                   r"<target dev='sda' bus='scsi'")
 
 
+@in_full.only
 class IdeTest(_Guest, base.CloudTestCase):
     IMAGE = 'snap-guest-ide'
     DEFINITION = (r"<target dev='hda' bus='ide'",)

@@ -8,10 +8,12 @@ from devcloud import wait
 
 from tests.e2e import held
 from tests.e2e import killed
+from tests import in_full
 
 PATCH = {'Content-Type': 'application/openstack-images-v2.1-json-patch'}
 
 
+@in_full.only
 class ProtectedImageTest(killed.KilledTestCase):
 
     def protect(self, image, is_protected):

@@ -8,6 +8,7 @@ from oslo_utils import units
 import psutil
 
 from tests.e2e import held
+from tests import in_full
 
 ROUNDS = 3
 
@@ -37,6 +38,7 @@ class Process:
                       if file.path.startswith(str(state.snapshots))]
 
 
+@in_full.only
 class ProcessTest(held.BootingGuestTestCase):
 
     @classmethod

@@ -5,6 +5,7 @@ import json
 
 from tests.e2e import base
 from tests.e2e import protected_glance
+from tests import in_full
 
 #: Properties that a snapshot adds to those of Nova's own.
 INFORMING = {'snapext_strategy_used', 'snapext_consistency',
@@ -69,6 +70,7 @@ class PropertyQuotaTest(base.CloudTestCase):
             self.assert_keeps_writing(self.server)
 
 
+@in_full.only
 class PropertyProtectionTest(base.CloudTestCase):
 
     @classmethod

@@ -14,6 +14,7 @@ from devcloud import wait
 from testtools import content
 
 from tests.e2e import base
+from tests import in_full
 
 # A file system beside those of the guest image, in a fourth partition.
 MORE = layout.Partition(0x83, layout.RECORDS.end, 400 * layout.MIB)
@@ -189,6 +190,7 @@ class FreeSpaceTest(TrimTestCase):
         second = self.boot(trimmed.image, add_cleanup=self.addCleanup)
         self.assert_boots_with_records(second, last)
 
+    @in_full.only
     def test_request_declines_what_the_host_does_always(self):
         self.configure('snapext.guest_trim=always')
         declined = self.snapshot(self.server, snapext_trim='no')
@@ -196,6 +198,7 @@ class FreeSpaceTest(TrimTestCase):
         self.assertNotIn('snapext_trim', self.image(declined.image))
         self.assertIsNotNone(self.gain(self.snapshot(self.server)))
 
+    @in_full.only
     def test_host_forbids_it(self):
         self.configure('snapext.guest_trim=never')
         snapshot = self.snapshot(self.server, snapext_trim='yes')
@@ -229,6 +232,7 @@ class HangingTrimTestCase(TrimTestCase):
         self.run_in_guest(HANG.format(seconds=seconds))
 
 
+@in_full.only
 class SlowTrimTest(HangingTrimTestCase):
     """A trim that takes longer than snapshots wait."""
 

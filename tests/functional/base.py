@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-import unittest
 import uuid
 
 from devcloud import libvirtd as devcloud_libvirtd
@@ -32,9 +31,6 @@ from nova_snapext.recovery import recover
 
 # Without it, as in CI, those tests are left out that take a minute each, and
 # whose neighbours are run.
-only_in_full = unittest.skipUnless(
-    os.environ.get('SNAPEXT_FULL'), 'only in full: tox -e full')
-
 DISK_SIZE = 8 * units.Mi
 
 IMAGE_ID = '5f3c8a4e-19a2-4c40-9d0b-6f8e1c1d2b7a'

@@ -7,12 +7,12 @@ import sys
 import tempfile
 import unittest
 
-from tests.functional import base
+from tests import in_full
 
 BENCHMARK = pathlib.Path(__file__).parents[3] / 'tools' / 'benchmark'
 
 
-@base.only_in_full
+@in_full.only
 class MicroBenchmarkTest(unittest.TestCase):
 
     def test_micro_benchmark_measures_all_contestants_on_all_disks(self):

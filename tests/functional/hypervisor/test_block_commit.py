@@ -27,6 +27,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import write_limit
 from nova_snapext import plan as planning
 from tests.functional import base
+from tests import in_full
 
 # Bytes a second that the disk takes: 4 pieces of 64 KiB. Even a guest without
 # KVM on a busy host writes more than 4 times a second.
@@ -197,7 +198,7 @@ class BusyGuestTest(base.GuestTestCase):
         self.assertGreater(len(tunings), 1, 'the guest was never limited')
         return tunings[:-1]
 
-    @base.only_in_full
+    @in_full.only
     def test_overtaken_commit_is_aborted_if_no_guest_may_be_slowed(self):
         self.config(merge_min_write_kbps=0, group='snapext')
         self.begin()
@@ -216,7 +217,7 @@ class BusyGuestTest(base.GuestTestCase):
             self.assertGreaterEqual(tuning['write_iops_sec'], 1)
         self.assertNotIn('iotune', self.domain.XMLDesc())
 
-    @base.only_in_full
+    @in_full.only
     def test_guest_with_write_limits_never_gets_more(self):
         self.domain.setBlockIoTune('vda', WITH_WRITES)
         before = self.tuning()
@@ -226,7 +227,7 @@ class BusyGuestTest(base.GuestTestCase):
             self.assertLess(tuning['write_bytes_sec'], 90 * units.Mi)
             self.assertEqual(0, tuning['write_bytes_sec_max'])
 
-    @base.only_in_full
+    @in_full.only
     def test_guest_with_limited_sums_in_a_group_never_gets_more(self):
         for disk in ('vda', 'vdb'):
             self.domain.setBlockIoTune(disk, WITH_SUMS)
