@@ -305,8 +305,8 @@ system of the instance directory runs short of space (see
 ``[snapext]min_free_disk_mb``). The log names each step. Afterwards it has the
 block I/O tuning back that it had before.
 
-Every guest is paused for the end of its merge: for about 0.1 seconds as a
-rule, and for one or two seconds if it is limited.
+A running guest is paused for the end of its merge: for about 0.1 seconds as a
+rule, for one or two seconds if it is limited, and for 30 seconds at most.
 
 The value counts in writes of 64 KiB, because the merge copies so much for each
 smaller one: with 1024 the guest may always write 16 times a second. A much

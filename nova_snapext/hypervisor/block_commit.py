@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt's commit of an overlay while its guest runs.
 
-For the pivot, the guest is paused for some hundredths of a second, until the
-overlay can't be taken for newer than the disk any more. What it writes is so
-never in doubt: before the pivot, all of it is in the overlay; after it, the
-overlay has nothing that the disk lacks.
+For the pivot, the guest is paused for some hundredths of a second, until its
+overlay is removed. While it may be unknown whether the overlay or the disk is
+newer, it writes to neither of them, and both have the same data.
 
 The commit always ends. If the guest writes faster than its disk takes it, its
 writes are limited step by step, as far as an operator allows. If the commit
@@ -50,15 +49,19 @@ POLL_INTERVAL = checks.FAST_INTERVAL
 # minute.
 MAX_LEFT_AT_PIVOT = 64 * units.Mi
 
-# Bytes that may be left when the guest is paused for the pivot: a slow disk
-# takes so much in a moment. The seconds that a commit waits for so little to
-# be left, and after which a guest is paused that was told to pivot and does
-# not.
+# Bytes that may always be left when the guest is paused for the pivot, and the
+# seconds of copying that may be left. The copying goes on while it is paused.
 MAX_LEFT_AT_PAUSE = units.Mi
-PIVOT_PATIENCE = 5
+MAX_SECONDS_AT_PAUSE = 1
 
-# Seconds between two queries while the guest is paused.
+# Seconds that a guest stays paused at most before its commit is given up, and
+# between two queries while it is paused.
+MAX_PAUSE = 30
 PAUSED_INTERVAL = 0.01
+
+# Seconds after which a guest is paused that is to pivot, runs, and writes too
+# much to be able to. Others pivot in well under one.
+PIVOT_PATIENCE = 5
 
 
 class CommitState(enum.Enum):
@@ -105,7 +108,8 @@ class ActiveCommit:
     def run(self, guest: domain.Domain) -> CommitState:
         """Commit the overlay, and change the guest to its disk.
 
-        After MERGED the guest may be paused, until remove_limit().
+        After MERGED and NOT_THERE the guest may be paused: call
+        remove_limit().
 
         It may be called again if libvirtd restarts during the call.
 
@@ -120,7 +124,7 @@ class ActiveCommit:
         except Exception:
             with excutils.save_and_reraise_exception():
                 self.remove_limit(guest)
-        if state is not CommitState.MERGED:
+        if state is CommitState.ENDED:
             self.remove_limit(guest)
         LOG.debug('The commit of %(overlay)s ends: %(state)s',
                   {'overlay': self._overlay, 'state': state.name.lower()},
@@ -219,21 +223,15 @@ class ActiveCommit:
             pace.await_pivot(guest)
         elif (ready == 'yes' and left <= MAX_LEFT_AT_PIVOT and
                 pace.prepare_pivot(guest, left)):
-            self._pivot(guest, pace.is_paused)
+            self._pivot(guest)
 
-    def _pivot(self, guest: domain.Domain, is_paused: bool) -> None:
-        """Tell QEMU to pivot.
-
-        :param is_paused: whether the guest writes nothing until the overlay
-            is removed
-        """
+    def _pivot(self, guest: domain.Domain) -> None:
         if not self._ready:
             self._ready = True
             LOG.debug('The commit of %s is ready', self._overlay,
                       instance=self._instance)
         try:
-            if not is_paused:
-                self._before_pivot()
+            self._before_pivot()
         except Exception as error:
             if self._may_pivot:
                 raise
@@ -310,6 +308,9 @@ class ActiveCommit:
                flags: int = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE) -> None:
         if self._begun:
             self._end_on_overlay()
+        if self._limit.is_paused:
+            # For an earlier commit, which has ended on the overlay.
+            self.remove_limit(guest)
         # Without base and top libvirt would commit the images that it finds:
         # without our overlay, the instance's disk into its backing file.
         try:
@@ -372,10 +373,10 @@ class _Pace:
         # No lower limit is possible.
         self._is_lowest = not CONF.snapext.merge_min_write_kbps
         self._pivot_timer = timeutils.StopWatch(PIVOT_PATIENCE)
-        self._few_left_timer = timeutils.StopWatch(PIVOT_PATIENCE)
         # The guest was seen paused after it was paused here.
         self.is_paused = False
-        self._pause_timer = timeutils.StopWatch(CONF.snapext.operation_timeout)
+        self._pause_timer = timeutils.StopWatch(
+            min(MAX_PAUSE, CONF.snapext.operation_timeout))
 
     def keep(self, guest: domain.Domain, info: dict[str, int]) -> str | None:
         """Slow the guest down if the commit needs it.
@@ -384,9 +385,10 @@ class _Pace:
         :returns: what was seen of a commit that can't gain on its guest
         """
         if self._pause_timer.has_started():
-            return (f'although it was paused, {info["end"] - info["cur"]} '
-                    f'bytes are left' if self._pause_timer.expired()
-                    else None)
+            paused = ('although it was paused' if self.is_paused
+                      else 'and it could not be paused')
+            return (f'{info["end"] - info["cur"]} bytes are left, {paused}'
+                    if self._pause_timer.expired() else None)
         self._check_space(guest)
         written, requests = guest.disk_writes(self._disk)
         pace = self._convergence
@@ -416,9 +418,8 @@ class _Pace:
             return True
         if self._pause_timer.has_started():
             return left == 0 or not self.is_paused
-        if not self._few_left_timer.has_started():
-            self._few_left_timer.start()
-        if left > MAX_LEFT_AT_PAUSE and not self._few_left_timer.expired():
+        if left > max(MAX_LEFT_AT_PAUSE, self._convergence.copied_per_second *
+                      MAX_SECONDS_AT_PAUSE):
             return False
         self._pause(guest)
         return False

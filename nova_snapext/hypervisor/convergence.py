@@ -85,6 +85,14 @@ class Convergence:
             self._low = sample
 
     @property
+    def copied_per_second(self) -> float:
+        """Bytes a second that are copied; 0 if that is not known yet."""
+        if not self._window:
+            return 0
+        seconds, copied, _rewritten = self._differences()
+        return copied / seconds if seconds else 0
+
+    @property
     def seconds_since_low(self) -> float:
         """Seconds since so little was left as never before.
 

@@ -20,9 +20,11 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 from oslo_utils import units
 
+from nova_snapext import conf
 from nova_snapext.hypervisor import domain
 from nova_snapext import plan as planning
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 # Disks with the same group name share one tuning. The name is never changed:
@@ -138,6 +140,11 @@ class WriteLimit:
         self._paused = record['paused']
 
     @property
+    def is_paused(self) -> bool:
+        """Whether the guest may be paused by this."""
+        return self._paused
+
+    @property
     def is_set(self) -> bool:
         """Whether the guest's writes may be limited, or the guest paused."""
         return bool(self._limits or self._paused)
@@ -192,8 +199,8 @@ class WriteLimit:
             raise
         self._pause_timer.restart()
         guest.pause()
-        LOG.debug('The guest is paused for the end of the merge',
-                  instance=self._instance)
+        LOG.info('The guest is paused for the end of the merge',
+                 instance=self._instance)
         return True
 
     def remove(self, guest: domain.Domain) -> None:
@@ -208,24 +215,29 @@ class WriteLimit:
         """
         if not self.is_set:
             return
+        is_late = False
         if guest.is_active():
-            if self._paused:
-                self._resume(guest)
+            is_late = self._paused and self._resume(guest)
             if self._limits:
                 self._put_back(guest)
         self._original, self._limits, self._paused = {}, [], False
         self._save()
+        if is_late:
+            with guest.agent_timeout(CONF.snapext.agent_timeout):
+                guest.sync_guest_time()
 
-    def _resume(self, guest: domain.Domain) -> None:
-        if guest.state() == (libvirt.VIR_DOMAIN_PAUSED,
+    def _resume(self, guest: domain.Domain) -> bool:
+        """Resume the guest.
+
+        :returns: whether its clock is late
+        """
+        if guest.state() != (libvirt.VIR_DOMAIN_PAUSED,
                              libvirt.VIR_DOMAIN_PAUSED_USER):
-            guest.resume()
-            if self._pause_timer.has_started() and (
-                    not self._pause_timer.expired()):
-                return
-            LOG.info('The guest is resumed. It was paused for the end of its '
-                     'merge', instance=self._instance)
-            guest.sync_guest_time()
+            return False
+        guest.resume()
+        LOG.info('The guest is resumed', instance=self._instance)
+        return (not self._pause_timer.has_started() or
+                self._pause_timer.expired())
 
     def _put_back(self, guest: domain.Domain) -> None:
         target = self._disk.target

@@ -26,6 +26,7 @@ from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext.recovery import recover
 from nova_snapext.recovery import schedule
+from nova_snapext.resources import overlay
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -262,9 +263,17 @@ class InstanceGate:
             if recover_now:
                 self.recover_in_background(uuid)
 
+    def _slot_for(self, uuid: str,
+                  ) -> contextlib.AbstractContextManager[ty.Any]:
+        # A paused guest does not wait for the merges of others.
+        is_paused = any(overlay.is_guest_paused(record)
+                        for entry in journal.find_all(uuid)
+                        for record in entry.records)
+        return contextlib.nullcontext() if is_paused else self._slots
+
     def _recover(self, uuid: str) -> None:
         try:
-            with self._slots, self._admit(uuid, self._recoveries):
+            with self._slot_for(uuid), self._admit(uuid, self._recoveries):
                 LOG.debug('Recovery of instance %s begins', uuid)
                 recover.recover_instance(self._driver, uuid)
         except exception.SnapshotInProgress:

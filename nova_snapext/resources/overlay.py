@@ -60,6 +60,20 @@ SNAPSHOT_FLAGS = (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY |
 NAME = planning.OVERLAY_NAME
 
 
+def _refuse_to_save() -> ty.NoReturn:
+    raise FileNotFoundError('no journal knows the overlay')
+
+
+def is_guest_paused(record: journal.JournalRecord) -> bool:
+    """Return whether a guest may be paused until its overlay is removed.
+
+    :param record: of any kind
+    """
+    limit = record.data.get('write_limit')
+    return (record.kind == Overlay.kind and isinstance(limit, dict) and
+            limit.get('paused') is True)
+
+
 class Overlay(journal.Resource):
     """The overlay of one snapshot.
 
@@ -131,9 +145,11 @@ class Overlay(journal.Resource):
             return None
         if disk is None:
             disk = _disk_in_header(driver, instance, path)
-        return cls(driver._host, planning.Target(
+        found = cls(driver._host, planning.Target(
             context=nova_context.get_admin_context(), instance=instance,
             disk=disk, image_id=''))
+        found.save = _refuse_to_save
+        return found
 
     def prepare(self, guest: domain.Domain) -> None:
         """Check that the guest can be switched, and remember its state.

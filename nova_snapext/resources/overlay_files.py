@@ -45,9 +45,8 @@ class MergeState(enum.Enum):
 class OverlayFiles:
     """An overlay, its marker, its description, and the fence around them.
 
-    The marker is an empty file that says that the disk has nothing that the
-    overlay lacks. It is removed before QEMU may leave the overlay, unless the
-    guest is paused until the overlay is removed.
+    The marker is an empty file that says that the disk was not written to
+    since the overlay exists. It is removed before QEMU may leave the overlay.
 
     ============================ =======================
     overlay                      state

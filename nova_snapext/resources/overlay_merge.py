@@ -85,9 +85,6 @@ class Action(enum.Enum):
     BLOCK_COMMIT = enum.auto()
     # Remove the file, put the definition back.
     FINISH = enum.auto()
-    # FINISH if this QEMU was on the overlay. Otherwise fail if the overlay
-    # contains data, and REMOVE it if not.
-    FINISH_IF_LEFT = enum.auto()
     # qemu-img commits, then MOVE_BACK.
     OFFLINE_COMMIT = enum.auto()
     # Put definition and saved memory back, remove the file.
@@ -98,6 +95,8 @@ class Action(enum.Enum):
     # qemu-img commits, no definition is there to be put back.
     COMMIT_UNDEFINED = enum.auto()
     REMOVE = enum.auto()
+    # Fail if the overlay contains data, otherwise REMOVE.
+    REMOVE_IF_EMPTY = enum.auto()
     # Fail, and touch nothing, unless all that the overlay contains is the
     # same in the disk. The disk is then right in any case. For guests that
     # are off: nobody writes while the two are compared.
@@ -120,10 +119,9 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
         MergeState.MERGED: Action.FINISH,
     },
     GuestState.RUNNING_ON_DISK: {
-        # It has left the overlay, paused, and nova-compute was killed then.
-        # Or it was never switched to the overlay, or started from the disk.
-        MergeState.OUTSTANDING: Action.FINISH_IF_LEFT,
-        MergeState.PIVOTING: Action.FINISH_IF_LEFT,
+        # It was never switched to the overlay, or was started from the disk.
+        MergeState.OUTSTANDING: Action.REMOVE_IF_EMPTY,
+        MergeState.PIVOTING: Action.REMOVE_IF_EMPTY,
         MergeState.MERGED: Action.FINISH,
     },
     GuestState.OFF_ON_OVERLAY: {
@@ -215,7 +213,6 @@ class OverlayMerge:
         self._pause.capture_state(guest)
         self._base_chain = disk_definition.live_chain(
             guest, self._disk.target)
-        self._qemu = qemu_identity(guest)
         self._owner.capture(self._disk)
 
     def is_expected(self, paths: list[str | None]) -> bool:
@@ -312,12 +309,12 @@ class OverlayMerge:
         handlers: dict[Action, Callable[[ty.Any], bool]] = {
             Action.BLOCK_COMMIT: self._block_commit,
             Action.FINISH: self._finish,
-            Action.FINISH_IF_LEFT: self._finish_if_left,
             Action.OFFLINE_COMMIT: self._offline_commit,
             Action.MOVE_BACK: self._move_back,
             Action.REMOVE_FROM_CHAIN: self._remove_from_chain,
             Action.COMMIT_UNDEFINED: self._commit_undefined,
             Action.REMOVE: self._remove,
+            Action.REMOVE_IF_EMPTY: self._remove_if_empty,
             Action.MOVE_BACK_IF_SAME: self._if_same(self._move_back),
             Action.REMOVE_FROM_CHAIN_IF_SAME: self._if_same(
                 self._remove_from_chain),
@@ -333,10 +330,20 @@ class OverlayMerge:
         outcome = self._commit.run(guest)
         if outcome is block_commit.CommitState.ENDED:
             return False
-        return self._act(
-            GuestState.RUNNING_LEFT
-            if outcome is block_commit.CommitState.MERGED
-            else GuestState.RUNNING_ON_DISK, guest)
+        try:
+            # The QEMU that was on the overlay can have come to the disk only
+            # by the pivot. The definition tells nothing: an operator may have
+            # changed it, to start the guest from the disk.
+            has_left = (outcome is block_commit.CommitState.MERGED or
+                        qemu_identity(guest) == self._qemu)
+            done = self._act(
+                GuestState.RUNNING_LEFT if has_left
+                else GuestState.RUNNING_ON_DISK, guest)
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                self._commit.remove_limit(guest)
+        self._commit.remove_limit(guest)
+        return done
 
     def _note_qemu_on_overlay(self, guest: domain.Domain) -> None:
         """Write down which QEMU will leave the overlay."""
@@ -372,7 +379,10 @@ class OverlayMerge:
     def _finish(self, guest: domain.Domain) -> bool:
         target = self._disk.target
         with self.files.space_kept():
-            self._remove_left_overlay(guest)
+            # From here on nothing can take the overlay for newer than the
+            # disk, even if a loss of power puts an earlier definition back.
+            self.files.remove_overlay()
+            self._commit.remove_limit(guest)
         disk_definition.move_persistent(guest, self._overlay, self._disk)
         is_top = disk_definition.live_chain(
             guest, target)[0] == self._disk.path
@@ -387,37 +397,6 @@ class OverlayMerge:
         self._remove_fence()
         self._pause.resume(guest, os.path.dirname(self._path))
         return True
-
-    def _remove_left_overlay(self, guest: domain.Domain) -> None:
-        """Remove the overlay that the guest has left, and let it continue."""
-        try:
-            # From here on nothing can take the overlay for newer than the
-            # disk, even if a loss of power puts an earlier definition back.
-            self.files.remove_overlay()
-        except OSError:
-            with excutils.save_and_reraise_exception():
-                self._unmark_left()
-                self._commit.remove_limit(guest)
-        self._commit.remove_limit(guest)
-
-    def _unmark_left(self) -> None:
-        """Don't call the overlay newer while its guest writes to the disk."""
-        try:
-            self.files.unmark()
-        except OSError as error:
-            LOG.warning('The overlay %(path)s is still marked as newer than '
-                        'its disk %(disk)s, which is wrong: %(error)s. If the '
-                        'host loses power before the overlay is removed, move '
-                        'the overlay away before the guest is started',
-                        {'path': self._path, 'disk': self._disk.path,
-                         'error': error}, instance=self._instance)
-
-    def _finish_if_left(self, guest: domain.Domain) -> bool:
-        # The QEMU that was on the overlay can have come to the disk only by
-        # the pivot. The definition tells nothing: an operator may have
-        # changed it, to start the guest from the disk.
-        return (self._finish(guest) if qemu_identity(guest) == self._qemu
-                else self._remove_if_empty(guest))
 
     def _offline_commit(self, guest: domain.Domain) -> bool:
         offline_commit.run(self._path, self._target, self._base_chain,
@@ -485,6 +464,8 @@ class OverlayMerge:
         :raises ProcessExecutionError: somebody has opened it
         """
         if os.path.exists(self._path) and qemu_img.holds_data(self._path):
+            # Both may have data now that the other lacks.
+            self.files.unmark()
             raise exception.UnexpectedState(
                 reason='the guest does not use the overlay any more, and has '
                        'written to it')

@@ -117,6 +117,8 @@ MERGED = (
     Point('the commit has started', 'libvirt:virDomain.blockCommit'),
     Point('the guest is paused for the pivot',
           f'{HYPERVISOR}write_limit:WriteLimit.pause', guest=HALTED),
+    Point('the overlay is no longer marked as newer',
+          f'{OVERLAY_FILES}unmark', guest=HALTED),
     Point('the commit is ready', 'libvirt:virDomain.blockJobAbort', BEFORE,
           guest=HALTED),
     Point('the pivot is requested', 'libvirt:virDomain.blockJobAbort',

@@ -47,6 +47,7 @@ MERGED = (
     Point('before the commit', 'libvirt:virDomain.blockCommit', BEFORE),
     Point('the commit has started', 'libvirt:virDomain.blockCommit'),
     PAUSED,
+    Point('the marker is removed', f'{FILES}unmark'),
     Point('before the pivot is requested', PIVOT, BEFORE),
     PIVOT_TOLD,
     ON_DISK_AGAIN,

@@ -97,10 +97,13 @@ class PivotTest(ScenarioTestCase):
                     guest.disk.path, guest.disk.format))
 
     def test_guest_that_shuts_itself_off_after_the_pivot_keeps_its_disk(self):
-        for point in (steps.GUEST_CONTINUES, steps.END[-1]):
-            with self.case(point.name):
+        for point, may_pause in (
+                (steps.GUEST_CONTINUES, True), (steps.END[-1], True),
+                (steps.ON_DISK_AGAIN, False), (steps.OVERLAY_REMOVED, False)):
+            with self.case(f'{point.name}, may pause: {may_pause}'):
                 guest = self.guest()
-                self.snapshot(guest, point, victim.VictimOfGuest)
+                self.snapshot(guest, point, victim.VictimOfGuest,
+                              may_pause=may_pause)
                 self.restore_power()
                 self.assert_nothing_lost(guest)
 

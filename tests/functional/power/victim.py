@@ -294,7 +294,8 @@ class VictimOfGuest(Victim):
 
     def prepare(self):
         super().prepare()
-        wrap(steps.RESUMED, points.AFTER, self.shut_off)
+        wrap(steps.RESUMED if self._loss.may_pause else steps.COMMIT,
+             points.AFTER, self.shut_off)
 
     def shut_off(self):
         with Monitor(self._guest.monitor) as monitor, \

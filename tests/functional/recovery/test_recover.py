@@ -252,7 +252,8 @@ class CommitTest(RecoveryTestCase):
     # The guest is paused, and writes nothing.
     PAUSED = (
         lambda: killed_after(write_limit.WriteLimit, 'pause'),
-        lambda: killed_before(block_commit.ActiveCommit, '_pivot'),
+        lambda: killed_before(overlay_merge.OverlayMerge, '_before_pivot'),
+        lambda: killed_after(overlay_merge.OverlayMerge, '_before_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, '_pivot'),
         lambda: killed_after(block_commit.ActiveCommit, 'run'),
         lambda: killed_before(overlay_files.OverlayFiles, 'remove_overlay'),
@@ -292,6 +293,45 @@ class CommitTest(RecoveryTestCase):
                 self.assertEqual(libvirt.VIR_DOMAIN_PAUSED,
                                  plan.guest._domain.state()[0])
                 self.assert_recovers_running(plan, self.before)
+
+    def test_guest_stays_paused_until_a_second_recovery_ends(self):
+        for number, kill in enumerate(self.PAUSED[3:-1]):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                with killed_before(overlay_files.OverlayFiles,
+                                   'remove_overlay'), \
+                        contextlib.suppress(Killed):
+                    self.recover(plan)
+                self.assertEqual(libvirt.VIR_DOMAIN_PAUSED,
+                                 plan.guest._domain.state()[0])
+                self.assert_recovers_running(plan, self.before)
+
+    def test_guest_that_is_not_in_the_journal_is_never_paused(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.before = self.definitions(plan)
+        self.leave(external.ExternalStrategy, plan)
+        os.unlink(journal.find(plan.instance.uuid).path)
+        with mock.patch.object(libvirt.virDomain, 'suspend') as suspend:
+            recover.ensure_recovered(self.driver, None, plan.instance)
+        suspend.assert_not_called()
+        self.assert_same(self.before, self.definitions(plan))
+        self.assertFalse(self.overlay_of(plan).exists())
+
+    def test_guest_that_was_resumed_by_hand_and_ended_keeps_both(self):
+        for number, kill in enumerate(self.PAUSED[3:-1]):
+            with self.subTest(number):
+                plan = self.die_in_merge(kill())
+                self.wait_for_pivot(plan)
+                plan.guest._domain.resume()
+                self.write_as_guest(plan, LATER)
+                self.cut_power(plan)
+                self.assert_keeps_both(plan)
+
+    def wait_for_pivot(self, plan):
+        wait.until('the pivot', lambda: str(self.overlay_of(plan))
+                   not in self.live_chain(plan), 30)
 
     def test_guest_without_power_while_it_is_paused_is_recovered(self):
         for number, kill in enumerate(self.PAUSED):

@@ -4,6 +4,7 @@ from unittest import mock
 
 import fixtures
 import libvirt
+from oslo_utils import units
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
@@ -43,9 +44,12 @@ class ActiveCommitTest(base.TestCase):
         self.before_pivot = mock.Mock()
         self.pivot_failed = mock.Mock()
         self.limit = mock.create_autospec(
-            write_limit.WriteLimit, instance=True, is_set=False)
+            write_limit.WriteLimit, instance=True, is_set=False,
+            is_paused=False)
         # A guest that somebody else has paused.
         self.limit.pause.return_value = False
+        self.guest.state.return_value = (
+            libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
         self.commit = block_commit.ActiveCommit(
             plan, '/i/overlay', self.before_pivot, self.pivot_failed,
             self.limit)
@@ -80,15 +84,45 @@ class ActiveCommitTest(base.TestCase):
         self.guest.block_job_info.side_effect = [
             {'cur': 7, 'end': 8}, {'cur': 7, 'end': 8}, {'cur': 8, 'end': 8}]
         self.limit.pause.side_effect = (
-            lambda _guest: self.pivot.assert_not_called() or True)
+            lambda _guest: self.before_pivot.assert_not_called() or True)
         self.assertIs(block_commit.CommitState.MERGED, self.run_commit(
             definition(*chain), *[ready] * 3, definition(chain[1])))
-        # What the guest has written is in the overlay until it is removed.
-        self.before_pivot.assert_not_called()
+        self.before_pivot.assert_called_once_with()
         self.pivot.assert_called_once_with(async_=True, pivot=True)
         self.limit.remove.assert_not_called()
         self.commit.remove_limit(self.guest)
         self.limit.remove.assert_called_once_with(self.guest)
+
+    def test_guest_paused_for_an_earlier_commit_is_resumed_for_the_next(self):
+        self.limit.is_paused = True
+        self.guest.commit_block.side_effect = (
+            lambda *_args: self.limit.remove.assert_called_once_with(
+                self.guest))
+        chain = ('/i/overlay', '/i/disk')
+        self.run_commit(definition(*chain), definition(chain[1]))
+        self.guest.commit_block.assert_called_once()
+
+    def test_guest_is_paused_when_a_second_of_copying_is_left(self):
+        chain = ('/i/overlay', '/i/disk')
+        mib, now = units.Mi, 0
+        infos = iter([{'cur': 10 * mib, 'end': 50 * mib},
+                      {'cur': 500 * mib, 'end': 550 * mib},
+                      {'cur': 560 * mib, 'end': 561 * mib}])
+
+        def info(_disk):
+            nonlocal now
+            now += 1
+            return next(infos)
+
+        self.useFixture(fixtures.MockPatch(
+            'oslo_utils.timeutils.now', lambda: now))
+        self.guest.block_job_info.side_effect = info
+        paused_at = []
+        self.limit.pause.side_effect = lambda _guest: paused_at.append(
+            self.guest.block_job_info.call_count)
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.run_commit(*[ready] * 3, definition(chain[1]))
+        self.assertEqual([2], paused_at)
 
     def test_guest_that_is_still_on_the_overlay_is_resumed(self):
         self.limit.pause.return_value = True

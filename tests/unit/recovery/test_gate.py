@@ -137,6 +137,13 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         slots.release()
         self.assertTrue(self.begun.wait(self.LIMIT))
 
+    def test_paused_guest_does_not_wait_for_others(self):
+        self.leave(('overlay', {'write_limit': {'paused': True}}))
+        for _ in range(gate.PARALLEL):
+            self.driver.gate._slots.acquire()
+        self.start()
+        self.assertTrue(self.begun.wait(self.LIMIT))
+
     def test_instance_that_waits_for_its_turn_can_be_recovered_at_once(self):
         self.leave(('guest filesystems', {'agent': True}))
         with self.driver.gate._slots:

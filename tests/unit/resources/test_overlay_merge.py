@@ -188,23 +188,10 @@ class TableTest(MergeTestCase):
             lambda _xml: limit.assert_called_once_with(self.guest))
         self.assertRaises(exception.ReleaseFailed, self.merge.run)
 
-    def test_overlay_that_can_not_be_removed_is_unmarked_for_the_guest(self):
-        # The guest writes to its disk from now on.
+    def test_guest_continues_even_if_the_overlay_can_not_be_removed(self):
         self.run_commit(CommitState.MERGED)
         self.patch(overlay_files.OverlayFiles,
                    'remove_overlay').side_effect = OSError('EIO')
-        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
-        limit.side_effect = lambda _guest: self.assertIs(
-            MergeState.PIVOTING, self.files.state)
-        self.assertRaises(exception.ReleaseFailed, self.merge.run)
-        limit.assert_called_once_with(self.guest)
-        self.assertTrue(os.path.exists(self.path))
-
-    def test_guest_continues_even_if_the_marker_can_not_be_removed(self):
-        self.run_commit(CommitState.MERGED)
-        for name in ('remove_overlay', 'unmark'):
-            self.patch(overlay_files.OverlayFiles,
-                       name).side_effect = OSError('EIO')
         limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
         self.assertRaises(exception.ReleaseFailed, self.merge.run)
         limit.assert_called_once_with(self.guest)
@@ -259,13 +246,48 @@ class TableTest(MergeTestCase):
     def test_guest_of_the_same_qemu_has_left_the_overlay(self):
         self.identity.return_value = 'this QEMU'
         for state in (MergeState.OUTSTANDING, MergeState.PIVOTING):
-            self.define(self.disk, running=True)
-            self.merge.capture_state(self.guest)
             self.in_state(state)
             self.run_commit(CommitState.NOT_THERE)
+            self.merge.restore({**self.merge.record(), 'qemu': 'this QEMU'})
             self.merge.run()
             self.holds_data.assert_not_called()
             self.assert_removed()
+
+    def test_qemu_that_was_not_seen_on_the_overlay_has_not_left_it(self):
+        # libvirtd that died during the switch may call the disk the guest's.
+        self.define(self.disk, running=True)
+        self.merge.capture_state(self.guest)
+        self.run_commit(CommitState.NOT_THERE)
+        self.holds_data.side_effect = processutils.ProcessExecutionError(
+            stderr='Failed to get "write" lock')
+        self.assertIn('lock', self.merge_fails())
+        self.assertIs(MergeState.OUTSTANDING, self.files.state)
+
+    def test_guest_that_runs_on_its_disk_makes_it_unknown_which_is_newer(self):
+        self.holds_data.return_value = True
+        self.identity.return_value = 'another QEMU'
+        self.run_commit(CommitState.NOT_THERE)
+        self.merge_fails()
+        self.assertIs(MergeState.PIVOTING, self.files.state)
+
+    def test_guest_that_left_unseen_continues_when_overlay_is_removed(self):
+        self.identity.return_value = 'this QEMU'
+        self.run_commit(CommitState.NOT_THERE)
+        self.merge.restore({**self.merge.record(), 'qemu': 'this QEMU'})
+        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
+        limit.side_effect = lambda _guest: self.assert_removed()
+        self.merge.run()
+        limit.assert_called_with(self.guest)
+
+    def test_guest_continues_if_the_state_can_not_be_read_after_pivot(self):
+        self.run_commit(CommitState.MERGED)
+        limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
+        states = [MergeState.OUTSTANDING, OSError('ESTALE')]
+        with mock.patch.object(
+                overlay_files.OverlayFiles, 'state',
+                new_callable=mock.PropertyMock, side_effect=states):
+            self.assertRaises(exception.ReleaseFailed, self.merge.run)
+        limit.assert_called_once_with(self.guest)
 
     def test_qemu_that_will_leave_the_overlay_is_in_the_journal(self):
         # After a suspend it is another QEMU than when the snapshot began.
