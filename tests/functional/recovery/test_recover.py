@@ -312,6 +312,7 @@ class CommitTest(RecoveryTestCase):
         plan = self.guest(disk)
         self.before = self.definitions(plan)
         self.leave(external.ExternalStrategy, plan)
+        end_qemu_nbds(plan.disk.path)
         os.unlink(journal.find(plan.instance.uuid).path)
         with mock.patch.object(libvirt.virDomain, 'suspend') as suspend:
             recover.ensure_recovered(self.driver, None, plan.instance)
