@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import signal
+import time
 from typing import Any
 import uuid
 
@@ -109,7 +110,14 @@ bluestore cache size = 67108864
 bluestore block size = {osd_size}
 bluestore fsck on mount = false
 osd max scrubs = 0
+# It ends after five times otherwise, see resume_osd().
+osd max markdown count = 1000
 """
+
+# Seconds that the OSD may be suspended without losing its read leases. They
+# last 16 seconds (osd_heartbeat_grace * osd_pool_default_read_lease_ratio) and
+# are renewed every 8.
+SHORT_SUSPENSION = 8
 
 
 class Cluster:
@@ -138,6 +146,7 @@ class Cluster:
             process.Daemon(name, directory / f'{name}.json',
                            logs / f'{name}.log')
             for name in ('ceph-mon', 'ceph-mgr', 'ceph-osd'))
+        self._suspended: float | None = None
         self.daemons = [self.monitor, self.osd]
         if has_manager:
             self.daemons.insert(1, self.manager)
@@ -236,11 +245,19 @@ class Cluster:
 
     def suspend_osd(self) -> None:
         """Make the OSD hang: its connections stay open."""
+        self._suspended = time.monotonic()
         self._signal_osd(signal.SIGSTOP)
 
     def resume_osd(self) -> None:
         """Let the OSD continue after suspend_osd()."""
         self._signal_osd(signal.SIGCONT)
+        suspended, self._suspended = self._suspended, None
+        if (suspended is not None and
+                time.monotonic() - suspended > SHORT_SUSPENSION):
+            # Its read leases have run out. An OSD without others does not get
+            # them again (seen with Ceph 16: all requests are "waiting for
+            # readable") before it joins the cluster again.
+            self.ceph('osd', 'down', '0')
 
     def _signal_osd(self, number: int) -> None:
         identity = self.osd.identity()

@@ -63,12 +63,16 @@ class Cluster(ceph.Cluster):
 
     def suspend(self, daemon):
         """Make a daemon hang: its connections stay open."""
-        daemon.identity().signal(signal.SIGSTOP)
+        if daemon is self.osd:
+            self.suspend_osd()
+        else:
+            daemon.identity().signal(signal.SIGSTOP)
 
     def resume(self):
         """Let all daemons go on."""
         for daemon in self.daemons:
             daemon.identity().signal(signal.SIGCONT)
+        self.resume_osd()
 
     @contextlib.contextmanager
     def pool(self, name):
