@@ -11,7 +11,10 @@ import struct
 import subprocess
 import sys
 
-MAGIC = 0x1b5e783d      # YYTH_MAGIC
+#: The tag that begins a profile, and the one that begins a state machine: the
+#: last one of a profile is that for paths.
+PROFILE = b'\x04\x08\x00profile\x00'
+MAGIC = b'\x1b\x5e\x78\x3d'     # YYTH_MAGIC
 ACCEPT, BASE, CHECK, DEFAULT, CLASSES, NEXT = 1, 2, 3, 4, 5, 8
 ALIGNMENT = 8
 START = 1               # AA_DFA start state; 0 refuses everything
@@ -39,8 +42,9 @@ class Policy:
             ('apparmor_parser', '--skip-kernel-load', '--skip-cache',
              '--stdout', '--quiet', '--Include=/etc/apparmor.d'),
             input=profile.encode(), capture_output=True, check=True).stdout
-        self._tables = self._read(
-            binary, binary.rindex(MAGIC.to_bytes(4, 'big')))
+        # A profile within the profile comes after it.
+        _header, own, *_children = binary.split(PROFILE)
+        self._tables = self._read(own, own.rindex(MAGIC))
 
     @staticmethod
     def _read(binary, start):
