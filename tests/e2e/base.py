@@ -126,7 +126,7 @@ class CloudTestCase(base.BaseTestCase):
 
     @classmethod
     def boot(cls, image='snap-guest', flavor='snap.tiny', add_cleanup=None,
-             **properties):
+             name='e2e', **properties):
         """Boot a guest, and wait until it writes records.
 
         :param image: id of an image, or name of a guest image of the cloud
@@ -137,7 +137,7 @@ class CloudTestCase(base.BaseTestCase):
         """
         if image.startswith('snap-'):
             image = servers.image_id(cls.client, image)
-        server = servers.create(cls.client, 'e2e', image, flavor,
+        server = servers.create(cls.client, name, image, flavor,
                                 **properties)
         (add_cleanup or cls.addClassCleanup)(
             servers.delete, cls.client, server)

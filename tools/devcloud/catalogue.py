@@ -21,6 +21,8 @@ FLAVORS = {
                    'swap': 64},
 }
 
+NETWORK = 'private'
+
 
 def fill(state: cloud_state.State) -> bool:
     """Create the missing users, projects and endpoints.
@@ -58,6 +60,21 @@ def make_flavors(state: cloud_state.State) -> None:
         admin.post('nova-api', '/flavors', {'flavor': {
             'id': name, 'name': name, 'vcpus': 1, **sizes}})
     state.mark_done('flavors', repr(FLAVORS))
+
+
+def make_network(state: cloud_state.State) -> None:
+    """Create the network of project `demo`, if it is missing.
+
+    Nothing is connected to it. Neutron must be ready.
+    """
+    demo = api.Client.demo(state)
+    if demo.get('neutron', f'/networks?name={NETWORK}')['networks']:
+        return
+    network = demo.post('neutron', '/networks', {
+        'network': {'name': NETWORK}})['network']['id']
+    demo.post('neutron', '/subnets', {'subnet': {
+        'name': NETWORK, 'network_id': network, 'ip_version': 4,
+        'cidr': '192.0.2.0/24', 'enable_dhcp': False}})
 
 
 def _ensure(admin: api.Client, kind: str, name: str, **fields: str) -> str:

@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument('--ceph', action='store_true',
                     help='add a Ceph cluster, which stays until `down '
                          '--purge`')
+    up.add_argument('--horizon', action='store_true',
+                    help='add Horizon and a browser to test it with; Horizon '
+                         'stays until `down --purge`')
     up.add_argument('--nova', type=int, choices=venv.releases(),
                     help='install the release of OpenStack with this Nova: '
                          '31 is 2025.1; by default what is installed stays, '
@@ -109,7 +112,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case 'up':
             if arguments.nova:
                 venv.choose_release(state, arguments.nova)
-            cloud.Up(state, arguments.ceph).run()
+            cloud.Up(state, arguments.ceph, arguments.horizon).run()
         case 'down':
             cloud.down(state, arguments.purge)
         case 'status':

@@ -17,6 +17,7 @@ from devcloud import compute
 from devcloud import config
 from devcloud import databases
 from devcloud import errors
+from devcloud import horizon
 from devcloud import images
 from devcloud import libvirtd
 from devcloud import lvm
@@ -49,12 +50,14 @@ class Up:
     """One run of `up`.
 
     :param with_ceph: add Ceph, if the cloud does not have it
+    :param with_horizon: add Horizon, if the cloud does not have it
     """
 
-    def __init__(self, state: cloud_state.State,
-                 with_ceph: bool = False) -> None:
+    def __init__(self, state: cloud_state.State, with_ceph: bool = False,
+                 with_horizon: bool = False) -> None:
         self.state = state
         self.with_ceph = with_ceph
+        self.with_horizon = with_horizon
         self.began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -65,8 +68,12 @@ class Up:
         state = self.state
         if self.with_ceph:
             state.ceph.mkdir(parents=True, exist_ok=True)
+        if self.with_horizon:
+            state.horizon.mkdir(parents=True, exist_ok=True)
         if missing := packages.install(
-                packages.NEEDED + (packages.CEPH if state.has_ceph else ())):
+                packages.NEEDED
+                + (packages.CEPH if state.has_ceph else ())
+                + (packages.BROWSER if state.has_horizon else ())):
             self.say(f'Debian packages installed: {" ".join(missing)}')
         with concurrent.futures.ThreadPoolExecutor() as pool:
             built = pool.submit(images.build, state)
@@ -85,6 +92,9 @@ class Up:
         new_wheel = venv.install_checkout(state)
         if new_wheel:
             self.say('wheel of this checkout installed')
+        if state.has_horizon and horizon.install(state):
+            self.say(f'Horizon installed in {state.horizon}')
+            services.horizon(state).stop(state)
         lvm.start(state)
         host = hypervisor(state)
         changed = self._stop_changed(config.write_all(state, host))
@@ -134,6 +144,7 @@ class Up:
         for service in started:
             service.await_ready(state)
         catalogue.make_flavors(state)
+        catalogue.make_network(state)
 
 
 def down(state: cloud_state.State, purge: bool) -> None:

@@ -23,6 +23,9 @@ DRIVER = 'snapext.SnapextDriver'
 #: The Keystone users of the services.
 SERVICE_USERS = ('nova', 'glance', 'neutron', 'placement')
 
+#: Name of network_driver.py among Neutron's drivers.
+MECHANISM_DRIVER = 'tap'
+
 #: Services whose options `configure` can change.
 CONFIGURABLE = ('nova-compute', 'glance')
 
@@ -128,11 +131,23 @@ def write_all(state: cloud_state.State,
         changed.add('glance')
     shutil.copy2(state.venv / 'etc/nova/api-paste.ini',
                  state.etc / 'nova/api-paste.ini')
-    entry = pathlib.Path(__file__).with_name('wsgi_entry.py')
-    shell.write(state.etc / entry.name, entry.read_text())
+    _write_modules(state)
     if _write_privileges(state):
         changed.add('nova-compute')
     return changed
+
+
+def _write_modules(state: cloud_state.State) -> None:
+    """Write the modules that the API services load, and their metadata."""
+    for name in ('wsgi_entry.py', 'network_driver.py'):
+        shell.write(state.etc / name,
+                    pathlib.Path(__file__).with_name(name).read_text())
+    metadata = state.etc / 'devcloud-0.dist-info'
+    shell.write(metadata / 'METADATA',
+                'Metadata-Version: 2.1\nName: devcloud\nVersion: 0\n')
+    shell.write(metadata / 'entry_points.txt',
+                '[neutron.ml2.mechanism_drivers]\n'
+                f'{MECHANISM_DRIVER} = network_driver:TapMechanismDriver\n')
 
 
 def _auth(state: cloud_state.State, user: str) -> dict[str, object]:
@@ -251,7 +266,7 @@ def _neutron(state: cloud_state.State) -> Sections:
         'ml2': {
             'type_drivers': 'flat,vlan,local',
             'tenant_network_types': 'local',
-            'mechanism_drivers': '',
+            'mechanism_drivers': MECHANISM_DRIVER,
         },
     }
 

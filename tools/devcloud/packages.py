@@ -51,6 +51,13 @@ CEPH = (
     'python3-rbd',
 )
 
+#: Packages of the browser that the tests of Horizon drive.
+BROWSER = (
+    'chromium',
+    'chromium-driver',
+    'fonts-dejavu-core',
+)
+
 POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
 
 

@@ -78,10 +78,12 @@ class Service:
 
 
 def _api(state: cloud_state.State, name: str, module: str,
-         env: Mapping[str, str], workers: int = 1) -> Service:
+         env: Mapping[str, str], workers: int = 1,
+         gunicorn: str | None = None) -> Service:
     """Return an API service that gunicorn runs."""
     port = cloud_state.PORTS[name]
-    argv = (state.bin('gunicorn'), '--bind', f'{cloud_state.HOST}:{port}',
+    argv = (gunicorn or state.bin('gunicorn'),
+            '--bind', f'{cloud_state.HOST}:{port}',
             '--worker-class', 'gthread', '--workers', str(workers),
             '--threads', str(THREADS), '--timeout', '300',
             '--graceful-timeout', '5', '--no-control-socket',
@@ -119,6 +121,11 @@ def nova_api(state: cloud_state.State) -> Service:
             'api-paste.ini;nova.conf;nova-controller.conf'})
 
 
+def horizon(state: cloud_state.State) -> Service:
+    return _api(state, 'horizon', 'openstack_dashboard.wsgi', {},
+                gunicorn=str(state.horizon / 'venv/bin/gunicorn'))
+
+
 def nova_controller(state: cloud_state.State, name: str) -> Service:
     etc = state.etc / 'nova'
     return Service(name, (
@@ -141,6 +148,7 @@ def all_services(state: cloud_state.State) -> list[Service]:
         glance(state),
         placement(state),
         neutron(state),
+        *([horizon(state)] if state.has_horizon else []),
         nova_controller(state, 'nova-conductor'),
         nova_controller(state, 'nova-scheduler'),
         nova_api(state),

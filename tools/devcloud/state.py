@@ -31,13 +31,15 @@ PORTS = {
     'placement': 18778,
     'neutron': 18696,
     'nova-api': 18774,
+    'horizon': 18080,
     'ceph-mon': 18300,
     'ceph-mon-v1': 18789,
 }
 
-#: Names of the cloud's secrets: for database, message queue, and users.
+#: Names of the cloud's secrets: for database, message queue, users, and the
+#: sessions of Horizon.
 SECRETS = ('database', 'rabbitmq', 'erlang_cookie', 'service', 'admin',
-           'demo')
+           'demo', 'horizon')
 
 #: The checkout of this file.
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
@@ -111,6 +113,15 @@ class State:
     def has_ceph(self) -> bool:
         """Return whether `up --ceph` has run: Ceph then stays."""
         return self.ceph.is_dir()
+
+    @property
+    def horizon(self) -> pathlib.Path:
+        return self.root / 'horizon'
+
+    @property
+    def has_horizon(self) -> bool:
+        """Return whether `up --horizon` has run: Horizon then stays."""
+        return self.horizon.is_dir()
 
     def overrides(self, service: str) -> pathlib.Path:
         """Return the file with the settings of `configure`.

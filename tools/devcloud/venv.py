@@ -104,7 +104,15 @@ def _requirements(nova: int | None) -> list[str]:
         return sorted((*SERVICES, *REQUIREMENTS), key=str.lower)
     return [*(f'{name}=={nova - behind}.*'
               for name, behind in SERVICES.items()),
-            *REQUIREMENTS, '-c', str(CONSTRAINTS / f'nova{nova}.txt')]
+            *REQUIREMENTS, *constraints(nova)]
+
+
+def constraints(nova: int | None) -> list[str]:
+    """Return arguments of pip: the versions of a release of OpenStack.
+
+    :param nova: major version of Nova; None: the newest of each package
+    """
+    return [] if nova is None else ['-c', str(CONSTRAINTS / f'nova{nova}.txt')]
 
 
 def _patch(state: cloud_state.State) -> None:
@@ -142,9 +150,7 @@ def install_checkout(state: cloud_state.State) -> bool:
     # The first command replaces an installed wheel of the same version; the
     # second one installs missing dependencies.
     _pip(state, 'install', '--no-deps', '--force-reinstall', wheel)
-    constraints = [] if state.nova_release is None else [
-        '-c', CONSTRAINTS / f'nova{state.nova_release}.txt']
-    _pip(state, 'install', f'{wheel}[zstd]', *constraints)
+    _pip(state, 'install', f'{wheel}[zstd]', *constraints(state.nova_release))
     shutil.rmtree(source)
     state.mark_done('wheel', fingerprint)
     return True

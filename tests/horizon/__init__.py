@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots that a user takes in Horizon, in a real browser, on the cloud."""
