@@ -109,6 +109,7 @@ def _snapshot(entry: ty.Any, since: str | None,
         not run
     :param telling: what running snapshots publish, by the instance's uuid
     """
+    from nova_snapext.resources import overlay
     if since is None or entry.problem is not None or entry.is_set_apart:
         state = WAITING
     else:
@@ -124,6 +125,7 @@ def _snapshot(entry: ty.Any, since: str | None,
             record.blocks_start for record in entry.records),
         'blocks_snapshot': not entry.is_set_apart and any(
             record.blocks_snapshot for record in entry.records),
+        'guest_paused': any(map(overlay.is_guest_paused, entry.records)),
         **_progress(entry.instance_uuid, told)}
 
 
@@ -135,6 +137,7 @@ def _only_published(told: ty.Any) -> dict[str, ty.Any]:
         'image_id': told.image_id, 'strategy': told.strategy,
         'began_at': told.began_at, 'state': RUNNING, 'problem': None,
         'resources': [], 'blocks_start': False, 'blocks_snapshot': False,
+        'guest_paused': False,
         **_progress(told.instance_uuid, told)}
 
 
@@ -273,6 +276,8 @@ def _left_lines(snapshot: dict[str, ty.Any], locked: bool) -> Iterator[str]:
         yield f'    resources: {", ".join(snapshot["resources"])}'
     for file in snapshot['on_host']:
         yield f'    {file["kind"]} {file["path"]}: {_size(file["bytes"])}'
+    if snapshot['guest_paused']:
+        yield '    the guest is paused until this is cleaned up'
     if snapshot['state'] == RECOVERING:
         yield '    interrupted, and cleaned up now'
     if snapshot['state'] == WAITING:

@@ -20,6 +20,7 @@ from nova_snapext.cmd import prometheus
 from nova_snapext.cmd import standalone
 from nova_snapext.cmd import status
 from nova_snapext import journal
+from nova_snapext.resources import overlay
 from nova_snapext.snapshot import published
 from tests.unit import base
 from tests.unit.journal import base as journal_base
@@ -145,6 +146,31 @@ class StatusTest(base.TestCase):
         [snapshot] = self.status(outstanding=True)['snapshots']
         self.assertEqual('waiting', snapshot['state'])
         self.assertIn('when nova-compute starts', self.text()[1])
+
+    def test_guest_that_is_paused_by_its_merge_is_told(self):
+        class PausedGuest(journal_base.Thing):
+            kind = overlay.Overlay.kind
+
+            def record(self):
+                return {'write_limit': {'paused': True}}
+
+        with journal.new_entry(self.plan_, 'external') as entry:
+            entry.add(journal_base.Thing())
+            self.assertFalse(self.is_guest_paused())
+            entry.add(PausedGuest())
+            self.assertTrue(self.is_guest_paused())
+
+    def is_guest_paused(self):
+        [snapshot] = self.status(outstanding=True)['snapshots']
+        self.assertIs(snapshot['guest_paused'],
+                      'guest is paused' in self.text()[1])
+        return snapshot['guest_paused']
+
+    def test_schema_knows_every_phase(self):
+        snapshot = json.loads(SCHEMA.read_text())[
+            'properties']['snapshots']['items']['properties']
+        phases = snapshot['phase']['enum']
+        self.assertEqual({None, *published.Phase}, {*phases})
 
     def test_what_is_set_apart_blocks_nothing(self):
         self.start_nova_compute()
