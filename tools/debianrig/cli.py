@@ -11,9 +11,9 @@ from debianrig import rig
 from devcloud import errors
 
 DESCRIPTION = """\
-Run tools/test inside a tree of Debian 13, with its libvirt, QEMU and Python.
-The tree stays in /var/lib/snapext-debian-rig (or in $SNAPEXT_DEBIAN_RIG_DIR),
-so that the next run is faster.
+Run tools/test inside a tree of another Debian release, with its libvirt, QEMU
+and Python. The tree stays in /var/lib/snapext-debian-rig (or in
+$SNAPEXT_DEBIAN_RIG_DIR), so that the next run is faster.
 """
 
 
@@ -22,6 +22,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument('arguments', nargs=argparse.REMAINDER,
                      metavar='ARGUMENT', help='argument of tools/test '
                      '(functional)')
+    top.add_argument('--suite', default=rig.SUITE,
+                     help='name of the release: trixie is Debian 13, sid is '
+                     'what comes next (%(default)s)')
     top.add_argument('--shell', action='store_true',
                      help='run a shell in the checkout, not the tests')
     return top
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> int:
     try:
         command = (['sh', '-i'] if options.shell else
                    ['tools/test', *(options.arguments or ['functional'])])
-        return rig.Rig.default().run(command)
+        return rig.Rig.default(options.suite).run(command)
     except errors.CloudError as exc:
         print(f'debian-rig: {exc}', file=sys.stderr)
         return 1

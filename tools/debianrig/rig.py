@@ -12,7 +12,7 @@ from devcloud import shell
 from devcloud import state as devcloud_state
 from devcloud import venv
 
-#: Debian 13: libvirt 11.3, QEMU 10.0, Python 3.13.
+#: The usual release, Debian 13: libvirt 11.3, QEMU 10.0, Python 3.13.
 SUITE = 'trixie'
 
 #: The copy of the checkout, inside the tree. tox and its environments are in
@@ -30,22 +30,23 @@ NOT_PASSED = ('PIP_CONSTRAINT', 'PIP_FIND_LINKS')
 
 
 class Rig:
-    """The rig in its state directory.
+    """The rig with one release of Debian.
 
-    :param root: the directory
+    :param root: its state directory
+    :param suite: Debian's name of the release
     """
 
-    def __init__(self, root: pathlib.Path) -> None:
+    def __init__(self, root: pathlib.Path, suite: str) -> None:
         self._state = devcloud_state.State(root)
-        self._tree = debian_tree.Tree(root / 'tree', SUITE)
+        self._tree = debian_tree.Tree(root / 'tree', suite)
         self._checkout = self._tree.root / CHECKOUT.relative_to('/')
 
     @classmethod
-    def default(cls) -> 'Rig':
+    def default(cls, suite: str) -> 'Rig':
         """Return the rig in SNAPEXT_DEBIAN_RIG_DIR, or in the usual place."""
         path = os.environ.get('SNAPEXT_DEBIAN_RIG_DIR',
                               '/var/lib/snapext-debian-rig')
-        return cls(pathlib.Path(path).absolute())
+        return cls(pathlib.Path(path).absolute() / suite, suite)
 
     def run(self, command: list[str]) -> int:
         """Run a program in a copy of the checkout, inside the tree.
@@ -63,11 +64,12 @@ class Rig:
 
     def _make_tree(self) -> None:
         """Make the tree, unless it exists. tools/test installs the rest."""
-        if not self._state.is_done('tree', SUITE):
+        suite = self._tree.suite
+        if not self._state.is_done('tree', suite):
             began = time.monotonic()
             self._tree.make()
-            self._state.mark_done('tree', SUITE)
-            print(f'Debian {SUITE} made in {self._tree.root} in '
+            self._state.mark_done('tree', suite)
+            print(f'Debian {suite} made in {self._tree.root} in '
                   f'{time.monotonic() - began:.0f} s', flush=True)
         # This machine may be another one than the tree was made on.
         self._tree.adopt_machine()

@@ -89,6 +89,9 @@ class Tree:
         self.adopt_machine()
         shell.write(self.root / 'etc/dpkg/dpkg.cfg.d/tree',
                     DPKG_CONFIGURATION)
+        # A copy of a mirror may be older than the mirror allows.
+        shell.write(self.root / 'etc/apt/apt.conf.d/tree',
+                    'Acquire::Check-Valid-Until "false";\n')
         # Packages must not start their services.
         shell.write(self.root / 'usr/sbin/policy-rc.d',
                     '#!/bin/sh\nexit 101\n', mode=0o755)
