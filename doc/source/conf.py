@@ -11,6 +11,8 @@ extensions = [
 project = 'nova-snapext'
 copyright = 'nova-snapext developers'
 html_theme = 'openstackdocs'
+html_static_path = ['_static']
+html_css_files = ['narrow.css']
 openstackdocs_auto_name = False
 # The theme does not know the version in setup.cfg, and would count from 0.0.1.
 openstackdocs_auto_version = False
