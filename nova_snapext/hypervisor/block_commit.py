@@ -95,14 +95,17 @@ class ActiveCommit:
         self._before_pivot = before_pivot
         self._pivot_failed = pivot_failed
         self._limit = write_limit or limits.WriteLimit(target, lambda: None)
+        self._told = False
+        self._forget_qemu()
+
+    def _forget_qemu(self) -> None:
+        """Begin again, with the QEMU that the guest runs in next."""
         self._qemu: str | None = None
         self._chain: list[str | None] = []
         self._begun = False
         self._ready = False
-        # QEMU may have been told to pivot, also by another process; and it
-        # was told in this call of run().
+        # QEMU may have been told to pivot, also by another process.
         self._may_pivot = True
-        self._told = False
         self._failure: Exception | None = None
 
     def run(self, guest: domain.Domain) -> CommitState:
@@ -111,13 +114,15 @@ class ActiveCommit:
         After MERGED and NOT_THERE the guest may be paused: call
         remove_limit().
 
-        It may be called again if libvirtd restarts during the call.
+        It may be called again if libvirtd restarts during the call, and after
+        ENDED.
 
         :raises CommitFailed: the backing chain is not as expected, or the job
             has failed, makes no progress or does not gain on the guest. The
             guest continues to run
         :raises libvirtError: libvirt refuses a step, or the guest has ended
         """
+        # QEMU was told to pivot in this call.
         self._told = False
         try:
             state = self._run(guest)
@@ -126,6 +131,7 @@ class ActiveCommit:
                 self.remove_limit(guest)
         if state is CommitState.ENDED:
             self.remove_limit(guest)
+            self._forget_qemu()
         LOG.debug('The commit of %(overlay)s ends: %(state)s',
                   {'overlay': self._overlay, 'state': state.name.lower()},
                   instance=self._instance)

@@ -407,6 +407,26 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         self.assert_nothing_left(plan)
         self.assert_holds(disk, AFTER)
 
+    def test_guest_restarted_during_the_commit_is_merged_in_its_new_qemu(self):
+        disk = self.qcow2()
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+
+        with contextlib.ExitStack() as slowly:
+            def restart():
+                plan.guest.poweroff()
+                plan.guest.launch()
+                slowly.close()
+
+            begun = slowly.enter_context(self.when_the_commit_begins(restart))
+            with self.strategy.freeze(plan):
+                self.write_as_guest(plan, AFTER)
+        self.assertEqual(1, len(begun))
+        self.assertEqual([disk.path], self.live_chain(plan))
+        self.assert_nothing_left(plan)
+        plan.guest.poweroff()
+        self.assert_holds(disk, AFTER)
+
     def test_guest_undefined_during_the_commit_keeps_its_writes(self):
         disk = self.qcow2()
         self.fill(disk, BEFORE)

@@ -77,6 +77,18 @@ class ActiveCommitTest(base.TestCase):
         self.pivot.assert_called_once_with(async_=True, pivot=True)
         self.pivot_failed.assert_not_called()
 
+    def test_guest_that_was_started_again_is_committed_in_its_new_qemu(self):
+        chain = ('/i/overlay', '/i/disk')
+        ready = definition(*chain, mirror=COMMIT_READY)
+        self.assertIs(block_commit.CommitState.ENDED, self.run_commit(
+            definition(*chain), ready, definition(*chain, qemu='2')))
+        self.guest.commit_block.reset_mock()
+        self.assertIs(block_commit.CommitState.MERGED, self.run_commit(
+            *[definition(*chain, mirror=mirror, qemu='2')
+              for mirror in ('', COMMIT_RUNNING, COMMIT_READY, COMMIT_READY)],
+            definition('/i/disk', qemu='2')))
+        self.guest.commit_block.assert_called_once()
+
     def test_guest_that_is_paused_for_the_pivot_stays_so_after_it(self):
         self.limit.pause.return_value = True
         chain = ('/i/overlay', '/i/disk')
