@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -214,6 +215,29 @@ class ServiceStoppingCheck(Check):
         return exception.ServiceStopping(instance=self._instance.uuid)
 
 
+def find_deletion(context: nova_context.RequestContext, uuid: str,
+                  tasks: Collection[str] = DELETING,
+                  ) -> nova_exception.NovaException | None:
+    """Return an error that tells of the deletion of an instance.
+
+    :param uuid: uuid of the instance
+    :param tasks: task states that are a deletion
+    :returns: None if it is not deleted, nor being deleted
+    """
+    try:
+        # Not the snapshot's own object, which other threads change.
+        found = objects.Instance.get_by_uuid(context, uuid, expected_attrs=[])
+    except nova_exception.InstanceNotFound:
+        # Not the conductor's error, whose text contains a traceback.
+        return nova_exception.InstanceNotFound(instance_id=uuid)
+    if found.task_state in tasks:
+        return nova_exception.UnexpectedDeletingTaskStateError(
+            instance_uuid=uuid,
+            expected={'task_state': [task_states.IMAGE_UPLOADING]},
+            actual={'task_state': found.task_state})
+    return None
+
+
 class InstanceDeletedCheck(Check):
     """Checks whether the instance is deleted, or being deleted."""
 
@@ -223,19 +247,7 @@ class InstanceDeletedCheck(Check):
         self._uuid = instance.uuid
 
     def run(self) -> nova_exception.NovaException | None:
-        try:
-            # Not the snapshot's own object, which other threads change.
-            found = objects.Instance.get_by_uuid(
-                self._context, self._uuid, expected_attrs=[])
-        except nova_exception.InstanceNotFound:
-            # Not the conductor's error, whose text contains a traceback.
-            return nova_exception.InstanceNotFound(instance_id=self._uuid)
-        if found.task_state in DELETING:
-            return nova_exception.UnexpectedDeletingTaskStateError(
-                instance_uuid=self._uuid,
-                expected={'task_state': [task_states.IMAGE_UPLOADING]},
-                actual={'task_state': found.task_state})
-        return None
+        return find_deletion(self._context, self._uuid)
 
 
 class FreeSpaceCheck(Check):

@@ -154,6 +154,9 @@ NAMES: tuple[Name, ...] = (
                     'instance'),
         exact=True, used_by=('snapshot',)),
     Function(
+        DRIVER, '_cleanup_lvm', 'to delete disks that nobody has opened',
+        parameters=('instance',), used_by=('_cleanup',)),
+    Function(
         DRIVER, '_cleanup_rbd', 'to delete disks that have our snapshots',
         parameters=('instance',), exact=True, used_by=('_cleanup',)),
     Function(

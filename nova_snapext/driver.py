@@ -190,12 +190,19 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         super()._live_snapshot(
             context, instance, guest, disk_path, out_path, *args)
 
+    def _cleanup_lvm(self, instance: objects.Instance, *args: ty.Any,
+                     **kwargs: ty.Any) -> None:
+        # Nova can't remove a volume that is open. The deletion has ended the
+        # guest, and cancels a snapshot.
+        self.gate.wait_until_idle(instance.uuid, CANCEL_TIMEOUT)
+        super()._cleanup_lvm(instance, *args, **kwargs)
+
     def _cleanup_rbd(self, instance: objects.Instance) -> None:
         # Nova can't delete a disk that has snapshots. A disk without the
         # snapshot that is being read would seem to be empty: the deletion
         # cancels such a snapshot first.
         if instance.task_state != task_states.RESIZE_REVERTING:
-            has_ended = self.gate.wait_for_snapshot(
+            has_ended = self.gate.wait_until_idle(
                 instance.uuid, CANCEL_TIMEOUT)
             if not has_ended:
                 LOG.warning('The snapshot of the deleted instance has not '

@@ -24,17 +24,19 @@ HALTED_REASONS = (libvirt.VIR_DOMAIN_PAUSED_SAVE,
 class IoErrorPause:
     """Resumes a guest that QEMU paused during a snapshot.
 
-    :ivar was_running: the guest ran when the snapshot began
+    :ivar may_resume: QEMU had not paused the guest on an I/O error when the
+        snapshot began. QEMU does so to a guest that runs only: one that is
+        paused so afterwards ran until then.
     """
 
-    def __init__(self, instance: objects.Instance, was_running: bool = False):
+    def __init__(self, instance: objects.Instance):
         self._instance = instance
-        self.was_running = was_running
+        self.may_resume = False
 
     def capture_state(self, guest: domain.Domain) -> None:
-        """Remember whether the guest runs, as the snapshot begins."""
-        state, _reason = guest.state()
-        self.was_running = state == libvirt.VIR_DOMAIN_RUNNING
+        """Remember the state of the guest, as the snapshot begins."""
+        self.may_resume = guest.state() != (
+            libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
     def resume(self, guest: domain.Domain, directory: str) -> None:
         """Resume the guest if QEMU has paused it since the snapshot began.
@@ -43,7 +45,7 @@ class IoErrorPause:
 
         :param directory: the directory whose file system was full
         """
-        if not self.was_running:
+        if not self.may_resume:
             return
         resume_if_halted(
             guest, self._instance, (libvirt.VIR_DOMAIN_PAUSED_IOERROR,),

@@ -3,7 +3,8 @@
 
 libvirt writes a definition to a new file, syncs that file and renames it, but
 does not sync the directory (virFileRewrite in its src/util/virfile.c). It
-removes saved memory without a sync. A loss of power can undo both.
+removes saved memory, and changes the definition in it, without a sync. A loss
+of power can undo all of this.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ def sync_saved_memory() -> None:
     """
     directory = CONF.snapext.libvirt_save_directory
     _sync(directory, directory)
+
+
+def sync_saved_definition() -> None:
+    """Make it durable that the definition in saved memory was changed.
+
+    Only root may open the file, and this is rare.
+    """
+    compat.tpool_wrap(os.sync)()
 
 
 def _sync(directory: str, known: str) -> None:

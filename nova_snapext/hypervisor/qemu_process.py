@@ -8,6 +8,8 @@ except one that taints the domain (virDomainQemuMonitorCommand).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -151,6 +153,28 @@ def is_open_for_writing(disk: planning.RootDisk) -> bool:
                     end == 'EOF' or int(end) >= WRITE_LOCK):
                 return True
     return False
+
+
+def started(guest: domain.Domain) -> list[tuple[int, int]]:
+    """Return id and start of each process that runs as a guest's QEMU.
+
+    A wrapper around QEMU has the same arguments. Other programs may have the
+    guest's uuid as an argument, too, as "virsh console" has.
+
+    :returns: the starts are in clock ticks since the host's boot, which no
+        change of the clock changes: proc(5), starttime
+    """
+    found = []
+    for process in psutil.process_iter(['cmdline']):
+        if ('-uuid', guest.uuid) in itertools.pairwise(
+                process.info['cmdline'] or ()):
+            # It may have ended.
+            with contextlib.suppress(OSError):
+                status = pathlib.Path(f'/proc/{process.pid}/stat').read_text()
+                # The name of the program may contain anything.
+                fields = status[status.rindex(')'):].split()
+                found.append((process.pid, int(fields[20])))
+    return found
 
 
 def check_server(path: str, guest: domain.Domain, uid: int) -> None:

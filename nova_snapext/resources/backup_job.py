@@ -76,7 +76,7 @@ class BackupJob(journal.Resource):
 
     kind = 'backup job'
     record_schema = schema.object_of(
-        directory=schema.PATH, was_running=schema.FLAG)
+        directory=schema.PATH, may_resume=schema.FLAG)
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target,
                  directory: work_directory.WorkDirectory):
@@ -88,7 +88,7 @@ class BackupJob(journal.Resource):
 
     def record(self) -> dict[str, ty.Any]:
         return {'directory': self._directory.path,
-                'was_running': self._io_error_pause.was_running}
+                'may_resume': self._io_error_pause.may_resume}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
@@ -97,7 +97,7 @@ class BackupJob(journal.Resource):
         job = cls(driver._host, target,
                   work_directory.WorkDirectory.of_record(
                       record['directory'], target))
-        job._io_error_pause.was_running = record['was_running']
+        job._io_error_pause.may_resume = record['may_resume']
         return job
 
     def __str__(self) -> str:

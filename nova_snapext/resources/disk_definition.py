@@ -91,17 +91,21 @@ def move_persistent(guest: domain.Domain, old: planning.RootDisk,
 
 
 def move_saved_memory(guest: domain.Domain, old: planning.RootDisk,
-                      new: planning.RootDisk) -> None:
-    """Replace the disk in the saved memory, if it is the old one."""
+                      new: planning.RootDisk) -> bool:
+    """Replace the disk in the saved memory, if it is the old one.
+
+    :returns: whether it was replaced
+    """
     definition = saved_definition(guest, with_secrets=True)
     if definition is None:
-        return
+        return False
     disk = chain.find_disk(definition, old.target)
     if chain.path_of(disk) != old.path:
-        return
+        return False
     chain.set_source(disk, new)
     guest.define_managed_save(
         etree.tostring(disk.getroottree(), encoding='unicode'))
+    return True
 
 
 def remove_chain(guest: domain.Domain, target: str, path: str) -> None:

@@ -84,7 +84,7 @@ class Overlay(journal.Resource):
     record_schema = schema.object_of(
         path=schema.PATH,
         base_chain=schema.list_of(schema.OPTIONAL_TEXT), qemu=schema.TEXT,
-        was_running=schema.FLAG,
+        may_resume=schema.FLAG,
         # See WriteLimit.record().
         write_limit=schema.object_of(
             original=schema.OBJECT, limits=schema.list_of(schema.OBJECT),

@@ -18,12 +18,12 @@ import typing as ty
 
 import libvirt
 from lxml import etree
+from nova.compute import task_states
 from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
-import psutil
 
 from nova_snapext import checks
 from nova_snapext import durable
@@ -38,6 +38,7 @@ from nova_snapext.hypervisor import io_error_pause
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import ownership
 from nova_snapext.hypervisor import qemu_img
+from nova_snapext.hypervisor import qemu_process
 from nova_snapext.hypervisor import write_limit
 from nova_snapext import plan as planning
 from nova_snapext.resources import disk_definition
@@ -196,7 +197,7 @@ class OverlayMerge:
     def record(self) -> dict[str, ty.Any]:
         """Return the journal's part of the record of the overlay."""
         return {'base_chain': self._base_chain, 'qemu': self._qemu,
-                'was_running': self._pause.was_running,
+                'may_resume': self._pause.may_resume,
                 'write_limit': self._limit.record(),
                 'owner_label': self._owner.label}
 
@@ -204,7 +205,7 @@ class OverlayMerge:
         """Take over the values of an overlay's record."""
         self._base_chain = record['base_chain']
         self._qemu = record['qemu']
-        self._pause.was_running = record['was_running']
+        self._pause.may_resume = record['may_resume']
         self._limit.restore(record['write_limit'])
         self._owner.label = record['owner_label']
 
@@ -246,10 +247,9 @@ class OverlayMerge:
                          'was merged: checking it again',
                          instance=self._instance)
         except MERGE_ERRORS as error:
-            if _is_being_deleted(self._target, self._path):
-                LOG.info('The overlay is not merged: Nova is deleting the '
-                         'instance with all its files',
-                         instance=self._instance)
+            # Missing files alone may only be out of reach.
+            if (not os.path.exists(os.path.dirname(self._path)) and
+                    self._is_being_deleted()):
                 return
             # An unexpected header has a remedy of its own.
             advice = '' if isinstance(
@@ -268,6 +268,11 @@ class OverlayMerge:
         """
         guest = domain.find(self._host, self._instance)
         running = _is_running(guest)
+        # Nova may be clearing the volume: what is merged into it now would
+        # stay on the storage, for the next owner of its space.
+        if (not running and self._disk.storage == 'block' and
+                self._is_being_deleted()):
+            return True
         try:
             return self._act(self._guest_state(guest, running), guest)
         except libvirt.libvirtError:
@@ -275,6 +280,21 @@ class OverlayMerge:
                     domain.find(self._host, self._instance)) == running:
                 raise
             return False
+
+    def _is_being_deleted(self) -> bool:
+        """Return whether Nova deletes the instance, or has deleted it."""
+        try:
+            deletion = checks.find_deletion(
+                self._target.context, self._instance.uuid,
+                (task_states.DELETING,))
+        except Exception as error:
+            LOG.warning('Could not find out whether the instance is being '
+                        'deleted: %s', error, instance=self._instance)
+            return False
+        if deletion is not None:
+            LOG.info('The overlay is not merged: Nova deletes the instance '
+                     'with its disks (%s)', deletion, instance=self._instance)
+        return deletion is not None
 
     def _guest_state(self, guest: domain.Domain | None,
                      running: bool | None) -> GuestState:
@@ -405,7 +425,9 @@ class OverlayMerge:
 
     def _move_back(self, guest: domain.Domain) -> bool:
         disk_definition.move_persistent(guest, self._overlay, self._disk)
-        disk_definition.move_saved_memory(guest, self._overlay, self._disk)
+        if disk_definition.move_saved_memory(
+                guest, self._overlay, self._disk):
+            libvirt_files.sync_saved_definition()
         # From now on the guest starts from the disk. If it was started
         # before, it uses the overlay again, which is empty and still needed.
         if guest.is_active():
@@ -502,30 +524,11 @@ def _is_running(guest: domain.Domain | None) -> bool | None:
     return None if guest is None else bool(guest.is_active())
 
 
-def _is_being_deleted(target: planning.Target, path: str) -> bool:
-    """Return whether Nova is deleting the instance, its files first.
-
-    :param path: the overlay's file
-    """
-    # Missing files alone may only be out of reach.
-    if os.path.exists(os.path.dirname(path)):
-        return False
-    try:
-        return checks.InstanceDeletedCheck(
-            target.context, target.instance).run() is not None
-    except Exception as error:
-        LOG.warning('Could not find out whether the instance is being '
-                    'deleted: %s', error, instance=target.instance)
-        return False
-
-
 def qemu_identity(guest: domain.Domain) -> str:
     """Return a text that no other QEMU of this guest ever has."""
     # libvirt's own number starts again when libvirtd has no guests. It must
     # do where processes of other users are hidden.
-    started = [process.info['create_time'] for process
-               in psutil.process_iter(['cmdline', 'create_time'])
-               if guest.uuid in (process.info['cmdline'] or ())]
+    started = sorted(qemu_process.started(guest))
     return f'{durable.boot_id()} {guest.id} {started}'
 
 
@@ -536,15 +539,24 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
     :param path: the overlay's file
     """
     name, disk = target.instance.name, target.disk
+    state = _merge_state(path)
     try:
-        guest = domain.get(host, target.instance)
-        running = guest.is_active()
-        paths = disk_definition.live_chain(guest, disk.target)
-        forbidden = running and confinement.profile_that_forbids_write(
-            etree.fromstring(guest.get_xml_desc()), disk.path)
+        guest = domain.find(host, target.instance)
+        running, paths, forbidden = False, [], None
+        if guest is not None:
+            running = guest.is_active()
+            paths = disk_definition.live_chain(guest, disk.target)
+            forbidden = confinement.profile_that_forbids_write(
+                etree.fromstring(guest.get_xml_desc()), disk.path)
     except MERGE_ERRORS as error:
         return (f'The state of the guest is unknown ({error}). Do not start '
                 f'it from {disk.path} before its state is known')
+    if state is MergeState.MERGED and path not in paths:
+        return (f'All data is in {disk.path}, and the overlay is not needed '
+                f'any more: only the end of the merge has failed. It is tried '
+                f'again after [snapext]recovery_interval, and by a start or '
+                f'stop of the guest. If the guest is paused until then, '
+                f'"virsh resume {name}" resumes it')
     copies = (f'First make copies of {disk.path} and of {path} ("cp '
               f'--sparse=always"; for a block device "qemu-img convert")')
     discard = (f'If {disk.path} is right, move {path} to another directory, '
@@ -556,7 +568,7 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'overwrite newer data. If the guest is right as it is, move '
                 f'{path} to another directory; otherwise stop the guest, and '
                 f'read the log again after the next start')
-    if forbidden:
+    if running and forbidden:
         # Known defect apparmor-profile-made-again.
         profile = os.path.splitext(forbidden)[0]
         return (f'The guest continues to run, on {chain.text(paths)}, and '
@@ -575,24 +587,28 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'{name} {disk.target}" shows it), or when the guest is '
                 f'stopped. Otherwise it is tried again after '
                 f'[snapext]recovery_interval')
-    if _is_known_newer(path):
-        return (f'The guest is off, uses {chain.text(paths)} at its next '
-                f'start, and nothing was touched. The overlay has data that '
-                f'the disk lacks. {copies}. If nobody has started the guest '
-                f'from {disk.path} since the snapshot, run "qemu-img commit '
-                f'-f qcow2 {path}" and start the instance through Nova. '
-                f'{discard}')
-    return (f'The guest is off, and nothing was touched. Both contain data '
-            f'of the guest, and only one of them has the newest. {copies}. '
+    guest_is_off = (
+        'No guest of the instance is defined on this host' if guest is None
+        else f'The guest is off, uses {chain.text(paths)} at its next start')
+    if state is MergeState.OUTSTANDING:
+        return (f'{guest_is_off}, and nothing was touched. The overlay has '
+                f'data that the disk lacks. If an error above says that a '
+                f'lock can\'t be got, a QEMU still uses it, perhaps on '
+                f'another host: stop that first. {copies}. If nobody has '
+                f'started the guest from {disk.path} since the snapshot, run '
+                f'"qemu-img commit -f qcow2 {path}" and start the instance '
+                f'through Nova. {discard}')
+    return (f'{guest_is_off}, and nothing was touched. Both contain data of '
+            f'the guest, and only one of them has the newest. {copies}. '
             f'Then find out which is newer: look into both, for example with '
             f'"guestfish --ro -i -a FILE", and compare the newest entries of '
             f'the guest\'s logs. {discard}. If {path} is right, run "qemu-img '
             f'commit -f qcow2 {path}", and start the instance through Nova')
 
 
-def _is_known_newer(path: str) -> bool:
+def _merge_state(path: str) -> MergeState | None:
+    """Return what is known of an overlay; None if it is out of reach."""
     try:
-        return (overlay_files.OverlayFiles(path).state is
-                MergeState.OUTSTANDING)
+        return overlay_files.OverlayFiles(path).state
     except (OSError, exception.UnexpectedState):
-        return False
+        return None

@@ -29,7 +29,13 @@ class IoErrorPauseTest(base.TestCase):
         self.pause.resume(self.guest, '/full')
         self.guest.resume.assert_not_called()
 
-    def test_guest_paused_before_snapshot_is_not_resumed(self):
+    def test_guest_that_was_unpaused_since_the_snapshot_began_is_resumed(self):
+        self.guest.state.return_value = (
+            PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+        self.pause.capture_state(self.guest)
+        self.test_guest_paused_by_io_error_is_resumed()
+
+    def test_guest_paused_by_io_error_before_snapshot_is_not_resumed(self):
         self.guest.state.return_value = IO_ERROR
         self.pause.capture_state(self.guest)
         self.pause.resume(self.guest, '/full')

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -121,6 +123,31 @@ class VersionTest(QemuProcessTestCase):
         self.assertIs(True, qemu_process.is_incoming(self.guest))
         self.processes = []
         self.assertIsNone(qemu_process.is_incoming(self.guest))
+
+
+class StartedTest(base.TestCase):
+    """Real processes that have the guest's uuid as an argument."""
+
+    def run_with(self, *arguments):
+        """Return the id of a process that ends when its stdin is closed."""
+        process = subprocess.Popen(
+            [sys.executable, '-c', 'import sys; sys.stdin.read()',
+             *arguments], stdin=subprocess.PIPE)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.stdin.close)
+        return process.pid
+
+    def test_only_processes_that_run_as_the_guest_count(self):
+        guest = base.fake_guest()
+        guest.uuid = UUID
+        self.run_with('console', UUID)
+        self.assertEqual([], qemu_process.started(guest))
+        pid = self.run_with('-uuid', UUID, '-S')
+        [(found, ticks)] = qemu_process.started(guest)
+        self.assertEqual(pid, found)
+        self.assertAlmostEqual(
+            psutil.Process(pid).create_time(), psutil.boot_time() +
+            ticks / os.sysconf('SC_CLK_TCK'), delta=2)
 
 
 class SubjectTest(QemuProcessTestCase):

@@ -14,7 +14,7 @@ from tests.unit.recovery import base
 UUID = 'b48316c5-71e8-45e4-9884-6c78055b9b13'
 LIMIT = {'original': {}, 'limits': [], 'paused': False}
 OVERLAY = {'path': '/i/disk.snapext', 'base_chain': ['/i/disk', None],
-           'qemu': '1 2', 'was_running': True, 'write_limit': LIMIT,
+           'qemu': '1 2', 'may_resume': True, 'write_limit': LIMIT,
            'owner_label': {'dac': '+0:+6', 'ref_dac': '1',
                            'timestamp_dac': '1795697446'}}
 DEVICE = ("<hostdev mode='subsystem' type='pci'><source><address "
@@ -24,7 +24,7 @@ DEVICE = ("<hostdev mode='subsystem' type='pci'><source><address "
 #: By kind, what a resource records.
 RECORDS = {
     'backup job': {'directory': f'/w/libvirt-{UUID}/01234567',
-                   'was_running': True},
+                   'may_resume': True},
     'guest filesystems': {'agent': True},
     'internal snapshot': {'paths': ['/i/disk'], 'was_running': False},
     'managed save': {'overlay': OVERLAY, 'was_running': True, 'boot': 'b',

@@ -39,7 +39,7 @@ class OverlayTest(base.TestCase):
     def test_restored_overlay_has_the_same_record(self):
         record = self.overlay.record() | {
             'base_chain': ['/i/disk', '/i/base'],
-            'qemu': 'boot 7 [1.0]', 'was_running': True, 'owner_label': {},
+            'qemu': 'boot 7 [1.0]', 'may_resume': True, 'owner_label': {},
             'write_limit': {'original': {'write_bytes_sec': 9}, 'limits': [
                 {'write_bytes_sec': 5}], 'paused': True}}
         self.assertEqual(record, self.restore(**record).record())

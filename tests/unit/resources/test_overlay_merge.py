@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ from unittest import mock
 import fixtures
 import libvirt
 from lxml import etree
+from nova.compute import task_states
 from nova import exception as nova_exception
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
@@ -282,7 +284,7 @@ class TableTest(MergeTestCase):
     def test_guest_continues_if_the_state_can_not_be_read_after_pivot(self):
         self.run_commit(CommitState.MERGED)
         limit = self.patch(block_commit.ActiveCommit, 'remove_limit')
-        states = [MergeState.OUTSTANDING, OSError('ESTALE')]
+        states = [MergeState.OUTSTANDING, *[OSError('ESTALE')] * 2]
         with mock.patch.object(
                 overlay_files.OverlayFiles, 'state',
                 new_callable=mock.PropertyMock, side_effect=states):
@@ -406,8 +408,7 @@ class MergeTest(MergeTestCase):
 
         :param result: result of the check whether the instance is deleted
         """
-        check = self.patch(checks, 'InstanceDeletedCheck').return_value
-        check.run.configure_mock(**result)
+        self.patch(checks, 'find_deletion').configure_mock(**result)
         self.define(self.path)
 
         def commit(path, _disk, _base_chain):
@@ -430,6 +431,43 @@ class MergeTest(MergeTestCase):
     def test_overlay_deleted_while_nova_is_unreachable_is_an_error(self):
         self.delete_during_commit(side_effect=AWAY)
         self.assertIn('could not open', self.fails_without_overlay())
+
+    def test_nothing_is_merged_into_a_volume_that_nova_clears(self):
+        self.target = dataclasses.replace(
+            self.target, disk=dataclasses.replace(
+                self.target.disk, storage='block'))
+        self.merge = overlay_merge.OverlayMerge(
+            self.host, self.target, self.path, self.save)
+        self.define(self.path)
+        find_deletion = self.patch(checks, 'find_deletion')
+        find_deletion.return_value = GONE
+        self.merge.run()
+        self.commit.assert_not_called()
+        # A soft-deleted instance can be restored, with all of its data.
+        find_deletion.assert_called_once_with(
+            self.target.context, self.target.instance.uuid,
+            (task_states.DELETING,))
+        find_deletion.return_value = None
+        self.merge.run()
+        self.commit.assert_called_once()
+
+    def test_overlay_that_is_removed_already_has_no_remedy_for_data(self):
+        run = self.run_commit(CommitState.MERGED)
+        self.guest.update_persistent_device.side_effect = NOT_RUNNING
+        error = str(self.assertRaises(
+            exception.ReleaseFailed, self.merge.run))
+        run.assert_called_once()
+        self.assertIn(f'All data is in {self.disk}', error)
+        self.assertIn('virsh resume', error)
+        self.assertNotIn('move', error)
+
+    def test_overlay_without_a_guest_has_the_remedy_of_two_histories(self):
+        self.in_state(MergeState.PIVOTING)
+        self.holds_same_data.return_value = False
+        error = self.merge_fails()
+        self.assertIn('No guest of the instance is defined on this host',
+                      error)
+        self.assertIn('find out which is newer', error)
 
     def test_overlay_that_can_not_be_committed_is_kept(self):
         self.commit.side_effect = processutils.ProcessExecutionError(

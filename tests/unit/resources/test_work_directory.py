@@ -251,7 +251,7 @@ class RecordTest(WorkDirectoryTestCase):
         for resource, record in (
                 (work_directory.WorkDirectory, {'path': path}),
                 (backup_job.BackupJob,
-                 {'directory': path, 'was_running': True}),
+                 {'directory': path, 'may_resume': True}),
                 (nbd_export.NbdExport, {'directory': path})):
             action(resource.restore, mock.Mock(), self.target, record)
 

@@ -13,7 +13,7 @@ from tests.unit import base
 
 
 class DeletionTest(base.TestCase):
-    """An instance is deleted whose disk is in Ceph."""
+    """An instance is deleted whose disk is in Ceph, or a volume of LVM."""
 
     def setUp(self):
         super().setUp()
@@ -21,10 +21,10 @@ class DeletionTest(base.TestCase):
         self.steps = mock.Mock()
         for owner, name in ((nova_driver.LibvirtDriver, '_cleanup_rbd'),
                             (rbd_leftovers, 'remove_of_instance'),
-                            (self.driver.gate, 'wait_for_snapshot')):
+                            (self.driver.gate, 'wait_until_idle')):
             self.steps.attach_mock(self.useFixture(
                 fixtures.MockPatchObject(owner, name)).mock, name)
-        self.steps.wait_for_snapshot.return_value = True
+        self.steps.wait_until_idle.return_value = True
 
     def delete(self, task_state=task_states.DELETING):
         instance = self.instance()
@@ -34,7 +34,7 @@ class DeletionTest(base.TestCase):
         return [name for name, _, _ in self.steps.mock_calls]
 
     def test_snapshots_are_removed_before_nova_deletes_the_disk(self):
-        self.assertEqual(['wait_for_snapshot', 'remove_of_instance',
+        self.assertEqual(['wait_until_idle', 'remove_of_instance',
                           '_cleanup_rbd'], self.delete())
 
         self.steps.remove_of_instance.assert_called_once_with(
@@ -42,11 +42,19 @@ class DeletionTest(base.TestCase):
 
     def test_snapshot_that_is_still_read_is_not_removed(self):
         # What is read of it then would be zeros, in an image that looks good.
-        self.steps.wait_for_snapshot.return_value = False
-        self.assertEqual(['wait_for_snapshot', 'remove_of_instance',
+        self.steps.wait_until_idle.return_value = False
+        self.assertEqual(['wait_until_idle', 'remove_of_instance',
                           '_cleanup_rbd'], self.delete())
         self.steps.remove_of_instance.assert_called_once_with(
             self.instance_uuid, in_progress=True)
+
+    def test_volume_is_removed_when_nobody_reads_it(self):
+        self.steps.attach_mock(self.useFixture(fixtures.MockPatchObject(
+            nova_driver.LibvirtDriver, '_cleanup_lvm')).mock, '_cleanup_lvm')
+        instance = self.instance()
+        self.driver._cleanup_lvm(instance, None)
+        self.assertEqual(['wait_until_idle', '_cleanup_lvm'], [
+            name for name, _, _ in self.steps.mock_calls])
 
     def test_disk_that_a_resize_leaves_keeps_its_snapshots(self):
         self.assertEqual(['_cleanup_rbd'],
