@@ -11,6 +11,7 @@ _error_out_instance_on_exception; nova/conductor/manager.py, _live_migrate).
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import functools
 import inspect
 import typing as ty
@@ -140,6 +141,23 @@ class RecoveryGuards:
             self._ensure_recovered(None, instance, 'power_off', _power_off)
         super().power_off(  # type: ignore[misc]
             instance, timeout, retry_interval)
+
+    def suspend(self, context: nova_context.RequestContext,
+                instance: objects.Instance) -> None:
+        """Suspend a guest, unless it is being recovered.
+
+        Nova takes devices away from the guest, and does not give them back if
+        libvirt then refuses: it saves no guest whose overlay is being merged.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.gate.no_recovery(instance.uuid))
+            except exception.RecoveryInProgress as error:
+                raise _roll_back(error, instance) from error
+            except exception.SnapshotInProgress:
+                LOG.debug('The snapshot in progress suspends the guest',
+                          instance=instance)
+            super().suspend(context, instance)  # type: ignore[misc]
 
     def _ensure_recovered(self, context: nova_context.RequestContext | None,
                           instance: objects.Instance, method: str,

@@ -56,6 +56,9 @@ class InstanceGate:
         recover.resource_types(driver)
         self._driver = driver
         self._slots = threading.BoundedSemaphore(PARALLEL)
+        # For what is called after recoveries, which other merges must not
+        # delay.
+        self._later_slots = threading.BoundedSemaphore(PARALLEL)
         # Guards these sets of uuids, and is notified when one shrinks.
         self._changed = threading.Condition()
         self._snapshots: set[str] = set()
@@ -85,6 +88,17 @@ class InstanceGate:
         with self._admit(uuid, self._snapshots):
             yield
 
+    @contextlib.contextmanager
+    def no_recovery(self, uuid: str) -> Iterator[None]:
+        """Let no recovery of an instance begin.
+
+        :param uuid: uuid of the instance
+        :raises SnapshotInProgress: its snapshot is in progress
+        :raises RecoveryInProgress: it is being recovered
+        """
+        with self._admit(uuid, self._recoveries):
+            yield
+
     def ensure_recovered(self, context: nova_context.RequestContext | None,
                          instance: objects.Instance) -> None:
         """Recover an instance before it is started or moved.
@@ -93,7 +107,7 @@ class InstanceGate:
         :raises RecoveryInProgress: it is being recovered already
         :raises NotRecovered: its interrupted snapshot can't be recovered
         """
-        with self._admit(instance.uuid, self._recoveries):
+        with self.no_recovery(instance.uuid):
             recover.ensure_recovered(self._driver, context, instance)
 
     def recover_all_in_background(self) -> None:
@@ -208,8 +222,8 @@ class InstanceGate:
             self._changed.wait_for(lambda: not left(), timeout)
             return sorted(left())
 
-    def wait_for_snapshot(self, uuid: str, timeout: float) -> bool:
-        """Wait for the end of a snapshot in progress.
+    def wait_until_idle(self, uuid: str, timeout: float) -> bool:
+        """Wait for the end of a snapshot or recovery in progress.
 
         :param uuid: uuid of the instance
         :param timeout: in seconds
@@ -217,7 +231,8 @@ class InstanceGate:
         """
         with self._changed:
             return self._changed.wait_for(
-                lambda: uuid not in self._snapshots, timeout)
+                lambda: uuid not in self._snapshots | self._recoveries,
+                timeout)
 
     def call_after_recovery(self, uuid: str, function: Callable[..., object],
                             *args: ty.Any) -> None:
@@ -233,7 +248,7 @@ class InstanceGate:
         with self._changed:
             self._changed.wait_for(
                 lambda: uuid not in self._queued | self._recoveries)
-        with self._slots:
+        with self._later_slots:
             function(*args)
 
     @contextlib.contextmanager
@@ -280,6 +295,10 @@ class InstanceGate:
             LOG.debug('Instance %s is recovered by the operation that has '
                       'just begun', uuid)
         except Exception as error:
+            with self._changed:
+                # The journal can't be read, if it is still there.
+                self._queued.discard(uuid)
+                self._changed.notify_all()
             # Nobody waits for this thread.
             LOG.log(self._driver.failure_log.level(uuid, repr(error)),
                     'Could not clean up after the snapshot of instance %s. '

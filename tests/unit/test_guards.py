@@ -15,6 +15,7 @@ from nova.virt.libvirt import driver as nova_driver
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.recovery import gate
 from nova_snapext.recovery import state
 from nova_snapext.resources import overlay
 from tests.unit.recovery import base
@@ -108,6 +109,34 @@ class GuardTest(GuardTestCase):
                 self.driver, name)(*arguments, **last))
             nova.assert_called_once_with(*arguments, **last)
             recovered.assert_called_with('context', self.instance_)
+
+    def test_guest_is_not_suspended_while_its_overlay_is_merged(self):
+        nova = self.patch(nova_driver.LibvirtDriver, 'suspend')
+        with self.driver.gate.no_recovery(self.instance_.uuid), \
+                mock.patch.object(gate, 'BUSY_TIMEOUT', 0):
+            error = self.assertRaises(
+                nova_exception.InstanceFaultRollback, self.call, 'suspend')
+        self.assertIsInstance(error.inner_exception,
+                              exception.RecoveryInProgress)
+        nova.assert_not_called()
+
+    def test_recovery_does_not_begin_while_a_guest_is_suspended(self):
+        def suspend(_context, instance):
+            self.assertRaises(
+                exception.RecoveryInProgress,
+                self.driver.gate.ensure_recovered, None, instance)
+
+        nova = self.patch(nova_driver.LibvirtDriver, 'suspend')
+        nova.side_effect = suspend
+        with mock.patch.object(gate, 'BUSY_TIMEOUT', 0):
+            self.call('suspend')
+        nova.assert_called_once_with(None, self.instance_)
+
+    def test_snapshot_of_nova_may_suspend_its_guest(self):
+        nova = self.patch(nova_driver.LibvirtDriver, 'suspend')
+        with self.driver.gate.exclusive(self.instance_.uuid):
+            self.call('suspend')
+        nova.assert_called_once_with(None, self.instance_)
 
     def test_guarded_methods_have_nova_s_signatures(self):
         self.assertEqual(11, len(guards.GUARDED))

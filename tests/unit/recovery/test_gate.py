@@ -153,6 +153,21 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         self.assertEqual([], self.driver.gate.wait(0))
         self.assertEqual([], os.listdir(self.journal))
 
+    def test_instance_is_tried_again_after_its_journal_was_unreadable(self):
+        with mock.patch.object(journal, 'find_all', side_effect=(
+                exception.JournalFailed(path='x', reason='EIO'))):
+            self.driver.gate.recover_in_background(self.uuid)
+            self.assertEqual([], self.driver.gate.wait(self.LIMIT))
+        self.driver.gate.recover_in_background(self.uuid)
+        self.assertTrue(self.begun.wait(self.LIMIT))
+
+    def test_function_is_not_delayed_by_recoveries_of_others(self):
+        for _ in range(gate.PARALLEL):
+            self.driver.gate._slots.acquire()
+        called = threading.Event()
+        self.driver.gate.call_after_recovery(self.uuid, called.set)
+        self.assertTrue(called.wait(self.LIMIT))
+
     def test_function_is_called_after_the_recovery(self):
         self.leave(('guest filesystems', {'agent': True}))
         self.start()
