@@ -47,10 +47,14 @@ NO_OBJECT = 'nova-snapext-no-such-object'
 # Seconds to open each disk in a pool: some 10,000 of them.
 LIST_TIMEOUT = 600
 
-# Seconds between two checks of a flatten for a stall.
+# Seconds between two checks of a long call for a stall.
 POLL_INTERVAL = 1
 
 _R = ty.TypeVar('_R')
+
+# Called by librbd with the number of objects that are done, and of all. A
+# negative result ends what it does.
+OnProgress = Callable[[int, int], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,17 +100,17 @@ class Call(ty.Generic[_R]):
     eventlet the locks of logging are for green threads.
 
     :param action: what it does, for errors
-    :param creates: what it creates or changes: this may still happen when
-        nobody waits for it any more
+    :param changes: what it creates, changes or removes: this may still happen
+        when nobody waits for it any more
     :raises CephError: no thread can start; nothing was done
     """
 
     def __init__(self, action: str, function: Callable[[], _R],
-                 creates: ImageSpec | SnapSpec | None = None):
+                 changes: ImageSpec | SnapSpec | None = None):
         native = cancel.native_threading()
-        self._creates = creates
-        if creates is not None:
-            _CREATING[creates] = self
+        self._changes = changes
+        if changes is not None:
+            _CHANGING[changes] = self
         self._action = action
         self._function = function
         self._ended = native.Event()
@@ -129,8 +133,8 @@ class Call(ty.Generic[_R]):
             self._end()
 
     def _end(self) -> None:
-        if self._creates is not None:
-            _CREATING.pop(self._creates, None)
+        if self._changes is not None:
+            _CHANGING.pop(self._changes, None)
         self._ended.set()
 
     def wait(self, seconds: float) -> bool:
@@ -156,34 +160,65 @@ class Call(ty.Generic[_R]):
         raise self._error
 
 
-# The calls that create something, also of a snapshot that has failed. What one
-# creates can be removed for good only after its end.
-_CREATING: dict[ImageSpec | SnapSpec, Call[ty.Any]] = {}
+# The calls that create, change or remove something, also of a snapshot that
+# has failed. What one creates can be removed for good only after its end.
+_CHANGING: dict[ImageSpec | SnapSpec, Call[ty.Any]] = {}
 
 
 def call(action: str, function: Callable[[], _R],
-         creates: ImageSpec | SnapSpec | None = None) -> _R:
+         changes: ImageSpec | SnapSpec | None = None) -> _R:
     """Run a function of librbd, for at most [snapext]operation_timeout.
 
     :param action: what it does, for errors
-    :param creates: what it creates or changes
+    :param changes: what it creates, changes or removes
     :raises CephTimeout: it takes longer
     :raises CephError: Ceph has refused or failed
     """
-    return Call(action, function, creates).result(
+    return Call(action, function, changes).result(
         CONF.snapext.operation_timeout)
 
 
-def _await_creation(spec: ImageSpec | SnapSpec) -> None:
-    """Wait for the end of a call that may create something.
+def _await_change(spec: ImageSpec | SnapSpec) -> None:
+    """Wait for the end of a call that may create or remove something.
 
     :raises CephTimeout: it does not end
     """
-    creating = _CREATING.get(spec)
+    changing = _CHANGING.get(spec)
     timeout = CONF.snapext.operation_timeout
-    if creating is not None and not creating.wait(timeout):
+    if changing is not None and not changing.wait(timeout):
         raise exception.CephTimeout(
-            action=f'end the creation of {spec}', seconds=f'{timeout:g}')
+            action=f'end an earlier change of {spec}', seconds=f'{timeout:g}')
+
+
+def _call_with_progress(action: str, function: Callable[[OnProgress], None],
+                        changes: ImageSpec) -> None:
+    """Run a function of librbd for as long as it makes progress.
+
+    Its duration depends on the size of the image.
+
+    :param action: what it does, for errors
+    :param function: called with a function to which librbd reports progress
+    :param changes: what it changes or removes
+    :raises CephTimeout: it makes no progress for [snapext]read_timeout, and
+        may go on later
+    :raises CephError: Ceph has refused or failed
+    """
+    reports = 0
+
+    def on_progress(_done: int, _total: int) -> int:
+        nonlocal reports
+        reports += 1
+        return 0
+
+    running = Call(action, lambda: function(on_progress), changes)
+    seen, stalled = 0, 0
+    while not running.wait(POLL_INTERVAL):
+        stalled = 0 if reports > seen else stalled + POLL_INTERVAL
+        seen = reports
+        if stalled >= CONF.snapext.read_timeout:
+            raise exception.CephTimeout(
+                action=action, seconds=f'{stalled:g}')
+    running.result(0)
 
 
 def is_forbidden(error: exception.CephError) -> bool:
@@ -304,7 +339,7 @@ def remove_snapshot(snapshot: SnapSpec) -> None:
     :raises CephError: it can't be removed, because it has a clone or Ceph
         does not respond
     """
-    _await_creation(snapshot)
+    _await_change(snapshot)
     call(f'remove the snapshot {snapshot}',
          lambda: _remove_snapshot(snapshot))
 
@@ -483,7 +518,7 @@ def clone(snapshot: SnapSpec, image: ImageSpec) -> None:
                 source.ioctx, snapshot.image.name, snapshot.name,
                 target.ioctx, image.name, features=source.features)
 
-    call(f'clone {snapshot} to {image}', clone, creates=image)
+    call(f'clone {snapshot} to {image}', clone, changes=image)
 
 
 class Flatten:
@@ -498,7 +533,6 @@ class Flatten:
         self._image = image
         self._on_progress = on_progress
         self._cancelled = False
-        self._done = 0
 
     def run(self, token: cancel.CancelToken) -> None:
         """Flatten the clone.
@@ -508,30 +542,27 @@ class Flatten:
             [snapext]read_timeout
         :raises Exception: the token's cause
         """
-        running = Call(f'flatten {self._image}', self._flatten, self._image)
-        stalled, done = 0, 0
         with token.prefer_cause(), token.on_cancel(self.cancel):
-            while not running.wait(POLL_INTERVAL):
-                stalled = 0 if self._done > done else stalled + POLL_INTERVAL
-                done = self._done
-                if stalled >= CONF.snapext.read_timeout:
-                    self.cancel()
-                    break
-            running.result(0)
+            try:
+                _call_with_progress(f'flatten {self._image}', self._flatten,
+                                    self._image)
+            except exception.CephTimeout:
+                self.cancel()
+                raise
 
     def cancel(self) -> None:
         """End it after the objects in flight."""
         self._cancelled = True
 
-    def _flatten(self) -> None:
-        with _opened(self._image) as volume:
-            volume.flatten(on_progress=self._report)
+    def _flatten(self, on_progress: OnProgress) -> None:
+        def report(done: int, total: int) -> int:
+            on_progress(done, total)
+            self._on_progress(done, total)
+            # This result ends the operation: librbd's AsyncObjectThrottle.
+            return -errno.ECANCELED if self._cancelled else 0
 
-    def _report(self, done: int, total: int) -> int:
-        self._done = max(self._done, done)
-        self._on_progress(done, total)
-        # This result ends the operation: librbd's AsyncObjectThrottle.
-        return -errno.ECANCELED if self._cancelled else 0
+        with _opened(self._image) as volume:
+            volume.flatten(on_progress=report)
 
 
 def create_image(image: ImageSpec, content: bytes) -> None:
@@ -546,7 +577,7 @@ def create_image(image: ImageSpec, content: bytes) -> None:
         with _opened(image) as volume:
             volume.write(content, 0)
 
-    call(f'create the image {image}', create, creates=image)
+    call(f'create the image {image}', create, changes=image)
 
 
 def monitors(pool: str) -> tuple[list[str], list[str]]:
@@ -562,19 +593,23 @@ def monitors(pool: str) -> tuple[list[str], list[str]]:
 def remove_image(image: ImageSpec) -> None:
     """Remove an image of Glance's form, with its snapshot, if it exists.
 
-    :raises CephError: it can't be removed
+    :raises CephError: it can't be removed, or the removal makes no progress
     """
-    def remove() -> None:
-        with contextlib.suppress(rbd_utils.rbd.ImageNotFound):
-            # For an image that does not exist, removal needs rights too.
-            with _opened(image, read_only=True):
-                pass
-            _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
-            with _client(image.pool) as client:
-                rbd_utils.rbd.RBD().remove(client.ioctx, image.name)
+    _await_change(image)
+    _call_with_progress(
+        f'remove the image {image}',
+        lambda on_progress: _delete_image(image, on_progress), image)
 
-    _await_creation(image)
-    call(f'remove the image {image}', remove)
+
+def _delete_image(image: ImageSpec, on_progress: OnProgress) -> None:
+    with contextlib.suppress(rbd_utils.rbd.ImageNotFound):
+        # For an image that does not exist, removal needs rights too.
+        with _opened(image, read_only=True):
+            pass
+        _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
+        with _client(image.pool) as client:
+            rbd_utils.rbd.RBD().remove(client.ioctx, image.name,
+                                       on_progress=on_progress)
 
 
 def finish_image(image: ImageSpec) -> SnapSpec:
@@ -590,7 +625,7 @@ def finish_image(image: ImageSpec) -> SnapSpec:
             volume.create_snap(IMAGE_SNAPSHOT)
             volume.protect_snap(IMAGE_SNAPSHOT)
 
-    call(f'create the snapshot {snapshot}', create, creates=image)
+    call(f'create the snapshot {snapshot}', create, changes=image)
     return snapshot
 
 

@@ -8,6 +8,8 @@ import uuid
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.storage import rbd_utils
+from oslo_utils import timeutils
+from oslo_utils import units
 
 from nova_snapext import cancel
 from nova_snapext import exception
@@ -332,3 +334,18 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
                 self.clone, self.flatten, self.finish,
                 lambda _entry, _snapshot, clone: clone.set_offered(True))
         self.assertIn('Glance is down', str(error))
+
+
+class RemovalTest(base.CephTestCase):
+    """The removal of an image in Glance's pool."""
+
+    def test_removal_takes_as_long_as_the_size_of_the_image_wants(self):
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        # Without an object map, each object is removed that may exist.
+        self.cluster.create(image, 100000 * 4 * units.Ki, order=12,
+                            features=1)
+        self.configure('snapext', operation_timeout=1)
+        with timeutils.StopWatch() as watch:
+            ceph.remove_image(image)
+        self.assertGreater(watch.elapsed(), 1)
+        self.assertNotIn(image.name, self.cluster.images('images'))

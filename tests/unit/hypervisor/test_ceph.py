@@ -70,7 +70,7 @@ class CallTest(base.TestCase):
         spec = ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name')
         ended = cancel.native_threading().Event()
         self.addCleanup(ended.set)
-        call = ceph.Call('create', ended.wait, creates=spec)
+        call = ceph.Call('create', ended.wait, changes=spec)
         with mock.patch.object(ceph.Call, 'wait', return_value=False), \
                 mock.patch.object(ceph, '_remove_snapshot') as remove:
             self.assertRaises(
@@ -89,7 +89,7 @@ class CallTest(base.TestCase):
                 "can't start new thread")):
             error = self.assertRaises(
                 exception.CephError, ceph.Call, 'create', lambda: None,
-                creates=spec)
+                changes=spec)
         self.assertIn("can't start", str(error))
         with mock.patch.object(ceph, '_remove_snapshot') as remove:
             ceph.remove_snapshot(spec)  # does not wait for it
@@ -121,6 +121,47 @@ class CallTest(base.TestCase):
         self.assertTrue(ceph.is_installed())
         with mock.patch.object(rbd_utils, 'rbd', None):
             self.assertFalse(ceph.is_installed())
+
+
+class RemovalTest(base.TestCase):
+    """The removal of an image, whose duration depends on its size."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(read_timeout=1, operation_timeout=1, group='snapext')
+        for module in ('rbd', 'rados'):
+            self.useFixture(fixtures.MockPatchObject(
+                rbd_utils, module, Rbd))
+
+    def test_removal_lasts_as_long_as_it_makes_progress(self):
+        next_report = cancel.native_threading().Event()
+
+        def delete(_image, on_progress):
+            for done in range(4):
+                next_report.wait(0.8)
+                self.assertEqual(0, on_progress(done, 4))
+
+        with mock.patch.object(ceph, '_delete_image', delete):
+            ceph.remove_image(ceph.ImageSpec('images', 'id'))
+
+    def test_second_removal_waits_for_one_that_makes_no_progress(self):
+        image = ceph.ImageSpec('images', 'id')
+        ended = cancel.native_threading().Event()
+        self.addCleanup(ended.set)
+        with mock.patch.object(ceph, '_delete_image',
+                               side_effect=lambda *_args: ended.wait()
+                               ) as delete:
+            error = self.assertRaises(
+                exception.CephTimeout, ceph.remove_image, image)
+            self.assertIn('remove the image images/id', str(error))
+            error = self.assertRaises(
+                exception.CephTimeout, ceph.remove_image, image)
+            self.assertIn('earlier', str(error))
+            delete.assert_called_once()
+            running = ceph._CHANGING[image]
+            ended.set()
+            self.assertTrue(running.wait(60))
+            ceph.remove_image(image)
 
 
 class GreenThreadTest(CallTest):
