@@ -355,8 +355,7 @@ def _remove_snapshot(snapshot: SnapSpec) -> None:
                 volume.unprotect_snap(snapshot.name)
         except rbd.ImageBusy as error:
             volume.set_snap(snapshot.name)
-            clones = [f'{pool}/{name}'
-                      for pool, name in volume.list_children()]
+            clones = [str(clone) for clone in _children(volume)]
             raise exception.CephError(
                 action=f'remove the snapshot {snapshot}',
                 reason=f'it has the clones '
@@ -466,12 +465,13 @@ def snapshots_in(pool: str) -> dict[ImageSpec, list[str]]:
 def children(snapshot: SnapSpec) -> list[ImageSpec]:
     """List the clones of a snapshot, in the pools that the user may see.
 
+    A clone in the trash is among them, by the name that it had.
+
     :raises CephError: Ceph does not tell
     """
     def clones() -> list[ImageSpec]:
         with _opened(snapshot.image, snapshot.name) as volume:
-            return [ImageSpec(pool, name)
-                    for pool, name in volume.list_children()]
+            return _children(volume)
 
     return call(f'list the clones of {snapshot}', clones)
 
@@ -602,14 +602,65 @@ def remove_image(image: ImageSpec) -> None:
 
 
 def _delete_image(image: ImageSpec, on_progress: OnProgress) -> None:
-    with contextlib.suppress(rbd_utils.rbd.ImageNotFound):
-        # For an image that does not exist, removal needs rights too.
-        with _opened(image, read_only=True):
-            pass
-        _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
-        with _client(image.pool) as client:
-            rbd_utils.rbd.RBD().remove(client.ioctx, image.name,
+    rbd = rbd_utils.rbd
+    try:
+        with _opened(image, read_only=True) as volume:
+            image_id = volume.id()
+    except rbd.ImageNotFound:
+        _delete_rest(image, on_progress)
+        return
+    _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
+    with _client(image.pool) as client:
+        # Somebody else may remove it now.
+        with contextlib.suppress(rbd.ImageNotFound):
+            rbd.RBD().remove(client.ioctx, image.name,
+                             on_progress=on_progress)
+        # Ceph's option rbd_move_to_trash_on_remove leaves it there.
+        if image_id in [entry['id'] for entry in _trashed(client, image)]:
+            rbd.RBD().trash_remove(client.ioctx, image_id, force=True,
+                                   on_progress=on_progress)
+
+
+def _delete_rest(image: ImageSpec, on_progress: OnProgress) -> None:
+    """Remove what is left of an image that can't be opened, if anything is.
+
+    librbd adds the name of an image before it creates the image. It moves an
+    image into the trash before it removes the objects, and detaches it from
+    its parent last. RBD.remove() goes on from either state: librbd's
+    api/Image.cc, Image<I>::remove. Images that are kept in the trash are
+    listed there.
+    """
+    rbd = rbd_utils.rbd
+    with _client(image.pool) as client:
+        try:
+            with contextlib.suppress(rbd.ImageNotFound):
+                rbd.RBD().remove(client.ioctx, image.name,
+                                 on_progress=on_progress)
+        except rbd.PermissionError:
+            # Ceph wants the right even if there is nothing to remove. It lists
+            # what it has begun to create or to remove.
+            if image.name in rbd.RBD().list(client.ioctx):
+                raise
+        for entry in _trashed(client, image):
+            # An image that Glance has deleted is no clone, and stays there.
+            if entry['source'] == 'USER' and _is_clone(client, entry['id']):
+                rbd.RBD().trash_remove(client.ioctx, entry['id'], force=True,
                                        on_progress=on_progress)
+
+
+def _trashed(client: ty.Any, image: ImageSpec) -> list[dict[str, ty.Any]]:
+    """List the images in the trash that had the name of an image."""
+    return [entry for entry in rbd_utils.rbd.RBD().trash_list(client.ioctx)
+            if entry['name'] == image.name]
+
+
+def _is_clone(client: ty.Any, image_id: str) -> bool:
+    rbd = rbd_utils.rbd
+    with contextlib.suppress(rbd.ImageNotFound), rbd.Image(
+            client.ioctx, image_id=image_id, read_only=True) as volume:
+        volume.parent_info()
+        return True
+    return False
 
 
 def finish_image(image: ImageSpec) -> SnapSpec:
@@ -646,6 +697,11 @@ def qemu_options(snapshot: SnapSpec) -> dict[str, str]:
 
 def _names(volume: ty.Any) -> list[str]:
     return [snapshot['name'] for snapshot in volume.list_snaps()]
+
+
+def _children(volume: ty.Any) -> list[ImageSpec]:
+    return [ImageSpec(child['pool'], child['image'])
+            for child in volume.list_children2()]
 
 
 def _client(pool: str) -> ty.Any:

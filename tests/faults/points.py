@@ -536,6 +536,8 @@ RECOVERY = {
     ),
     (RBD_DIRECT, COPYING): (
         Point('before the clone is removed', f'{CEPH}remove_image', BEFORE),
+        Point('the clone is being removed', f'{CEPH}_delete_image', DURING,
+              delay=0.05),
         Point('the clone is removed', f'{CEPH}remove_image'),
         *RBD_REMOVED,
         Point('the RBD snapshot is removed from the journal',

@@ -2,9 +2,13 @@
 
 import contextlib
 import dataclasses
+import signal
+import subprocess
+import sys
 from unittest import mock
 import uuid
 
+from devcloud import wait
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.storage import rbd_utils
@@ -16,12 +20,14 @@ from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext import read
+from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import rbd_clone
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.snapshot import direct
 from nova_snapext.upload import location
 from tests.functional import base as functional_base
 from tests.functional.ceph import base
+from tests.functional.ceph import cluster
 from tests.functional.strategies import contract
 
 BEFORE, AFTER = contract.BEFORE, contract.AFTER
@@ -336,8 +342,145 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         self.assertIn('Glance is down', str(error))
 
 
+# Removes an image, and is killed when librbd begins with the objects.
+KILLED_REMOVAL = """
+import os, signal, sys
+import rados, rbd
+configuration, pool, name = sys.argv[1:]
+with rados.Rados(conffile=configuration) as client, \\
+        client.open_ioctx(pool) as pool:
+    rbd.RBD().remove(pool, name, on_progress=lambda *_: os.kill(
+        os.getpid(), signal.SIGKILL))
+"""
+
+
 class RemovalTest(base.CephTestCase):
     """The removal of an image in Glance's pool."""
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.empty_trash)
+
+    def empty_trash(self):
+        with self.cluster.pool('images') as pool:
+            for entry in rbd_utils.rbd.RBD().trash_list(pool):
+                rbd_utils.rbd.RBD().trash_remove(pool, entry['id'], True)
+
+    def trash(self):
+        with self.cluster.pool('images') as pool:
+            return [(entry['name'], entry['source'])
+                    for entry in rbd_utils.rbd.RBD().trash_list(pool)]
+
+    def cloned(self):
+        """Create a clone that has no data of its own, of many objects.
+
+        :returns: the snapshot that it needs, and the clone
+        """
+        parent = ceph.ImageSpec('vms', f'{uuid.uuid4()}_disk')
+        self.cluster.create(parent, DISK_SIZE, order=16)
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        self.cluster.clone(parent, image)
+        return ceph.SnapSpec(parent, 'snap'), image
+
+    def removed(self, remove, argument):
+        """Wait until something can be removed.
+
+        Ceph forgets only later that a client which was killed has used it.
+        """
+        def is_removed():
+            try:
+                remove(argument)
+            except exception.CephError as error:
+                self.assertIsInstance(error.__cause__,
+                                      rbd_utils.rbd.ImageBusy)
+                return False
+            return True
+
+        wait.until(f'{argument} is removed', is_removed,
+                   cluster.FORGET_TIMEOUT)
+
+    def assert_removed(self, snapshot, image):
+        self.assertNotIn(image.name, self.cluster.images('images'))
+        self.assertEqual([], self.trash())
+        ceph.remove_snapshot(snapshot)
+        self.assertEqual([], self.snapshots(snapshot.image))
+
+    def kill_removal(self, image):
+        ended = subprocess.run(
+            [sys.executable, '-c', KILLED_REMOVAL,
+             str(self.cluster.configuration), image.pool, image.name],
+            check=False)
+        self.assertEqual(-signal.SIGKILL, ended.returncode)
+        # Ceph still lists the image, and does not open it.
+        self.assertIn(image.name, self.cluster.images('images'))
+        with self.assertRaises(rbd_utils.rbd.ImageNotFound), \
+                self.cluster.image(image):
+            pass
+
+    def test_removal_that_was_killed_is_finished(self):
+        snapshot, image = self.cloned()
+        self.kill_removal(image)
+        self.assertEqual([image], ceph.children(snapshot))
+        self.removed(ceph.remove_image, image)
+        self.assert_removed(snapshot, image)
+
+    def test_clone_in_the_trash_goes_with_a_lost_snapshot(self):
+        snapshot, image = self.cloned()
+        self.kill_removal(image)
+        self.removed(rbd_leftovers.remove, snapshot)
+        self.assert_removed(snapshot, image)
+
+    def test_clone_whose_creation_was_killed_is_removed(self):
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        self.cluster.create(image, DISK_SIZE)
+        with self.cluster.image(image) as opened:
+            header = f'rbd_header.{opened.id()}'
+        with self.cluster.pool('images') as pool:
+            pool.remove_object(header)
+        ceph.remove_image(image)
+        self.assertNotIn(image.name, self.cluster.images('images'))
+        self.assertEqual([], self.trash())
+
+    def test_clone_is_removed_where_ceph_keeps_what_is_removed(self):
+        rbd = rbd_utils.rbd.RBD()
+        option = 'conf_rbd_move_to_trash_on_remove'
+        with self.cluster.pool('images') as pool:
+            rbd.pool_metadata_set(pool, option, 'true')
+        try:
+            snapshot, image = self.cloned()
+            ceph.remove_image(image)
+            self.assert_removed(snapshot, image)
+        finally:
+            with self.cluster.pool('images') as pool:
+                rbd.pool_metadata_remove(pool, option)
+
+    def trashed(self, image):
+        with self.cluster.pool('images') as pool:
+            rbd_utils.rbd.RBD().trash_move(pool, image.name)
+
+    def test_clone_that_ceph_has_kept_in_the_trash_is_removed(self):
+        snapshot, image = self.cloned()
+        self.trashed(image)
+        ceph.remove_image(image)
+        self.assert_removed(snapshot, image)
+
+    def test_image_that_glance_has_deleted_stays_in_the_trash(self):
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        self.cluster.create(image, DISK_SIZE)
+        self.trashed(image)
+        ceph.remove_image(image)
+        self.assertEqual([(image.name, 'USER')], self.trash())
+
+    def test_user_without_the_right_to_write_has_nothing_to_remove(self):
+        _snapshot, image = self.cloned()
+        self.use_user('reader')
+        ceph.remove_image(ceph.ImageSpec('images', str(uuid.uuid4())))
+        self.kill_removal(image)
+        error = self.assertRaises(
+            exception.CephError, ceph.remove_image, image)
+        self.assertTrue(ceph.is_forbidden(error))
+        self.use_user('nova')
+        self.removed(ceph.remove_image, image)
 
     def test_removal_takes_as_long_as_the_size_of_the_image_wants(self):
         image = ceph.ImageSpec('images', str(uuid.uuid4()))
