@@ -133,11 +133,13 @@ class RbdClone(journal.Resource):
                 self._flatten.cancel()
             ceph.remove_image(self.spec)
         except exception.CephError as error:
+            snapshot = ceph.SnapSpec(self.spec, ceph.IMAGE_SNAPSHOT)
             raise self._failed(
                 f'{error} Until it is removed, the disk\'s snapshot and the '
-                f'disk can\'t be removed either. By hand: "rbd snap purge '
-                f'{self.spec}" and "rbd rm {self.spec}", if Glance has no '
-                f'image with this id') from error
+                f'disk can\'t be removed either. By hand, if Glance has no '
+                f'image with this id: "rbd snap unprotect {snapshot}" and '
+                f'"rbd snap rm {snapshot}", if "rbd snap ls {self.spec}" '
+                f'lists it, then "rbd rm {self.spec}"') from error
         LOG.debug('%s is removed', self.spec, instance=self._target.instance)
 
     def _delete_image(self) -> None:
