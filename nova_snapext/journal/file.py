@@ -121,20 +121,28 @@ class JournalEntry:
 
     def remove(self, record: JournalRecord) -> None:
         """Remove the record of a released resource, if it is still there."""
+        try:
+            self.remove_for_good(record)
+        except exception.JournalFailed as error:
+            # It does no harm to release the resource again.
+            LOG.warning('%(error)s The journal still records %(kind)s, which '
+                        'is released',
+                        {'error': error, 'kind': record.kind})
+
+    def remove_for_good(self, record: JournalRecord) -> None:
+        """Remove the record of a resource that must not be released again.
+
+        :raises JournalFailed: the file may still have the record
+        """
         if record not in self.records:
             return
         self.records.remove(record)
         try:
             self.write()
         except OSError as error:
-            # It does no harm to release the resource again.
-            LOG.warning('Could not write the journal %(path)s (%(error)s). It '
-                        'still records %(kind)s, which is released',
-                        {'path': self.path, 'error': error,
-                         'kind': record.kind})
-        else:
-            LOG.debug('Journal of instance %(instance)s: removed %(kind)s',
-                      {'instance': self.instance_uuid, 'kind': record.kind})
+            raise directory.failed(error) from error
+        LOG.debug('Journal of instance %(instance)s: removed %(kind)s',
+                  {'instance': self.instance_uuid, 'kind': record.kind})
 
     def write(self, exclusive: bool = False) -> None:
         """Write the file, and return when it is safe on disk.

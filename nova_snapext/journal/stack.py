@@ -40,6 +40,16 @@ class ReleaseStack(contextlib.ExitStack):
         """Remove the record of a resource that is already released."""
         self._entry.remove(self._records.pop(resource))
 
+    def mark_replaced(self, resource: journal_resource.Resource) -> None:
+        """Remove the record of a released resource whose name is used again.
+
+        A second release would remove what has the name then.
+
+        :raises JournalFailed: the journal may still have the record; do not
+            use the name
+        """
+        self._entry.remove_for_good(self._records.pop(resource))
+
     def _release(self, resource: journal_resource.Resource) -> None:
         if resource in self._records:
             resource.release()

@@ -73,6 +73,8 @@ def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
     :returns: whether the image is made, see :func:`wait_until_hashed`. If
         not, nothing is left of it, and the disk has to be streamed
     :raises ReleaseFailed: it is not made, and the clone is left
+    :raises JournalFailed: it is not made, and the journal may still have the
+        clone
     :raises ImageNotFound: the image was deleted
     """
     try:
@@ -168,6 +170,8 @@ class DirectImage:
         :raises DirectImageRefused: it is not possible; nothing is left, and
             the disk can be streamed
         :raises ReleaseFailed: it is not possible, and the clone is left
+        :raises JournalFailed: it is not possible, and the disk must not be
+            streamed: the journal may still have the clone
         :raises ImageNotFound: the image was deleted
         """
         stack = self._making.stack
@@ -184,7 +188,8 @@ class DirectImage:
             except (exception.CephError, exception.LocationRefused) as error:
                 self._token.raise_if_cancelled()
                 clone.release()
-                stack.mark_released(clone)
+                # Glance may keep the streamed image under the same name.
+                stack.mark_replaced(clone)
                 raise self._refused(str(error)) from error
             # From here on the image is the only one that has the data. Nobody
             # may delete it, whatever happens while Glance still reads it.

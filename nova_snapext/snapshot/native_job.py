@@ -132,7 +132,7 @@ class NativeJob:
                 # on nothing may remove that.
                 self._clone.set_offered(False)
                 self._clone.release()
-                self._stack.mark_released(self._clone)
+                self._stack.mark_replaced(self._clone)
                 self._clone = None
 
         disk.direct_snapshot = recorded

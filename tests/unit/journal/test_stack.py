@@ -38,6 +38,18 @@ class ReleaseStackTest(base.JournalTestCase):
             self.assertEqual([], self.content()['records'])
         self.assertEqual(0, thing.released)
 
+    def test_record_of_a_name_that_is_used_again_has_to_go(self):
+        thing = base.Thing()
+        with journal.new_entry(self.plan_, 'external') as entry, \
+                journal.ReleaseStack(entry) as stack:
+            stack.add(thing)
+            with mock.patch('os.fsync', side_effect=OSError('full')):
+                error = self.assertRaises(
+                    exception.JournalFailed, stack.mark_replaced, thing)
+            self.assertIn('full', str(error))
+        self.assertEqual(0, thing.released)
+        self.assertFalse(os.path.exists(self.path))
+
     def test_resource_that_can_not_be_recorded_is_not_on_the_stack(self):
         def add():
             with journal.new_entry(self.plan_, 'external') as entry, \

@@ -122,8 +122,17 @@ class MakeImageTest(DirectTestCase):
                 action='x', reason='no rights')
             self.assert_streamed('no rights')
             self.clone.release.assert_called_once_with()
-            self.steps.stack.mark_released.assert_called_once_with(self.clone)
+            self.steps.stack.mark_replaced.assert_called_once_with(self.clone)
             step.side_effect = None
+
+    def test_disk_is_not_streamed_while_the_journal_has_the_clone(self):
+        # Glance may keep the streamed image under the same name, and a
+        # recovery would remove its data.
+        self.clone.flatten.side_effect = exception.CephError(
+            action='flatten', reason='r')
+        self.steps.stack.mark_replaced.side_effect = exception.JournalFailed(
+            path='p', reason='full')
+        self.assertRaises(exception.JournalFailed, self.make)
 
     def test_location_that_glance_refuses_leaves_it_to_be_streamed(self):
         for step in (self.glance.add, self.glance.wait_until_active):
@@ -164,7 +173,7 @@ class MakeImageTest(DirectTestCase):
         self.clone.release.side_effect = exception.ReleaseFailed(
             instance='i', reason='r')
         self.assertRaises(exception.ReleaseFailed, self.make)
-        self.steps.stack.mark_released.assert_not_called()
+        self.steps.stack.mark_replaced.assert_not_called()
 
     def test_cancellation_leaves_the_release_to_the_stack(self):
         cause = nova_exception.ImageNotFound(image_id='i')
