@@ -47,6 +47,9 @@ UNREACHABLE = (*glance.CONNECTION_ERRORS,
                glanceclient.exc.HTTPInternalServerError,
                nova_exception.GlanceConnectionFailed)
 
+# All errors of a request. See _is_unanswered().
+REQUEST_ERRORS = (*UNREACHABLE, glanceclient.exc.HTTPException)
+
 
 class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
     """One image in Glance that gets its data by a location.
@@ -119,15 +122,15 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             except glanceclient.exc.HTTPNotFound as error:
                 raise nova_exception.ImageNotFound(
                     image_id=self._image_id) from error
-            except UNREACHABLE as error:
-                last: Exception = error
-                LOG.debug('Attempt %(number)d to add a location to image '
-                          '%(image)s got no answer: %(error)s',
-                          {'number': attempt, 'image': self._image_id,
-                           'error': error})
-                self._token.wait(POLL_INTERVAL)
-                continue
-            except glanceclient.exc.HTTPException as error:
+            except REQUEST_ERRORS as error:
+                if _is_unanswered(error):
+                    last: Exception = error
+                    LOG.debug('Attempt %(number)d to add a location to image '
+                              '%(image)s got no answer: %(error)s',
+                              {'number': attempt, 'image': self._image_id,
+                               'error': error})
+                    self._token.wait(POLL_INTERVAL)
+                    continue
                 # Glance refuses a location that it has already, with a code
                 # that depends on its release. So it may have got an attempt
                 # whose answer was lost.
@@ -194,8 +197,8 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         while True:
             try:
                 image, task = self._state()
-            except UNREACHABLE as error:
-                if watch.elapsed() > limit:
+            except REQUEST_ERRORS as error:
+                if not _is_unanswered(error) or watch.elapsed() > limit:
                     raise
                 self._log_unreachable(error)
             else:
@@ -224,7 +227,9 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
         while True:
             try:
                 image, task = self._state()
-            except UNREACHABLE as error:
+            except REQUEST_ERRORS as error:
+                if not _is_unanswered(error):
+                    raise
                 self._log_unreachable(error)
             else:
                 if task is None or task['status'] not in UNFINISHED:
@@ -260,6 +265,16 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
     def _refused(self, reason: object) -> exception.LocationRefused:
         return exception.LocationRefused(
             image=self._image_id, reason=str(reason))
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Return whether an error does not tell if Glance got the request.
+
+    glanceclient has no class for a status such as 504, by which a proxy says
+    that it has waited for too long.
+    """
+    return (isinstance(error, UNREACHABLE) or
+            type(error) is glanceclient.exc.HTTPException)
 
 
 def is_hashed_now(connected: client.ImageRequests) -> bool:
