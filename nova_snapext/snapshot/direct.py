@@ -125,6 +125,25 @@ def wait_until_hashed(plan: planning.Plan, token: cancel.CancelToken) -> None:
                     instance=plan.instance)
 
 
+def may_be_taken_over(plan: planning.Plan) -> bool:
+    """Return whether Glance may have the data that it was offered.
+
+    It waits for the end of a task that takes it over.
+    """
+    with location.LocatedImage(
+            plan.context, plan.image_id, cancel.CancelToken()) as image:
+        try:
+            return image.is_taken_over()
+        except nova_exception.ImageNotFound:
+            return False
+        except Exception as error:
+            LOG.warning('It is not known whether Glance has the data of image '
+                        '%(image)s: %(error)s',
+                        {'image': plan.image_id, 'error': error},
+                        instance=plan.instance)
+            return True
+
+
 class DirectImage:
     """The image of one snapshot, made inside Ceph.
 

@@ -124,6 +124,14 @@ class NativeJob:
         def cleaned_up(location: dict[str, str] | None,
                        also_destroy_volume: bool = False,
                        ignore_errors: bool = False) -> None:
+            # The answer to Nova's registration may be lost. The stack deletes
+            # the image before its data.
+            if also_destroy_volume and location and self._clone and (
+                    worker.run(direct.may_be_taken_over, self._plan)):
+                raise exception.ImageNotVerified(
+                    image=self._plan.image_id,
+                    reason='Nova could not register its data in Ceph, and '
+                           'Glance may have the data all the same')
             cleanup(location, also_destroy_volume=also_destroy_volume,
                     ignore_errors=ignore_errors)
             if also_destroy_volume and self._clone and self._stack:

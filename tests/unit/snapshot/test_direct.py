@@ -217,6 +217,22 @@ class MakeImageTest(DirectTestCase):
                 direct.wait_until_hashed(self.plan(), self.token)
 
 
+class MayBeTakenOverTest(DirectTestCase):
+
+    def test_glance_that_does_not_tell_may_have_it(self):
+        for error in (exception.ImageNotVerified(image='i', reason='r'),
+                      OSError(5, 'EIO')):
+            self.glance.is_taken_over.side_effect = error
+            with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
+                self.assertTrue(direct.may_be_taken_over(self.plan()))
+
+    def test_deleted_or_empty_image_does_not_have_it(self):
+        self.glance.is_taken_over.side_effect = [
+            False, nova_exception.ImageNotFound(image_id='i')]
+        for _ in range(2):
+            self.assertFalse(direct.may_be_taken_over(self.plan()))
+
+
 class CheckTest(DirectTestCase):
 
     def test_pool_that_the_user_may_not_write_to_is_known_before(self):

@@ -97,6 +97,8 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
         self.parent_pool.return_value = self.POOL
         self.removed_image = self.patch(ceph, 'remove_image')
         self.removed_snapshot = self.patch(ceph, 'remove_snapshot')
+        self.taken_over = self.patch(direct, 'may_be_taken_over')
+        self.taken_over.return_value = False
         self.location_error = None
         self.image_format = 'raw'
         self.recorded = []
@@ -113,10 +115,17 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
                 raise self.location_error
         except (nova_exception.ImageUnacceptable,
                 nova_exception.Forbidden):
-            disk.cleanup_direct_snapshot(
-                {'url': url} if url else None, also_destroy_volume=True,
-                ignore_errors=True)
+            self.clean_up(disk, url)
             self.recorded.append('converted')
+        except Exception:
+            self.clean_up(disk, url)
+            raise
+
+    @staticmethod
+    def clean_up(disk, url):
+        disk.cleanup_direct_snapshot(
+            {'url': url} if url else None, also_destroy_volume=True,
+            ignore_errors=True)
 
     def fails(self, error):
         return self.assertRaises(error, self.snapshot)
@@ -158,14 +167,24 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
                  ceph.ImageSpec('vms', 'i_disk'), self.NAME))],
             steps.mock_calls)
 
-    def test_failed_registration_deletes_the_image_before_its_data(self):
-        self.location_error = glanceclient.exc.HTTPForbidden()
-        steps = mock.Mock()
-        steps.attach_mock(self.discard, 'discard')
-        steps.attach_mock(self.removed_image, 'remove')
-        self.fails(glanceclient.exc.HTTPForbidden)
-        self.assertEqual(['discard', 'remove'],
-                         [name for name, _, _ in steps.mock_calls][:2])
+    def test_failed_registration_leaves_no_data(self):
+        self.location_error = glanceclient.exc.HTTPConflict()
+        self.fails(glanceclient.exc.HTTPConflict)
+        self.nova_cleanup.assert_called_once()
+        self.removed_image.assert_called_once()
+
+    def test_image_that_glance_may_have_is_deleted_before_its_data(self):
+        self.taken_over.return_value = True
+        for self.location_error in (glanceclient.exc.CommunicationError(),
+                                    nova_exception.Forbidden()):
+            steps = mock.Mock()
+            steps.attach_mock(self.discard, 'discard')
+            steps.attach_mock(self.removed_image, 'remove')
+            self.fails(exception.ImageNotVerified)
+            self.nova_cleanup.assert_not_called()
+            self.assertEqual([], self.recorded)
+            self.assertEqual(['discard', 'remove'],
+                             [name for name, _, _ in steps.mock_calls][:2])
 
     def test_image_that_nova_fills_in_another_way_is_kept(self):
         self.location_error = nova_exception.Forbidden()
