@@ -201,17 +201,22 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         # Nova can't delete a disk that has snapshots. A disk without the
         # snapshot that is being read would seem to be empty: the deletion
         # cancels such a snapshot first.
-        if instance.task_state != task_states.RESIZE_REVERTING:
-            has_ended = self.gate.wait_until_idle(
-                instance.uuid, CANCEL_TIMEOUT)
-            if not has_ended:
-                LOG.warning('The snapshot of the deleted instance has not '
-                            'ended within %s seconds. Until then Nova can\'t '
-                            'delete the disk', CANCEL_TIMEOUT,
-                            instance=instance)
-            compat.tpool_wrap(rbd_leftovers.remove_of_instance)(
-                instance.uuid, in_progress=not has_ended)
+        if instance.task_state == task_states.RESIZE_REVERTING:
+            super()._cleanup_rbd(instance)
+            return
+        has_ended = self.gate.wait_until_idle(instance.uuid, CANCEL_TIMEOUT)
+        if not has_ended:
+            LOG.warning('The snapshot of the deleted instance has not ended '
+                        'within %s seconds. Nova can\'t delete the disk '
+                        'before: it is deleted when the snapshot has ended',
+                        CANCEL_TIMEOUT, instance=instance)
+        compat.tpool_wrap(rbd_leftovers.remove_of_instance)(
+            instance.uuid, in_progress=not has_ended)
         super()._cleanup_rbd(instance)
+        # Other tasks create a disk of the same name again.
+        if not has_ended and instance.task_state == task_states.DELETING:
+            self.gate.call_when_idle(
+                instance.uuid, self._cleanup_rbd, instance)
 
     def _root_disk(self, instance: objects.Instance, *args: ty.Any,
                    **kwargs: ty.Any) -> imagebackend.Image:

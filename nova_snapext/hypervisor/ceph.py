@@ -228,6 +228,15 @@ def is_forbidden(error: exception.CephError) -> bool:
         errno.EPERM, errno.EACCES)
 
 
+def is_in_use(error: BaseException) -> bool:
+    """Return whether a request has failed because an image is in use.
+
+    A client that was killed uses it until Ceph forgets that client.
+    """
+    return (isinstance(error, exception.CephError) and
+            isinstance(error.__cause__, rbd_utils.rbd.ImageBusy))
+
+
 def check_writable(pool: str) -> None:
     """Check that Nova's user may write to a pool, and change nothing.
 

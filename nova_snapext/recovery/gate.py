@@ -222,17 +222,35 @@ class InstanceGate:
             self._changed.wait_for(lambda: not left(), timeout)
             return sorted(left())
 
-    def wait_until_idle(self, uuid: str, timeout: float) -> bool:
+    def wait_until_idle(self, uuid: str, timeout: float | None) -> bool:
         """Wait for the end of a snapshot or recovery in progress.
 
         :param uuid: uuid of the instance
-        :param timeout: in seconds
+        :param timeout: in seconds; None: until it ends
         :returns: whether none is in progress then
         """
         with self._changed:
             return self._changed.wait_for(
                 lambda: uuid not in self._snapshots | self._recoveries,
                 timeout)
+
+    def call_when_idle(self, uuid: str, function: Callable[..., object],
+                            *args: ty.Any) -> None:
+        """Call a function in the background when nothing is in progress.
+
+        :param uuid: uuid of the instance
+        :param function: called once; its error is logged
+        """
+        def call() -> None:
+            self.wait_until_idle(uuid, None)
+            try:
+                function(*args)
+            except Exception:
+                # Nobody waits for this thread.
+                LOG.exception('What had to wait for the end of a snapshot '
+                              'of instance %s has failed', uuid)
+
+        _spawn(call)
 
     def call_after_recovery(self, uuid: str, function: Callable[..., object],
                             *args: ty.Any) -> None:

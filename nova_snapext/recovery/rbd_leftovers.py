@@ -22,7 +22,9 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 from oslo_utils import uuidutils
+import tenacity
 
+from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
@@ -32,6 +34,17 @@ from nova_snapext.resources import rbd_snapshot
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
+
+#: Kinds of the records of snapshots inside Ceph.
+SNAPSHOT_KINDS = (rbd_snapshot.RbdSnapshot.kind,
+                  rbd_snapshot.NovaRbdSnapshot.kind)
+
+# Seconds after which an OSD has forgotten a client that was killed, and some
+# more: Ceph's osd_client_watch_timeout is 30.
+FORGET_TIMEOUT = 40
+
+# Seconds between two attempts to remove what such a client has used.
+RETRY_INTERVAL = 5
 
 
 def find(driver: libvirt_driver.LibvirtDriver,
@@ -84,8 +97,7 @@ def _in_journal(entries: Iterable[journal.JournalEntry]) -> set[str]:
     """Return the names of the snapshots that entries of the journal have."""
     return {record.data.get('snapshot', '') for entry in entries
             for record in entry.records
-            if record.kind in (rbd_snapshot.RbdSnapshot.kind,
-                               rbd_snapshot.NovaRbdSnapshot.kind)}
+            if record.kind in SNAPSHOT_KINDS}
 
 
 def _is_here(image: ceph.ImageSpec) -> bool:
@@ -97,18 +109,54 @@ def _is_here(image: ceph.ImageSpec) -> bool:
     :raises Exception: Nova does not tell
     """
     uuid = image.name.removesuffix(ceph.DISK_SUFFIX)
-    if not uuidutils.is_uuid_like(uuid):
-        return False
+    return uuidutils.is_uuid_like(uuid) and _instance_here(uuid) is not None
+
+
+def _instance_here(uuid: str) -> objects.Instance | None:
+    """Return an instance that is on this host, or was deleted here.
+
+    :raises Exception: Nova does not tell
+    """
     try:
         instance = objects.Instance.get_by_uuid(
             nova_context.get_admin_context(read_deleted='yes'), uuid,
             expected_attrs=[])
     except nova_exception.InstanceNotFound:
         LOG.debug('Instance %s is not known in this cell', uuid)
-        return False
+        return None
     # A shelved instance is on no host, and neither is one deleted after that.
-    return bool(instance.host == CONF.host or
-                (instance.deleted and instance.host is None))
+    if (instance.host == CONF.host or
+            (instance.deleted and instance.host is None)):
+        return instance
+    return None
+
+
+def delete_disks_of_deleted(driver: libvirt_driver.LibvirtDriver,
+                            uuid: str) -> None:
+    """Delete the disks of an instance that Nova has deleted here.
+
+    Nova could not delete a disk that had a snapshot of ours, and does not try
+    again. What can't be deleted is logged.
+
+    :param uuid: uuid of an instance of which no snapshot of ours is left
+    """
+    if not _is_used():
+        return
+    try:
+        instance = _instance_here(uuid)
+        if instance is not None and instance.deleted:
+            LOG.info('The disks of the instance are deleted again: Nova has '
+                     'deleted it while a snapshot of ours was left',
+                     instance=instance)
+            libvirt_driver.LibvirtDriver._cleanup_rbd(driver, instance)
+    except Exception as error:
+        # Such as those of RabbitMQ, of the conductor and of the database.
+        LOG.error('%(image)s of instance %(instance)s may stay in Ceph: '
+                  '%(error)s. If Nova has deleted the instance, remove the '
+                  'disk with "rbd rm %(image)s"',
+                  {'image': ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
+                                           f'{uuid}{ceph.DISK_SUFFIX}'),
+                   'instance': uuid, 'error': error})
 
 
 def remove(snapshot: ceph.SnapSpec) -> None:
@@ -124,12 +172,26 @@ def remove(snapshot: ceph.SnapSpec) -> None:
             raise exception.CephError(
                 action=f'remove the snapshot {snapshot}',
                 reason=f'its clone {clone} is not one of nova-snapext')
-        ceph.remove_image(clone)
+        _remove_clone(clone)
         LOG.warning('%s, an image that an interrupted snapshot has left '
                     'incomplete, is removed', clone)
     ceph.remove_snapshot(snapshot)
     LOG.warning('%s, which an interrupted snapshot has left, is removed',
                 snapshot)
+
+
+def _remove_clone(clone: ceph.ImageSpec) -> None:
+    """Remove a clone, as soon as Ceph has forgotten a killed client.
+
+    :raises CephError: it can't be removed
+    """
+    tenacity.Retrying(
+        retry=tenacity.retry_if_exception(ceph.is_in_use),
+        stop=tenacity.stop_after_delay(FORGET_TIMEOUT),
+        wait=tenacity.wait_fixed(RETRY_INTERVAL),
+        # Of native threads, also under eventlet.
+        sleep=tenacity.sleep_using_event(cancel.native_threading().Event()),
+        reraise=True)(ceph.remove_image, clone)
 
 
 def _is_used() -> bool:

@@ -24,6 +24,7 @@ from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext import plan as planning
+from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import image
 from nova_snapext.resources import overlay
 from nova_snapext.resources import trial_guest
@@ -96,6 +97,8 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
     LOG.log(driver.failure_log.level(
         entry.instance_uuid, text, logging.WARNING), '%s', text,
         instance=instance)
+    in_ceph = any(record.kind in rbd_leftovers.SNAPSHOT_KINDS
+                  for record in entry.records)
     target = planning.Target(
         context=context or nova_context.get_admin_context(),
         instance=instance, disk=entry.disk, image_id=entry.image_id)
@@ -108,6 +111,8 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
             blocks_start=any(record.blocks_start for record in entry.records))
     driver.failure_log.forget(entry.instance_uuid)
     LOG.info('The interrupted snapshot is cleaned up', instance=instance)
+    if in_ceph and isinstance(instance, planning.UnknownInstance):
+        rbd_leftovers.delete_disks_of_deleted(driver, entry.instance_uuid)
 
 
 def ensure_recovered(driver: libvirt_driver.LibvirtDriver,

@@ -21,7 +21,8 @@ class DeletionTest(base.TestCase):
         self.steps = mock.Mock()
         for owner, name in ((nova_driver.LibvirtDriver, '_cleanup_rbd'),
                             (rbd_leftovers, 'remove_of_instance'),
-                            (self.driver.gate, 'wait_until_idle')):
+                            (self.driver.gate, 'wait_until_idle'),
+                            (self.driver.gate, 'call_when_idle')):
             self.steps.attach_mock(self.useFixture(
                 fixtures.MockPatchObject(owner, name)).mock, name)
         self.steps.wait_until_idle.return_value = True
@@ -43,10 +44,32 @@ class DeletionTest(base.TestCase):
     def test_snapshot_that_is_still_read_is_not_removed(self):
         # What is read of it then would be zeros, in an image that looks good.
         self.steps.wait_until_idle.return_value = False
-        self.assertEqual(['wait_until_idle', 'remove_of_instance',
-                          '_cleanup_rbd'], self.delete())
+        self.delete()
         self.steps.remove_of_instance.assert_called_once_with(
             self.instance_uuid, in_progress=True)
+
+    def test_disk_is_deleted_when_a_snapshot_that_takes_long_has_ended(self):
+        # Nova gives up after a minute, and does not try again.
+        self.steps.wait_until_idle.return_value = False
+        self.assertEqual(['wait_until_idle', 'remove_of_instance',
+                          '_cleanup_rbd', 'call_when_idle'],
+                         self.delete())
+        uuid, function, instance = (
+            self.steps.call_when_idle.call_args.args)
+        self.assertEqual(self.instance_uuid, uuid)
+        self.steps.reset_mock()
+        self.steps.wait_until_idle.return_value = True
+        function(instance)
+        self.assertEqual(['wait_until_idle', 'remove_of_instance',
+                          '_cleanup_rbd'],
+                         [name for name, _, _ in self.steps.mock_calls])
+        self.steps.remove_of_instance.assert_called_once_with(
+            uuid, in_progress=False)
+
+    def test_disk_that_another_task_creates_again_is_not_deleted_later(self):
+        self.steps.wait_until_idle.return_value = False
+        self.assertNotIn('call_when_idle',
+                         self.delete(task_states.REBUILDING))
 
     def test_volume_is_removed_when_nobody_reads_it(self):
         self.steps.attach_mock(self.useFixture(fixtures.MockPatchObject(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import signal
+import subprocess
+import sys
 from unittest import mock
 import uuid
 
@@ -16,6 +19,17 @@ from nova_snapext.strategies import native
 from tests.functional.ceph import base
 
 CONF = conf.CONF
+
+
+# Uses an image, and is killed.
+KILLED_USER = """
+import os, signal, sys
+import rados, rbd
+configuration, pool, name = sys.argv[1:]
+with rados.Rados(conffile=configuration) as client, \\
+        client.open_ioctx(pool) as pool, rbd.Image(pool, name):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class LeftoversTest(base.CephTestCase):
@@ -168,6 +182,37 @@ class LeftoversTest(base.CephTestCase):
         rbd_leftovers.remove_of_instance(
             plan.instance.uuid, in_progress=False)
         self.assert_deletable(plan)
+
+    def test_deletion_outlasts_the_use_by_a_client_that_was_killed(self):
+        plan = self.guest(self.cloned_rbd(1))
+        lost = self.snapshot_of(plan)
+        image = ceph.ImageSpec('images', str(uuid.uuid4()))
+        ceph.protect(lost.spec)
+        ceph.clone(lost.spec, image)
+        ended = subprocess.run(
+            [sys.executable, '-c', KILLED_USER,
+             str(self.cluster.configuration), image.pool, image.name],
+            check=False)
+        self.assertEqual(-signal.SIGKILL, ended.returncode)
+        error = self.assertRaises(
+            exception.CephError, ceph.remove_image, image)
+        self.assertTrue(ceph.is_in_use(error))
+        rbd_leftovers.remove_of_instance(
+            plan.instance.uuid, in_progress=False)
+        self.assertNotIn(image.name, self.cluster.images('images'))
+        self.assert_deletable(plan)
+
+    def test_disk_of_a_deleted_instance_is_deleted_by_nova_s_code(self):
+        disk = ceph.image_of(self.rbd())
+        uuid_ = disk.name.removesuffix('_disk')
+        for host, left in (('other', True), (CONF.host, False)):
+            with mock.patch.object(
+                    objects.Instance, 'get_by_uuid',
+                    return_value=objects.Instance(
+                        uuid=uuid_, host=host, deleted=True,
+                        task_state=None)):
+                rbd_leftovers.delete_disks_of_deleted(self.driver, uuid_)
+            self.assertEqual(left, disk.name in self.cluster.images('vms'))
 
     def test_snapshot_in_progress_outlives_what_is_older(self):
         plan = self.guest(self.rbd())

@@ -39,6 +39,16 @@ class ExclusiveTest(base.RecoveryTestCase):
                 exception.SnapshotInProgress,
                 self.driver.gate.ensure_recovered, None, self.instance_)
 
+    def test_function_is_called_when_the_snapshot_has_ended(self):
+        called = threading.Event()
+        function = mock.Mock(side_effect=lambda _disk: called.set())
+        with self.driver.gate.exclusive(self.instance_.uuid):
+            self.driver.gate.call_after_snapshot(
+                self.instance_.uuid, function, 'disk')
+            self.assertFalse(called.wait(0.05))
+        self.assertTrue(called.wait(60))
+        function.assert_called_once_with('disk')
+
 
 class SlowRecoveryTest(base.RecoveryTestCase):
     """A recovery in the background that takes long."""

@@ -8,9 +8,11 @@ from nova import exception as nova_exception
 import oslo_messaging
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.recovery import gate
+from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.recovery import recover
 from nova_snapext.resources import guest_filesystems
 from nova_snapext import strategies
@@ -52,6 +54,23 @@ class CharmStrategy(strategies.Strategy):
 class RecoverTest(base.RecoveryTestCase):
 
     FILESYSTEMS = ('guest filesystems', {'agent': True})
+
+    def test_disk_in_ceph_of_a_deleted_instance_goes_with_its_snapshot(self):
+        record = ('RBD snapshot', {
+            'pool': 'vms', 'image': 'i_disk',
+            'snapshot': f'snapext-{"0" * 32}'})
+        delete = self.patch(rbd_leftovers, 'delete_disks_of_deleted')
+        self.patch(ceph, 'remove_snapshot')
+        get_instance = self.patch(recover, 'get_instance')
+        get_instance.return_value = self.instance_
+        recover.recover_entry(self.driver, self.leave(record))
+        delete.assert_not_called()
+        get_instance.return_value = planning.UnknownInstance(
+            self.instance_.uuid, 'i')
+        recover.recover_entry(self.driver, self.leave(self.FILESYSTEMS))
+        delete.assert_not_called()
+        recover.recover_entry(self.driver, self.leave(record))
+        delete.assert_called_once_with(self.driver, self.instance_.uuid)
 
     def test_failed_release_does_not_keep_others_from_being_released(self):
         self.leave(('work directory', {'paht': '/'}), self.FILESYSTEMS,
