@@ -53,7 +53,7 @@ def ceph_findings(local: Collection[str] | None) -> Iterator[Finding]:
     yield passed, text
     if not passed:
         return
-    yield from _direct_way()
+    yield from _direct_way(local)
     yield from _snapshots_left(local)
 
 
@@ -94,12 +94,15 @@ def _rights(pool: str) -> Finding:
     return True, f'client.{user} may write to the Ceph pool {pool}'
 
 
-def _direct_way() -> Iterator[Finding]:
+def _direct_way(local: Collection[str] | None) -> Iterator[Finding]:
     """Check whether images can be made inside Ceph.
 
     That nothing speaks for it is no failure: the disks are streamed.
+
+    :param local: uuids of the guests of this host; None if not known
     """
     from nova_snapext import conf
+    from nova_snapext import exception
     options = conf.CONF.snapext
     image_format = conf.CONF.libvirt.snapshot_image_format
     if image_format not in (None, 'raw'):
@@ -113,9 +116,33 @@ def _direct_way() -> Iterator[Finding]:
             'only for disks that are clones of an image, and of guests whose '
             'image tells its location. If Glance keeps its images in this '
             'cluster, set it')
+    try:
+        pools = _parent_pools(local or ())
+    except exception.CephError as error:
+        yield False, str(error)
         return
-    yield _rights(options.rbd_image_pool)
-    yield from _glance()
+    if options.rbd_image_pool:
+        pools.add(options.rbd_image_pool)
+    for pool in sorted(pools):
+        yield _rights(pool)
+    if pools:
+        yield from _glance()
+
+
+def _parent_pools(local: Collection[str]) -> set[str]:
+    """Return the pools of the images that guests' disks are clones of.
+
+    The images of these guests are made there, whatever the options say.
+
+    :param local: uuids of guests
+    :raises CephError: Ceph does not tell
+    """
+    from nova_snapext import conf
+    from nova_snapext.hypervisor import ceph
+    found = {ceph.parent_pool(ceph.ImageSpec(
+        conf.CONF.libvirt.images_rbd_pool, f'{uuid}{ceph.DISK_SUFFIX}'))
+        for uuid in local}
+    return {pool for pool in found if pool is not None}
 
 
 def _glance() -> Iterator[Finding]:

@@ -37,6 +37,7 @@ class CephFindingsTest(base.TestCase):
         self.forbidden = set()
         self.writable = self.patch(ceph, 'check_writable', None)
         self.writable.side_effect = self.check_writable
+        self.parent_pool = self.patch(ceph, 'parent_pool', None)
         self.qemu = self.patch(processutils, 'execute',
                                ('', 'error connecting'))
         self.left = self.patch(rbd_leftovers, 'without_journal', [])
@@ -111,6 +112,26 @@ class CephFindingsTest(base.TestCase):
         self.flags(rbd_image_pool=None, group='snapext')
         self.assertEqual([], self.failures())
         self.assertIn('[snapext]rbd_image_pool', str(self.findings()))
+
+    def test_pool_of_the_image_of_a_disk_is_checked_without_the_option(self):
+        self.flags(rbd_image_pool=None, group='snapext')
+        self.parent_pool.return_value = 'images'
+        self.assertEqual([], self.failures())
+        self.parent_pool.assert_called_with(SNAPSHOT.image)
+        self.forbidden = {'images'}
+        self.assert_fails('client.nova', 'profile rbd pool=images')
+
+    def test_missing_service_token_fails_if_a_disk_is_a_clone(self):
+        self.flags(rbd_image_pool=None, group='snapext')
+        self.service.return_value = 'Nova sends no service token'
+        self.assertEqual([], self.failures())
+        self.parent_pool.return_value = 'images'
+        self.assert_fails('no service token', 'streamed')
+
+    def test_disk_whose_parent_is_not_known_is_a_failure(self):
+        self.parent_pool.side_effect = exception.CephTimeout(
+            action='tell the parent', seconds='60')
+        self.assert_fails('tell the parent')
 
     def test_other_format_makes_the_direct_way_needless(self):
         self.flags(snapshot_image_format='qcow2', group='libvirt')
