@@ -97,6 +97,27 @@ def explain_lost_disk(host: libvirt_host.Host,
         raise cause from error
 
 
+@contextlib.contextmanager
+def explain_deleted_instance(plan: planning.Plan) -> Iterator[None]:
+    """Raise the cause of a read error, if the instance is deleted.
+
+    For a disk that can be read whether the guest runs or not.
+    """
+    try:
+        yield
+    except exception.DiskReadError as error:
+        try:
+            cause = checks.InstanceDeletedCheck(
+                plan.context, plan.instance).run()
+        except Exception as unknown:
+            LOG.warning('Could not check whether the instance is deleted: %s',
+                        unknown, instance=plan.instance)
+            cause = None
+        if cause is None:
+            raise
+        raise cause from error
+
+
 def _end_of_guest(host: libvirt_host.Host,
                   plan: planning.Plan) -> Exception | None:
     try:

@@ -304,6 +304,7 @@ class SnapshotJob:
                 self._published.set_frozen(frozen.frozen_at.isoformat())
                 self._set_task_state(task_state=task_states.IMAGE_UPLOADING)
                 with journal.ReleaseStack(entry) as made, \
+                        self._explain_read_error(plan, frozen), \
                         self._run_upload_checks(plan, space) as on_progress:
                     stored = worker.run(
                         store, plan, frozen, direct.Making(
@@ -364,6 +365,14 @@ class SnapshotJob:
         }, self._token, self._instance) as end:
             yield end
 
+    def _explain_read_error(
+        self, plan: planning.Plan, frozen: strategies.FrozenDisk,
+    ) -> contextlib.AbstractContextManager[None]:
+        if isinstance(frozen, rbd.FrozenRbd):
+            # No QEMU serves it that ends with the guest.
+            return failure.explain_deleted_instance(plan)
+        return failure.explain_lost_disk(self._driver._host, plan)
+
     @contextlib.contextmanager
     def _run_upload_checks(
         self, plan: planning.Plan, space: checks.Check,
@@ -375,8 +384,6 @@ class SnapshotJob:
         shown = progress.UploadProgress(self._instance)
         with contextlib.ExitStack() as stack:
             stack.callback(shown.reset)
-            stack.enter_context(
-                failure.explain_lost_disk(self._driver._host, plan))
             stack.enter_context(checks.run_periodically(
                 {shown: progress.INTERVAL, space: checks.FAST_INTERVAL},
                 self._token, self._instance))

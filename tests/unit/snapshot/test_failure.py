@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
 import gc
 import weakref
 
@@ -10,7 +11,10 @@ from nova import objects
 import oslo_messaging
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import domain
+from nova_snapext.snapshot import direct
+from nova_snapext.strategies import rbd
 from tests.unit import base
 from tests.unit.snapshot import base as snapshot_base
 
@@ -83,7 +87,7 @@ class GoneGuestTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(nova_exception.InstanceNotFound, self.snapshot)
 
 
-class LostDiskTest(snapshot_base.SnapshotTestCase):
+class LostDiskTestCase(snapshot_base.SnapshotTestCase):
 
     def setUp(self):
         super().setUp()
@@ -96,13 +100,16 @@ class LostDiskTest(snapshot_base.SnapshotTestCase):
         watch.__exit__.return_value = None
         self.wait = watch.__enter__.return_value
 
-    def test_guest_shut_off_during_the_upload_is_the_cause(self):
-        self.stream.side_effect = self.shut_off
-        self.assertRaises(exception.GuestStopped, self.snapshot)
-
     def shut_off(self, *_args):
         self.domain.isActive.return_value = 0
         raise exception.DiskReadError(disk='vda', reason='cut')
+
+
+class LostDiskTest(LostDiskTestCase):
+
+    def test_guest_shut_off_during_the_upload_is_the_cause(self):
+        self.stream.side_effect = self.shut_off
+        self.assertRaises(exception.GuestStopped, self.snapshot)
 
     def test_end_that_libvirt_notices_late_is_the_cause(self):
         self.wait.side_effect = lambda _timeout: (
@@ -118,5 +125,36 @@ class LostDiskTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(exception.DiskReadError, self.snapshot)
 
     def test_read_error_is_not_replaced_if_the_guest_can_not_be_checked(self):
+        self.found.side_effect = oslo_messaging.MessagingTimeout()
+        self.assertRaises(exception.DiskReadError, self.snapshot)
+
+
+class LostRbdTest(LostDiskTestCase):
+    """A disk in Ceph, which can be read whether the guest runs or not."""
+
+    def setUp(self):
+        super().setUp()
+        self.patch(direct, 'make_image').return_value = False
+
+    @contextlib.contextmanager
+    def freeze(self, plan, entry):
+        with super().freeze(plan, entry) as frozen:
+            yield rbd.FrozenRbd(
+                uri=frozen.uri, consistency=frozen.consistency,
+                freeze_seconds=frozen.freeze_seconds,
+                frozen_at=frozen.frozen_at, snapshot=ceph.SnapSpec(
+                    ceph.ImageSpec('vms', 'i_disk'), 'snapext-1'))
+
+    def test_guest_shut_off_during_the_upload_is_no_cause(self):
+        self.stream.side_effect = self.shut_off
+        self.assertRaises(exception.DiskReadError, self.snapshot)
+        self.wait.assert_not_called()
+
+    def test_deletion_in_progress_is_the_cause(self):
+        self.found.return_value.task_state = task_states.DELETING
+        self.assertRaises(nova_exception.UnexpectedDeletingTaskStateError,
+                          self.snapshot)
+
+    def test_read_error_is_not_replaced_if_nova_does_not_answer(self):
         self.found.side_effect = oslo_messaging.MessagingTimeout()
         self.assertRaises(exception.DiskReadError, self.snapshot)
