@@ -190,8 +190,8 @@ def _await_change(spec: ImageSpec | SnapSpec) -> None:
             action=f'end an earlier change of {spec}', seconds=f'{timeout:g}')
 
 
-def _call_with_progress(action: str, function: Callable[[OnProgress], None],
-                        changes: ImageSpec) -> None:
+def _call_with_progress(action: str, function: Callable[[OnProgress], _R],
+                        changes: ImageSpec | None = None) -> _R:
     """Run a function of librbd for as long as it makes progress.
 
     Its duration depends on the size of the image.
@@ -218,7 +218,7 @@ def _call_with_progress(action: str, function: Callable[[OnProgress], None],
         if stalled >= CONF.snapext.read_timeout:
             raise exception.CephTimeout(
                 action=action, seconds=f'{stalled:g}')
-    running.result(0)
+    return running.result(0)
 
 
 def is_forbidden(error: exception.CephError) -> bool:
@@ -384,12 +384,14 @@ def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
 
     :returns: the size of the image in bytes, and offset and length of each
         part, in bytes and ascending order
-    :raises CephError: Ceph does not tell
+    :raises CephError: Ceph does not tell, or finds no part for
+        [snapext]read_timeout
     """
-    def diff() -> tuple[int, list[tuple[int, int]]]:
+    def diff(on_progress: OnProgress) -> tuple[int, list[tuple[int, int]]]:
         found: list[tuple[int, int]] = []
 
         def on_part(offset: int, length: int, exists: bool) -> None:
+            on_progress(offset, size)
             if exists:
                 found.append((offset, length))
 
@@ -399,7 +401,7 @@ def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
                                 whole_object=False)
         return size, sorted(found)
 
-    return call(f'list what is allocated of {snapshot}', diff)
+    return _call_with_progress(f'list what is allocated of {snapshot}', diff)
 
 
 def has_one_writer(image: ImageSpec) -> bool:

@@ -123,8 +123,8 @@ class CallTest(base.TestCase):
             self.assertFalse(ceph.is_installed())
 
 
-class RemovalTest(base.TestCase):
-    """The removal of an image, whose duration depends on its size."""
+class LongCallTest(base.TestCase):
+    """Calls whose duration depends on the size of the image."""
 
     def setUp(self):
         super().setUp()
@@ -143,6 +143,22 @@ class RemovalTest(base.TestCase):
 
         with mock.patch.object(ceph, '_delete_image', delete):
             ceph.remove_image(ceph.ImageSpec('images', 'id'))
+
+    def diff_iterate(self, _offset, size, _from, on_part, **_kwargs):
+        next_part = cancel.native_threading().Event()
+        for offset in range(4):
+            next_part.wait(0.8)
+            on_part(offset, 1, offset != 2)
+
+    def test_list_of_what_is_allocated_may_take_long(self):
+        volume = mock.MagicMock(diff_iterate=self.diff_iterate)
+        volume.size.return_value = 4
+        with mock.patch.object(ceph, '_opened') as opened:
+            opened.return_value.__enter__.return_value = volume
+            opened.return_value.__exit__.return_value = None
+            self.assertEqual(
+                (4, [(0, 1), (1, 1), (3, 1)]), ceph.allocated(ceph.SnapSpec(
+                    ceph.ImageSpec('vms', 'disk'), 'name')))
 
     def test_second_removal_waits_for_one_that_makes_no_progress(self):
         image = ceph.ImageSpec('images', 'id')
