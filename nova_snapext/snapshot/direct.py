@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import math
 import typing as ty
 
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.storage import rbd_utils
@@ -39,6 +41,11 @@ LOG = logging.getLogger(__name__)
 # Seconds until Glance has made an image active, or never does: it takes less
 # than one.
 SETTLE_TIMEOUT = 10
+
+# Tasks whose image no task of Nova deletes next. Others: the rotation of a
+# backup, an unshelve, the end of a resize to another cell.
+KEEPING_TASKS = (task_states.IMAGE_SNAPSHOT,
+                 task_states.IMAGE_SNAPSHOT_PENDING)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,18 +106,23 @@ def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
     return True
 
 
-def wait_until_hashed(plan: planning.Plan, token: cancel.CancelToken) -> None:
+def wait_until_hashed(plan: planning.Plan, token: cancel.CancelToken,
+                      task_state: str | None) -> None:
     """Wait until Glance has read a complete image for its digest.
 
-    Nova may delete the image of a backup next. No error fails the snapshot;
-    the log says what is not known.
+    No error fails the snapshot; the log says what is not known.
 
+    :param task_state: Nova's task that the snapshot is part of. A Glance that
+        was restarted never ends; only where Nova may delete the image next,
+        its size is waited for
     :param token: its cancellation ends the wait
     """
     try:
         with location.LocatedImage(
                 plan.context, plan.image_id, token) as image:
-            if not image.wait_until_hashed():
+            if not image.wait_until_hashed(
+                    math.inf if task_state in KEEPING_TASKS
+                    else location.SLOWEST_HASH):
                 LOG.info('Glance has no digest of image %s', plan.image_id,
                          instance=plan.instance)
     except nova_exception.ImageNotFound:

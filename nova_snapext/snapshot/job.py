@@ -108,6 +108,8 @@ class SnapshotJob:
         self._context = context
         self._instance = instance
         self._image_id = image_id
+        # Until Nova's task states of each snapshot replace it.
+        self._task_state = instance.task_state
         self._set_task_state = TaskStates(update_task_state, instance)
         self._token = cancel.CancelToken()
         self._refused_properties: frozenset[str] = frozenset()
@@ -331,7 +333,7 @@ class SnapshotJob:
         self._published.set_phase(published.Phase.HASHING)
         # It may take hours, and needs no thread of its own.
         with self._run_checks():
-            direct.wait_until_hashed(plan, self._token)
+            direct.wait_until_hashed(plan, self._token, self._task_state)
 
     def _describe_image(self, plan: planning.Plan,
                         described: properties.Properties) -> None:

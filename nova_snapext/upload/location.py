@@ -34,8 +34,8 @@ LOG = logging.getLogger(__name__)
 # Seconds between two requests for the image's state.
 POLL_INTERVAL = 2
 
-# Bytes a second that Glance hashes at least, before nobody waits for it any
-# more: a tenth of what it did on a busy machine with one disk.
+#: Bytes a second that Glance hashes at least, before nobody waits for it any
+#: more: a tenth of what it did on a busy machine with one disk.
 SLOWEST_HASH = 4 * 1024 * 1024
 
 # States of Glance's task that is not at its end.
@@ -212,17 +212,20 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             reason=f'its status is {image["status"]}, not active, after '
                    f'{limit:g} seconds')
 
-    def wait_until_hashed(self) -> bool:
+    def wait_until_hashed(self, slowest: float) -> bool:
         """Wait until Glance has read the active image for its digest.
 
         Glance's task is at its end then, and the image can be deleted. An
         image that has no such task, because it was uploaded, is not waited
         for.
 
+        :param slowest: bytes a second that Glance hashes at least, beside
+            [snapext]glance_reset_timeout
         :returns: whether Glance has a digest of the image
         :raises ImageNotFound: the image was deleted
         """
-        limit = float(CONF.snapext.glance_reset_timeout)
+        short = limit = float(CONF.snapext.glance_reset_timeout)
+        is_logged = False
         watch = timeutils.StopWatch().start()
         while True:
             try:
@@ -234,7 +237,15 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             else:
                 if task is None or task['status'] not in UNFINISHED:
                     return image.get('os_hash_value') is not None
-                limit = _hash_limit(image)
+                limit = _hash_limit(image, slowest)
+            if short < watch.elapsed() <= limit and not is_logged:
+                is_logged = True
+                LOG.info(
+                    'Glance still reads image %(image)s for its digest, and '
+                    'the instance is busy until then: for %(seconds)d seconds '
+                    'at most, if Glance was restarted. A restart of '
+                    'nova-compute ends the wait, and keeps the image',
+                    {'image': self._image_id, 'seconds': limit})
             if watch.elapsed() > limit:
                 LOG.warning(
                     'Glance has not finished the digest of image %s. Do not '
@@ -294,10 +305,10 @@ def is_hashed_now(connected: client.ImageRequests) -> bool:
     begun = timeutils.normalize_time(
         timeutils.parse_isotime(f'{task["created_at"].rstrip("Z")}Z'))
     return begun + datetime.timedelta(
-        seconds=_hash_limit(image)) > timeutils.utcnow()
+        seconds=_hash_limit(image, SLOWEST_HASH)) > timeutils.utcnow()
 
 
-def _hash_limit(image: dict[str, ty.Any]) -> float:
+def _hash_limit(image: dict[str, ty.Any], slowest: float) -> float:
     """Return how many seconds Glance may take for an image's digest."""
     return float(CONF.snapext.glance_reset_timeout +
-                 (image.get('size') or 0) / SLOWEST_HASH)
+                 (image.get('size') or 0) / slowest)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import math
 from unittest import mock
 
 import fixtures
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.storage import rbd_utils
@@ -214,7 +216,16 @@ class MakeImageTest(DirectTestCase):
                           server='s', reason='r')):
             self.glance.wait_until_hashed.side_effect = error
             with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
-                direct.wait_until_hashed(self.plan(), self.token)
+                direct.wait_until_hashed(self.plan(), self.token, None)
+
+    def test_only_an_image_that_nova_may_delete_next_is_waited_for_long(self):
+        for task_state, slowest in (
+            (task_states.IMAGE_SNAPSHOT, math.inf),
+            (task_states.IMAGE_BACKUP, location.SLOWEST_HASH),
+            (task_states.SHELVING, location.SLOWEST_HASH),
+        ):
+            direct.wait_until_hashed(self.plan(), self.token, task_state)
+            self.glance.wait_until_hashed.assert_called_with(slowest)
 
 
 class MayBeTakenOverTest(DirectTestCase):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from unittest import mock
 
 import fixtures
@@ -235,13 +236,15 @@ class WaitTest(LocationTestCase):
             self.assertRaises(exception.LocationRefused, self.wait,
                               (None, 'queued', None))
 
+    slowest = location.SLOWEST_HASH
+
     def wait(self, *states):
         self.server.states = list(states)
         return self.image.wait_until_active(60)
 
     def hashed(self, *states):
         self.server.states = list(states)
-        return self.image.wait_until_hashed()
+        return self.image.wait_until_hashed(self.slowest)
 
     def test_wait_ends_when_the_image_has_its_data(self):
         self.wait(('pending', 'queued', None), ('processing', 'queued', None),
@@ -304,6 +307,27 @@ class WaitTest(LocationTestCase):
                                 'WARNING') as logs:
             self.assertFalse(self.hashed(('processing', 'active', None)))
         self.assertIn('Do not delete', logs.output[0])
+
+    def hashed_after(self, seconds):
+        """Return the log of a wait for a large image, which is cut off."""
+        self.server.image = {'size': 100 * location.SLOWEST_HASH}
+        with mock.patch.object(location.timeutils.StopWatch, 'elapsed',
+                               return_value=seconds), \
+                self.assertLogs('nova_snapext.upload.location') as logs:
+            self.hashed(('processing', 'active', None),
+                        ('processing', 'active', None),
+                        ('success', 'active', 'abc'))
+        return logs.output
+
+    def test_long_wait_tells_once_how_to_end_it(self):
+        [line] = self.hashed_after(70)
+        self.assertIn('A restart of nova-compute ends the wait', line)
+        self.assertIn('160 seconds', line)
+
+    def test_image_that_nova_keeps_is_not_waited_for_by_its_size(self):
+        self.slowest = math.inf
+        [line] = self.hashed_after(70)
+        self.assertIn('Do not delete', line)
 
 
 class InfoTest(LocationTestCase):
