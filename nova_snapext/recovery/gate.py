@@ -235,7 +235,7 @@ class InstanceGate:
                 timeout)
 
     def call_when_idle(self, uuid: str, function: Callable[..., object],
-                            *args: ty.Any) -> None:
+                       *args: ty.Any) -> None:
         """Call a function in the background when nothing is in progress.
 
         :param uuid: uuid of the instance
