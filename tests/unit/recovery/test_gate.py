@@ -43,7 +43,7 @@ class ExclusiveTest(base.RecoveryTestCase):
         called = threading.Event()
         function = mock.Mock(side_effect=lambda _disk: called.set())
         with self.driver.gate.exclusive(self.instance_.uuid):
-            self.driver.gate.call_after_snapshot(
+            self.driver.gate.call_when_idle(
                 self.instance_.uuid, function, 'disk')
             self.assertFalse(called.wait(0.05))
         self.assertTrue(called.wait(60))
