@@ -145,8 +145,8 @@ def delete_disks_of_deleted(driver: libvirt_driver.LibvirtDriver,
     try:
         instance = _instance_here(uuid)
         if instance is not None and instance.deleted:
-            LOG.info('The disks of the instance are deleted again: Nova has '
-                     'deleted it while a snapshot of ours was left',
+            LOG.info('Nova has deleted the instance while a snapshot of '
+                     'nova-snapext was left: its disks are deleted now',
                      instance=instance)
             libvirt_driver.LibvirtDriver._cleanup_rbd(driver, instance)
     except Exception as error:

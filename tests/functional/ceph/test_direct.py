@@ -256,7 +256,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
                  for record in journal.find(plan.instance.uuid).records}
         self.assertEqual({'RBD clone', 'RBD snapshot'}, kinds)
         self.cluster.resume()
-        self.configure('snapext', operation_timeout=60)
+        self.configure('snapext', operation_timeout=60, read_timeout=60)
         self.recover(plan)
         self.assert_nothing_left(plan)
         self.await_calls()
