@@ -11,7 +11,7 @@ extensions = [
 project = 'nova-snapext'
 copyright = 'nova-snapext developers'
 html_theme = 'openstackdocs'
-html_static_path = ['_static']
+html_static_path = ['static']
 html_css_files = ['narrow.css']
 openstackdocs_auto_name = False
 # The theme does not know the version in setup.cfg, and would count from 0.0.1.
