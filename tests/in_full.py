@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests that CI leaves out, because they take a minute or more."""
+"""The tests that CI leaves out, because they take about a minute or more."""
 
 import os
 import unittest

@@ -22,6 +22,7 @@ import openstack
 
 from tests.e2e import base
 from tests.e2e import held
+from tests import in_full
 
 #: The first one that shows users the names of events.
 EVENTS = (2, 51)
@@ -179,6 +180,7 @@ class NovaClientTest(ClientTests, ClientTestCase):
                 for event in ast.literal_eval('\n'.join(values).strip())]
 
 
+@in_full.only
 class SdkTest(ClientTests, ClientTestCase):
     """openstacksdk."""
 
@@ -269,12 +271,14 @@ class OldestVersionTest(ClientTests, ClientTestCase):
         return json.loads(content)['instanceAction']
 
 
+@in_full.only
 class ImageInHeaderTest(OldestVersionTest):
     """The last one that returns the image in a header."""
 
     VERSION = '2.44'
 
 
+@in_full.only
 class EventsTest(OldestVersionTest):
     """The first one that shows users the events."""
 
