@@ -139,7 +139,8 @@ def write_all(state: cloud_state.State,
 
 def _write_modules(state: cloud_state.State) -> None:
     """Write the modules that the API services load, and their metadata."""
-    for name in ('wsgi_entry.py', 'network_driver.py'):
+    for name in ('gunicorn_settings.py', 'network_driver.py',
+                 'wsgi_entry.py'):
         shell.write(state.etc / name,
                     pathlib.Path(__file__).with_name(name).read_text())
     metadata = state.etc / 'devcloud-0.dist-info'

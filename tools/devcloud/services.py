@@ -19,9 +19,6 @@ STOP_TIMEOUT = 20
 #: long after it has logged that no task is in progress.
 COMPUTE_STOP_TIMEOUT = 4
 
-#: Threads of each gunicorn worker.
-THREADS = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class Service:
@@ -83,11 +80,9 @@ def _api(state: cloud_state.State, name: str, module: str,
     """Return an API service that gunicorn runs."""
     port = cloud_state.PORTS[name]
     argv = (gunicorn or state.bin('gunicorn'),
+            '--config', f'{state.etc}/gunicorn_settings.py',
             '--bind', f'{cloud_state.HOST}:{port}',
-            '--worker-class', 'gthread', '--workers', str(workers),
-            '--threads', str(THREADS), '--timeout', '300',
-            '--graceful-timeout', '5', '--no-control-socket',
-            '--pythonpath', str(state.etc), 'wsgi_entry:application')
+            '--workers', str(workers), '--pythonpath', str(state.etc), 'wsgi_entry:application')
     return Service(name, argv, {'SNAPEXT_WSGI_MODULE': module, **env}, port)
 
 
