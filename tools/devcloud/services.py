@@ -82,7 +82,8 @@ def _api(state: cloud_state.State, name: str, module: str,
     argv = (gunicorn or state.bin('gunicorn'),
             '--config', f'{state.etc}/gunicorn_settings.py',
             '--bind', f'{cloud_state.HOST}:{port}',
-            '--workers', str(workers), '--pythonpath', str(state.etc), 'wsgi_entry:application')
+            '--workers', str(workers), '--pythonpath', str(state.etc),
+            'wsgi_entry:application')
     return Service(name, argv, {'SNAPEXT_WSGI_MODULE': module, **env}, port)
 
 
@@ -113,7 +114,9 @@ def nova_api(state: cloud_state.State) -> Service:
     return _api(state, 'nova-api', 'nova.wsgi.osapi_compute', {
         'OS_NOVA_CONFIG_DIR': str(state.etc / 'nova'),
         'OS_NOVA_CONFIG_FILES':
-            'api-paste.ini;nova.conf;nova-controller.conf'})
+            'api-paste.ini;nova.conf;nova-controller.conf',
+        # Nova before 33 would use green threads inside gunicorn's own.
+        'OS_NOVA_DISABLE_EVENTLET_PATCHING': '1'})
 
 
 def horizon(state: cloud_state.State) -> Service:
