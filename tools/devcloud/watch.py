@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from typing import Any
 from typing import Self
 
 from devcloud import errors
@@ -204,13 +205,16 @@ class TaskStates(Poller):
         for log in self._logs:
             for line in log.new_lines():
                 if found := self.UPDATE.search(line):
-                    update = json.loads(found[1])
-                    if update['payload']['instance_id'] == self.server:
-                        self._updates.append((
-                            datetime.datetime.fromisoformat(
-                                update['timestamp']).replace(
-                                    tzinfo=datetime.UTC),
-                            update['payload']['new_task_state']))
+                    self._add(json.loads(found[1]))
+
+    def _add(self, update: dict[str, Any]) -> None:
+        payload = update['payload']
+        states = payload['old_task_state'], payload['new_task_state']
+        # Without a task, it may be a late one of the task before.
+        if payload['instance_id'] == self.server and any(states):
+            self._updates.append((
+                datetime.datetime.fromisoformat(update['timestamp']).replace(
+                    tzinfo=datetime.UTC), states[1]))
 
     def _in_order(self) -> list[tuple[datetime.datetime, str | None]]:
         self.check()
