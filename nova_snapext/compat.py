@@ -27,11 +27,9 @@ import importlib.metadata
 import inspect
 import os
 import sys
+import threading
 import types
 import typing as ty
-
-if ty.TYPE_CHECKING:
-    import threading
 
 # The oldest and the newest Nova that the tests run with: 2025.1 and 2026.2.
 MIN_NOVA = 31
@@ -402,8 +400,6 @@ def use_native_threads() -> None:
     A green thread that hangs in a call in C, such as libvirt's, would stop
     all others. Call it before any other module of Nova is imported. It does
     nothing if this process has green threads already.
-
-    With Nova 31, nobody dispatches libvirt's events then.
     """
     if get_eventlet() is not None:
         return
@@ -419,6 +415,17 @@ def use_native_threads() -> None:
         monkey_patch.patch(backend='threading')
     elif nova_release() > 31:
         monkey_patch.patch()
+    if nova_release() < 33:
+        # Nova would wait for libvirt's events in a green thread, which never
+        # yields to the others here: its queue is for native threads.
+        from nova import utils
+        utils.spawn = utils.spawn_n = _start_thread
+
+
+def _start_thread(function: Callable[..., object], *args: ty.Any,
+                  **kwargs: ty.Any) -> None:
+    threading.Thread(target=function, args=args, kwargs=kwargs,
+                     daemon=True).start()
 
 
 def get_eventlet() -> ty.Any:

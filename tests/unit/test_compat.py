@@ -170,6 +170,25 @@ for _number in range(2):
     thread.join(60)
 assert names == ['test', 'test'], names
 """
+        self.run_program(program)
+
+    def test_thread_that_waits_for_an_event_stops_no_command(self):
+        # Nova waits so for the events of its connection to libvirt.
+        self.run_program("""
+import queue
+import sys
+import threading
+from nova_snapext import compat
+compat.use_native_threads()
+events, dispatched = queue.Queue(), threading.Event()
+compat.spawn(lambda: events.get() and dispatched.set())
+if 'eventlet' in sys.modules:
+    sys.modules['eventlet'].sleep(0)
+events.put('an event')
+assert dispatched.wait(60)
+""")
+
+    def run_program(self, program):
         subprocess.run([sys.executable, '-c', program], check=True,
                        timeout=120)
 
