@@ -197,7 +197,7 @@ def _call_with_progress(action: str, function: Callable[[OnProgress], _R],
     Its duration depends on the size of the image.
 
     :param action: what it does, for errors
-    :param function: called with a function to which librbd reports progress
+    :param function: gets the function that librbd calls with its progress
     :param changes: what it changes or removes
     :raises CephTimeout: it makes no progress for [snapext]read_timeout, and
         may go on later

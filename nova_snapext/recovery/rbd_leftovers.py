@@ -138,7 +138,7 @@ def delete_disks_of_deleted(driver: libvirt_driver.LibvirtDriver,
     Nova could not delete a disk that had a snapshot of ours, and does not try
     again. What can't be deleted is logged.
 
-    :param uuid: uuid of an instance of which no snapshot of ours is left
+    :param uuid: uuid of an instance whose snapshots of ours are removed
     """
     if not _is_used():
         return

@@ -281,8 +281,8 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
 def _is_unanswered(error: Exception) -> bool:
     """Return whether an error does not tell if Glance got the request.
 
-    glanceclient has no class for a status such as 504, by which a proxy says
-    that it has waited for too long.
+    glanceclient has no class for status 504, the answer of a proxy that has
+    waited for too long.
     """
     return (isinstance(error, UNREACHABLE) or
             type(error) is glanceclient.exc.HTTPException)
