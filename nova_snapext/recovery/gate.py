@@ -299,9 +299,13 @@ class InstanceGate:
     def _slot_for(self, uuid: str,
                   ) -> contextlib.AbstractContextManager[ty.Any]:
         # A paused guest does not wait for the merges of others.
+        try:
+            entries = journal.find_all(uuid)
+        except exception.JournalFailed:
+            # The recovery reads the journal again, and its error is logged.
+            entries = []
         is_paused = any(overlay.is_guest_paused(record)
-                        for entry in journal.find_all(uuid)
-                        for record in entry.records)
+                        for entry in entries for record in entry.records)
         return contextlib.nullcontext() if is_paused else self._slots
 
     def _recover(self, uuid: str) -> None:
@@ -313,10 +317,6 @@ class InstanceGate:
             LOG.debug('Instance %s is recovered by the operation that has '
                       'just begun', uuid)
         except Exception as error:
-            with self._changed:
-                # The journal can't be read, if it is still there.
-                self._queued.discard(uuid)
-                self._changed.notify_all()
             # Nobody waits for this thread.
             LOG.log(self._driver.failure_log.level(uuid, repr(error)),
                     'Could not clean up after the snapshot of instance %s. '

@@ -164,10 +164,12 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         self.assertEqual([], os.listdir(self.journal))
 
     def test_instance_is_tried_again_after_its_journal_was_unreadable(self):
-        with mock.patch.object(journal, 'find_all', side_effect=(
-                exception.JournalFailed(path='x', reason='EIO'))):
+        failed = exception.JournalFailed(path='x', reason='EIO')
+        recover.recover_instance.side_effect = failed
+        with mock.patch.object(journal, 'find_all', side_effect=failed):
             self.driver.gate.recover_in_background(self.uuid)
             self.assertEqual([], self.driver.gate.wait(self.LIMIT))
+        recover.recover_instance.side_effect = self.recover
         self.driver.gate.recover_in_background(self.uuid)
         self.assertTrue(self.begun.wait(self.LIMIT))
 
