@@ -24,8 +24,10 @@ from nova_snapext import conf
 from nova_snapext.encode import codec
 from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.hypervisor import block_commit
 from nova_snapext.hypervisor import job_events
 from nova_snapext.hypervisor import watchdog
+from nova_snapext.hypervisor import write_limit
 from nova_snapext import journal
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import rbd_leftovers
@@ -113,6 +115,18 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
                         'still cleaned up. These instances can\'t be '
                         'started, moved or snapshotted until the log says '
                         'that theirs is: %s', ', '.join(left))
+
+    def cleanup_host(self, host: str) -> None:
+        """Leave no guest paused when the service stops.
+
+        A recovery in the background ends with the process, at any step.
+        """
+        paused = write_limit.PAUSES.stop(block_commit.MAX_PAUSE)
+        if paused:
+            LOG.warning('nova-compute stops while the guests of these '
+                        'instances are paused for the end of a merge. Its '
+                        'next start resumes them: %s', ', '.join(paused))
+        super().cleanup_host(host)
 
     def process_instances_at_startup(
         self, context: nova_context.RequestContext,

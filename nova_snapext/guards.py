@@ -25,6 +25,8 @@ from nova.virt.libvirt import driver
 from oslo_log import log as logging
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import write_limit
 from nova_snapext.recovery import gate as recovery_gate
 from nova_snapext.recovery import state
 
@@ -141,6 +143,12 @@ class RecoveryGuards:
             self._ensure_recovered(None, instance, 'power_off', _power_off)
         super().power_off(  # type: ignore[misc]
             instance, timeout, retry_interval)
+
+    def pause(self, instance: objects.Instance) -> None:
+        """Pause a guest, which no merge resumes then."""
+        with write_limit.PAUSES.keep_off(
+                instance.uuid, block_commit.MAX_PAUSE):
+            super().pause(instance)  # type: ignore[misc]
 
     def suspend(self, context: nova_context.RequestContext,
                 instance: objects.Instance) -> None:

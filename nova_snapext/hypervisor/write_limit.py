@@ -11,8 +11,11 @@ https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms (iotune)
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
+import threading
 import typing as ty
 
 import libvirt
@@ -105,6 +108,69 @@ def _limit_reads(tuning: Tuning, unit: str, writes: int) -> None:
         tuning[f'total_{unit}{suffix}'] = 0
 
 
+class Pauses:
+    """The guests that merges have paused, and this process will resume."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._paused: set[str] = set()
+        # Merges wait before they pause these.
+        self._kept_off: set[str] = set()
+        self.are_forbidden = False
+
+    def begin(self, uuid: str) -> bool:
+        """Return whether a guest may be paused.
+
+        :param uuid: uuid of the instance; :meth:`end` must follow
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: uuid not in self._kept_off)
+            if not self.are_forbidden:
+                self._paused.add(uuid)
+            return not self.are_forbidden
+
+    def end(self, uuid: str) -> None:
+        """Note that a guest is not paused by a merge any more.
+
+        :param uuid: uuid of the instance
+        """
+        with self._changed:
+            self._paused.discard(uuid)
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def keep_off(self, uuid: str, timeout: float) -> Iterator[None]:
+        """Let no merge pause a guest, or resume one that it has paused.
+
+        :param uuid: uuid of the instance
+        :param timeout: to wait for a merge that has paused it, in seconds
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: uuid not in self._paused, timeout)
+            self._kept_off.add(uuid)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._kept_off.discard(uuid)
+                self._changed.notify_all()
+
+    def stop(self, timeout: float) -> list[str]:
+        """Forbid more pauses, and wait for the end of those in progress.
+
+        :param timeout: in seconds
+        :returns: uuids of the instances whose guests are still paused then
+        """
+        with self._changed:
+            self.are_forbidden = True
+            self._changed.wait_for(lambda: not self._paused, timeout)
+            return sorted(self._paused)
+
+
+#: Those of this process.
+PAUSES = Pauses()
+
+
 class WriteLimit:
     """The limit of the writes to one disk, which may survive a crash.
 
@@ -138,6 +204,8 @@ class WriteLimit:
         self._original = record['original']
         self._limits = record['limits']
         self._paused = record['paused']
+        if self._paused:
+            PAUSES.begin(self._instance.uuid)
 
     @property
     def is_paused(self) -> bool:
@@ -183,14 +251,24 @@ class WriteLimit:
     def pause(self, guest: domain.Domain) -> bool:
         """Pause the guest until the limit is removed, unless it is paused.
 
-        :returns: whether it is paused by this
+        :returns: whether it is paused by this; never if this process ends
         :raises libvirtError: libvirt refuses
         :raises OSError, JournalFailed: the journal can't be written, and the
             guest is not paused
         """
+        if not PAUSES.begin(self._instance.uuid):
+            return self._paused
+        try:
+            self._pause(guest)
+        finally:
+            if not self._paused:
+                PAUSES.end(self._instance.uuid)
+        return self._paused
+
+    def _pause(self, guest: domain.Domain) -> None:
         state, _reason = guest.state()
         if state != libvirt.VIR_DOMAIN_RUNNING:
-            return self._paused
+            return
         self._paused = True
         try:
             self._save()
@@ -201,7 +279,6 @@ class WriteLimit:
         guest.pause()
         LOG.info('The guest is paused for the end of the merge',
                  instance=self._instance)
-        return True
 
     def remove(self, guest: domain.Domain) -> None:
         """Put the tuning back that the guest had before the limit, and resume.
@@ -218,8 +295,9 @@ class WriteLimit:
         is_late = False
         if guest.is_active():
             is_late = self._paused and self._resume(guest)
-            if self._limits:
-                self._put_back(guest)
+        PAUSES.end(self._instance.uuid)
+        if self._limits and guest.is_active():
+            self._put_back(guest)
         self._original, self._limits, self._paused = {}, [], False
         self._save()
         if is_late:

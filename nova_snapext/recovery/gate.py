@@ -298,15 +298,15 @@ class InstanceGate:
 
     def _slot_for(self, uuid: str,
                   ) -> contextlib.AbstractContextManager[ty.Any]:
-        # A paused guest does not wait for the merges of others.
+        # A guest that is slowed down does not wait for the merges of others.
         try:
             entries = journal.find_all(uuid)
         except exception.JournalFailed:
             # The recovery reads the journal again, and its error is logged.
             entries = []
-        is_paused = any(overlay.is_guest_paused(record)
+        is_slowed = any(overlay.is_guest_slowed(record)
                         for entry in entries for record in entry.records)
-        return contextlib.nullcontext() if is_paused else self._slots
+        return contextlib.nullcontext() if is_slowed else self._slots
 
     def _recover(self, uuid: str) -> None:
         try:

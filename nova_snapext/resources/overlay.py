@@ -69,9 +69,21 @@ def is_guest_paused(record: journal.JournalRecord) -> bool:
 
     :param record: of any kind
     """
+    return _write_limit(record).get('paused') is True
+
+
+def is_guest_slowed(record: journal.JournalRecord) -> bool:
+    """Return whether a guest may be paused, or its writes be limited.
+
+    :param record: of any kind
+    """
+    return is_guest_paused(record) or bool(_write_limit(record).get('limits'))
+
+
+def _write_limit(record: journal.JournalRecord) -> dict[str, ty.Any]:
     limit = record.data.get('write_limit')
-    return (record.kind == Overlay.kind and isinstance(limit, dict) and
-            limit.get('paused') is True)
+    return (limit if record.kind == Overlay.kind and isinstance(limit, dict)
+            else {})
 
 
 class Overlay(journal.Resource):

@@ -10,6 +10,7 @@ from nova.virt.libvirt import driver as nova_driver
 from nova_snapext import compat
 from nova_snapext import driver
 from nova_snapext import exception
+from nova_snapext.hypervisor import write_limit
 from nova_snapext.recovery import recover
 from nova_snapext.snapshot import job
 from tests.unit import base
@@ -29,6 +30,19 @@ class StartTest(base.TestCase):
     def test_unknown_strategy_prevents_the_start(self):
         self.flags(auto_strategies=['bakcup'], group='snapext')
         self.assertRaises(exception.StrategyConfigError, self.start)
+
+
+class StopTest(snapshot_base.SnapshotTestCase):
+
+    def test_service_that_stops_waits_for_paused_guests(self):
+        pauses = self.patch(write_limit, 'PAUSES')
+        pauses.stop.return_value = ['a-uuid']
+        nova = self.patch(nova_driver.LibvirtDriver, 'cleanup_host')
+        nova.side_effect = lambda host: pauses.stop.assert_called_once()
+        with self.assertLogs(driver.LOG.logger, 'WARNING') as logs:
+            self.driver.cleanup_host('host')
+        nova.assert_called_once_with('host')
+        self.assertIn('a-uuid', logs.output[0])
 
 
 class LostConnectionTest(snapshot_base.SnapshotTestCase):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import ast
+from concurrent import futures
 import contextlib
 import inspect
 import textwrap
@@ -15,6 +16,7 @@ from nova.virt.libvirt import driver as nova_driver
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.hypervisor import write_limit
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import state
 from nova_snapext.resources import overlay
@@ -119,6 +121,39 @@ class GuardTest(GuardTestCase):
         self.assertIsInstance(error.inner_exception,
                               exception.RecoveryInProgress)
         nova.assert_not_called()
+
+    def test_user_pauses_no_guest_that_a_merge_will_resume(self):
+        def pause(_instance):
+            self.assertEqual([], pauses.stop(0))
+            pauses.are_forbidden = False
+
+        uuid = self.instance_.uuid
+        pauses = write_limit.Pauses()
+        pauses.begin(uuid)
+        nova = self.patch(nova_driver.LibvirtDriver, 'pause')
+        nova.side_effect = pause
+        with mock.patch.object(write_limit, 'PAUSES', pauses), \
+                futures.ThreadPoolExecutor(1) as executor:
+            paused = executor.submit(self.driver.pause, self.instance_)
+            pauses.end(uuid)
+            paused.result()
+        nova.assert_called_once_with(self.instance_)
+
+    def test_merge_waits_until_a_user_has_paused_the_guest(self):
+        pauses = write_limit.Pauses()
+        order = []
+
+        def begin():
+            pauses.begin(self.instance_.uuid)
+            order.append('merge')
+
+        with mock.patch.object(write_limit, 'PAUSES', pauses), \
+                futures.ThreadPoolExecutor(1) as executor:
+            self.patch(nova_driver.LibvirtDriver, 'pause').side_effect = (
+                lambda _instance: executor.submit(begin) and
+                order.append('user'))
+            self.driver.pause(self.instance_)
+        self.assertEqual(['user', 'merge'], order)
 
     def test_recovery_does_not_begin_while_a_guest_is_suspended(self):
         def suspend(_context, instance):

@@ -261,6 +261,17 @@ class ActiveCommitTest(base.TestCase):
         self.limit.pause.assert_called_once_with(self.guest)
         self.pivot.assert_called_once_with(async_=True, pivot=True)
 
+    def test_process_that_ends_leaves_the_pivot_to_the_next_one(self):
+        self.limit.is_set = True
+        pauses = write_limit.Pauses()
+        pauses.stop(0)
+        ready = definition('/i/overlay', '/i/disk', mirror=COMMIT_READY)
+        with mock.patch.object(write_limit, 'PAUSES', pauses):
+            self.assertRaises(StopIteration, self.run_commit,
+                              ready, ready, ready)
+        self.limit.pause.assert_not_called()
+        self.pivot.assert_not_called()
+
     def test_guest_that_does_not_pivot_is_paused(self):
         self.useFixture(fixtures.MockPatchObject(
             block_commit, 'PIVOT_PATIENCE', 0))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from concurrent import futures
 from unittest import mock
 
 import fixtures
@@ -80,11 +81,15 @@ class WriteLimitTest(base.TestCase):
         super().setUp()
         plan = self.plan()
         self.guest = plan.guest
+        self.uuid = plan.instance.uuid
         self.now = NONE
         self.guest.block_tuning.side_effect = lambda _disk: dict(self.now)
         self.guest.persistent_block_tuning.return_value = NONE
         self.guest.set_block_tuning.side_effect = self.set
         self.events = []
+        self.pauses = write_limit.Pauses()
+        self.useFixture(fixtures.MockPatchObject(
+            write_limit, 'PAUSES', self.pauses))
         self.limit = write_limit.WriteLimit(plan, self.save)
 
     def set(self, _disk, values):
@@ -179,3 +184,38 @@ class WriteLimitTest(base.TestCase):
         self.limit.remove(self.guest)
         self.guest.pause.assert_not_called()
         self.guest.resume.assert_not_called()
+
+    def paused(self):
+        self.limit.pause(self.guest)
+        self.guest.state.return_value = (
+            libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+
+    def test_process_that_ends_waits_until_its_guest_is_resumed(self):
+        self.paused()
+        self.assertEqual([self.uuid], self.pauses.stop(0))
+        with futures.ThreadPoolExecutor(1) as executor:
+            stopped = executor.submit(self.pauses.stop, 60)
+            self.limit.remove(self.guest)
+            self.assertEqual([], stopped.result())
+        self.guest.resume.assert_called_once_with()
+
+    def test_process_that_ends_pauses_no_guest(self):
+        self.pauses.stop(0)
+        self.assertFalse(self.limit.pause(self.guest))
+        self.guest.pause.assert_not_called()
+        self.assertFalse(self.limit.is_set)
+
+    def test_process_waits_for_a_guest_that_an_earlier_one_has_paused(self):
+        self.paused()
+        self.pauses.end(self.uuid)
+        self.limit.restore(self.limit.record())
+        self.assertEqual([self.uuid], self.pauses.stop(0))
+
+    def test_nobody_waits_for_a_guest_that_could_not_be_paused(self):
+        self.guest.pause.side_effect = base.libvirt_error(1)
+        self.assertRaises(
+            libvirt.libvirtError, self.limit.pause, self.guest)
+        self.limit.remove(self.guest)
+        self.limit._save = mock.Mock(side_effect=OSError)
+        self.assertRaises(OSError, self.limit.pause, self.guest)
+        self.assertEqual([], self.pauses.stop(0))

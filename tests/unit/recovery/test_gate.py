@@ -147,12 +147,19 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         slots.release()
         self.assertTrue(self.begun.wait(self.LIMIT))
 
-    def test_paused_guest_does_not_wait_for_others(self):
-        self.leave(('overlay', {'write_limit': {'paused': True}}))
+    def assert_waits_for_none(self, write_limit):
+        self.leave(('overlay', {'write_limit': write_limit}))
         for _ in range(gate.PARALLEL):
             self.driver.gate._slots.acquire()
         self.start()
         self.assertTrue(self.begun.wait(self.LIMIT))
+
+    def test_paused_guest_does_not_wait_for_others(self):
+        self.assert_waits_for_none({'paused': True, 'limits': []})
+
+    def test_slowed_guest_does_not_wait_for_others(self):
+        self.assert_waits_for_none({
+            'paused': False, 'limits': [{'write_iops_sec': 1}]})
 
     def test_instance_that_waits_for_its_turn_can_be_recovered_at_once(self):
         self.leave(('guest filesystems', {'agent': True}))
