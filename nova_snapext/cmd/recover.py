@@ -119,6 +119,7 @@ def _remove_from_ceph(driver: ty.Any) -> bool:
     from nova_snapext import exception
     from nova_snapext.recovery import rbd_leftovers
     done = True
+    images = set()
     try:
         for snapshot, unknown in rbd_leftovers.find(driver):
             print(f'{snapshot} in Ceph, which no journal has')
@@ -128,13 +129,17 @@ def _remove_from_ceph(driver: ty.Any) -> bool:
                 continue
             try:
                 rbd_leftovers.remove(snapshot)
+                images.add(snapshot.image)
                 print('    removed')
             except exception.CephError as error:
                 print(f'    {error}', file=sys.stderr)
                 done = False
     except exception.CephError as error:
         print(error, file=sys.stderr)
-        return False
+        done = False
+    for image in images:
+        rbd_leftovers.delete_disks_of_deleted(
+            driver, rbd_leftovers.instance_uuid(image))
     return done
 
 

@@ -108,8 +108,13 @@ def _is_here(image: ceph.ImageSpec) -> bool:
 
     :raises Exception: Nova does not tell
     """
-    uuid = image.name.removesuffix(ceph.DISK_SUFFIX)
+    uuid = instance_uuid(image)
     return uuidutils.is_uuid_like(uuid) and _instance_here(uuid) is not None
+
+
+def instance_uuid(image: ceph.ImageSpec) -> str:
+    """Return the uuid of the instance of a root disk."""
+    return image.name.removesuffix(ceph.DISK_SUFFIX)
 
 
 def _instance_here(uuid: str) -> objects.Instance | None:

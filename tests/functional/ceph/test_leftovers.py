@@ -9,6 +9,7 @@ import uuid
 from nova import exception as nova_exception
 from nova import objects
 
+from nova_snapext.cmd import recover
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
@@ -120,6 +121,20 @@ class LeftoversTest(base.CephTestCase):
         for host in (CONF.host, None):
             self.assertEqual([ceph.SnapSpec(image, name)],
                              self.found(deleted=True, host=host))
+
+    def test_command_deletes_the_disk_of_a_deleted_instance_too(self):
+        image = ceph.image_of(self.rbd())
+        with self.cluster.image(image) as opened:
+            opened.create_snap(f'snapext-{uuid.uuid4().hex}')
+        with mock.patch.object(
+                objects.Instance, 'get_by_uuid',
+                return_value=objects.Instance(
+                    uuid=rbd_leftovers.instance_uuid(image), host=CONF.host,
+                    deleted=True, task_state=None)), \
+                mock.patch.object(rbd_leftovers, '_images',
+                                  return_value=[image]):
+            self.assertTrue(recover.recover_all(self.driver))
+        self.assertNotIn(image.name, self.cluster.images('vms'))
 
     def test_disk_of_an_instance_of_another_cell_is_left_alone(self):
         image = ceph.image_of(self.rbd())
