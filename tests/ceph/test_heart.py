@@ -22,7 +22,8 @@ class HeartTest(base.CephTestCase):
         self.assert_keeps_writing(self.server)
 
     def test_image_deleted_during_flatten_cancels_at_once(self):
-        with self.slow_ceph():
+        # The state of the image is looked at every four seconds.
+        with self.slow_ceph(5 * base.SLOW_SECONDS):
             image, log = self.begin_flatten(self.server)
             self.client.delete('glance', f'/images/{image}')
             self.await_log(log, f'Snapshot cancelled: Image {image} could not '
