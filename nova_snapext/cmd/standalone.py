@@ -12,7 +12,7 @@ import shlex
 import sys
 import typing as ty
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext.cmd import compute_config
 from nova_snapext.cmd import exits
 from nova_snapext import compat

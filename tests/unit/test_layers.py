@@ -14,7 +14,7 @@ LAYERS = ('cmd', 'driver', 'guards', 'snapshot', 'recovery', 'strategies',
           'resources', 'upload', 'encode', 'read', 'journal', 'hypervisor')
 
 #: Below all layers.
-GROUND = frozenset({'cancel', 'checks', 'compat', 'conf', 'durable',
+GROUND = frozenset({'bounded', 'cancel', 'checks', 'compat', 'conf', 'durable',
                     'exception', 'finder', 'libnbd', 'plan', 'reason',
                     'space'})
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import typing as ty
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext.cmd.check import ceph
 from nova_snapext.cmd.check import compression
 from nova_snapext.cmd.check import configuration

@@ -14,7 +14,7 @@ import threading
 import time
 import typing as ty
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext.cmd.check import guests
 from nova_snapext.cmd.check import item
 

@@ -12,7 +12,7 @@ import pwd
 import re
 import typing as ty
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext.cmd.check import item
 
 # Nova's for the values of [libvirt]virt_type: LibvirtDriver._uri() in

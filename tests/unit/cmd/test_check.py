@@ -25,7 +25,7 @@ import oslo_messaging
 from oslo_privsep import priv_context
 from oslo_rootwrap import wrapper
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext.cmd.check import ceph
 from nova_snapext.cmd.check import command
 from nova_snapext.cmd.check import configuration

@@ -8,7 +8,7 @@ import types
 
 from oslotest import base
 
-from nova_snapext.cmd import bounded
+from nova_snapext import bounded
 from nova_snapext import compat
 
 
