@@ -41,25 +41,31 @@ def sync_saved_memory() -> None:
     _sync(directory, directory)
 
 
-def sync_saved_definition() -> None:
+def sync_saved_definition(name: str) -> None:
     """Make it durable that the definition in saved memory was changed.
 
-    Only root may open the file, and this is rare.
+    :param name: name of the guest's domain
+    :raises OSError: a loss of power may undo it
     """
-    compat.tpool_wrap(os.sync)()
+    path = os.path.join(CONF.snapext.libvirt_save_directory, f'{name}.save')
+    _sync(path, path)
 
 
-def _sync(directory: str, known: str) -> None:
-    """Sync a directory of libvirt.
+def _sync(path: str, known: str) -> None:
+    """Sync a file or a directory of libvirt.
 
-    :param known: a path that exists if it is the right directory
+    A sync of all file systems waits for each of them, and never ends if one
+    is on a server that is away.
+
+    :param known: a path that exists if it is the right one
     """
     try:
-        os.stat(known)
-        durable.sync(directory)
+        try:
+            os.stat(known)
+            durable.sync(path)
+        except PermissionError:
+            privsep.sync(path)
     except FileNotFoundError:
         # The files of this libvirtd are elsewhere, perhaps in a container.
         LOG.debug('There is no %s: syncing all file systems', known)
         compat.tpool_wrap(os.sync)()
-    except PermissionError:
-        privsep.sync(directory)

@@ -11,6 +11,7 @@ guest may have written that: they run as Nova's user, always.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import errno
@@ -153,34 +154,48 @@ def unprivileged_read_qcow2(path: str, offset: int, length: int) -> bytes:
     :returns: at most that many bytes
     :raises OSError: the file can't be opened or read
     """
-    # The path may be that of a pipe, whose open would wait, or of a device
-    # that does something when it is opened.
-    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(found).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            return b''
-        descriptor = os.open(f'/proc/self/fd/{found}',
-                             os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(found)
-    try:
-        if os.pread(descriptor, len(QCOW2_MAGIC), 0) != QCOW2_MAGIC:
+    with _opened(path, stat.S_ISREG, stat.S_ISBLK) as descriptor:
+        if (descriptor is None or
+                os.pread(descriptor, len(QCOW2_MAGIC), 0) != QCOW2_MAGIC):
             return b''
         return os.pread(descriptor, length, offset)
-    finally:
-        os.close(descriptor)
 
 
 @context.entrypoint
 def sync(path: str) -> None:
-    """Make the entries of a directory durable.
+    """Make the content of a file, or the entries of a directory, durable.
 
-    :raises OSError: the path does not exist or is no directory, or its
+    :raises OSError: the path does not exist or is something else, or its
         storage has failed
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(path, stat.S_ISREG, stat.S_ISDIR) as descriptor:
+        if descriptor is None:
+            raise OSError(errno.EPERM, f'{path} is not synced, as it is '
+                                       f'neither a file nor a directory')
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: str,
+            *types: Callable[[int], bool]) -> Iterator[int | None]:
+    """Open a path to read it, if it has one of some types.
+
+    It may be that of a pipe, whose open would wait, or of a device that does
+    something when it is opened.
+
+    :param types: functions of :mod:`stat`
+    :returns: a file descriptor; None if it is something else
+    """
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(found).st_mode
+        descriptor = os.open(
+            f'/proc/self/fd/{found}', os.O_RDONLY | os.O_CLOEXEC,
+        ) if any(is_type(mode) for is_type in types) else None
     finally:
-        os.close(descriptor)
+        os.close(found)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -25,6 +25,7 @@ from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
 
+from nova_snapext import bounded
 from nova_snapext import checks
 from nova_snapext import durable
 from nova_snapext import exception
@@ -55,6 +56,9 @@ MERGE_ERRORS: tuple[type[Exception], ...] = (
     *connection.UNREACHABLE,
     nova_exception.InstanceNotFound,
 )
+
+# Seconds that Nova may take to tell whether it deletes an instance.
+DELETION_TIMEOUT = 10
 
 
 class GuestState(enum.Enum):
@@ -284,9 +288,10 @@ class OverlayMerge:
     def _is_being_deleted(self) -> bool:
         """Return whether Nova deletes the instance, or has deleted it."""
         try:
-            deletion = checks.find_deletion(
+            # A guest may wait for this merge, and RabbitMQ may be away.
+            deletion = bounded.call(lambda: checks.find_deletion(
                 self._target.context, self._instance.uuid,
-                (task_states.DELETING,))
+                (task_states.DELETING,)), DELETION_TIMEOUT)
         except Exception as error:
             LOG.warning('Could not find out whether the instance is being '
                         'deleted: %s', error, instance=self._instance)
@@ -427,7 +432,7 @@ class OverlayMerge:
         disk_definition.move_persistent(guest, self._overlay, self._disk)
         if disk_definition.move_saved_memory(
                 guest, self._overlay, self._disk):
-            libvirt_files.sync_saved_definition()
+            libvirt_files.sync_saved_definition(self._instance.name)
         # From now on the guest starts from the disk. If it was started
         # before, it uses the overlay again, which is empty and still needed.
         if guest.is_active():

@@ -100,10 +100,10 @@ class PrivsepDaemonTest(PrivsepTestCase):
         self.assertRaises(FileNotFoundError, privsep.read_qcow2,
                           str(self.disks / 'missing'), 0, 3)
 
-    def test_directory_of_qemus_user_is_synced_and_nothing_else(self):
+    def test_file_or_directory_of_qemus_user_is_synced_and_no_device(self):
         privsep.sync(str(self.disks))
-        self.assertRaises(NotADirectoryError, privsep.sync,
-                          self.qemu_disk('disk'))
+        privsep.sync(self.qemu_disk('disk'))
+        self.assertRaises(PermissionError, privsep.sync, '/dev/null')
         self.assertRaises(FileNotFoundError, privsep.sync,
                           str(self.disks / 'missing'))
 

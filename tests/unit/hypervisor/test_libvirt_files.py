@@ -37,11 +37,20 @@ class SyncTest(base.TestCase):
         libvirt_files.sync_saved_memory()
         self.assertEqual([self.directory], self.synced)
 
-    def test_directory_that_nova_may_not_enter_is_synced_by_root(self):
+    def test_saved_memory_itself_is_synced_if_its_definition_changed(self):
+        saved = pathlib.Path(self.directory, 'guest.save')
+        saved.touch()
+        libvirt_files.sync_saved_definition('guest')
+        self.assertEqual([str(saved)], self.synced)
+        self.sync_all.assert_not_called()
+
+    def test_what_nova_may_not_open_is_synced_by_root(self):
         with mock.patch.object(os, 'stat', side_effect=PermissionError):
             libvirt_files.sync_definition('guest')
             libvirt_files.sync_saved_memory()
-        self.assertEqual([mock.call(self.directory)] * 2,
+            libvirt_files.sync_saved_definition('guest')
+        self.assertEqual([mock.call(self.directory)] * 2 +
+                         [mock.call(f'{self.directory}/guest.save')],
                          self.privileged.mock_calls)
 
     def test_everything_is_synced_if_the_files_are_elsewhere(self):
@@ -49,5 +58,8 @@ class SyncTest(base.TestCase):
         self.sync_all.assert_called_once_with()
         self.flags(libvirt_save_directory='/elsewhere', group='snapext')
         libvirt_files.sync_saved_memory()
-        self.assertEqual(2, self.sync_all.call_count)
+        self.privileged.side_effect = FileNotFoundError
+        with mock.patch.object(os, 'stat', side_effect=PermissionError):
+            libvirt_files.sync_saved_definition('guest')
+        self.assertEqual(3, self.sync_all.call_count)
         self.assertEqual([], self.synced)

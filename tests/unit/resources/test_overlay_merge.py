@@ -432,14 +432,25 @@ class MergeTest(MergeTestCase):
         self.delete_during_commit(side_effect=AWAY)
         self.assertIn('could not open', self.fails_without_overlay())
 
-    def test_nothing_is_merged_into_a_volume_that_nova_clears(self):
+    def on_volume(self):
         self.target = dataclasses.replace(
             self.target, disk=dataclasses.replace(
                 self.target.disk, storage='block'))
         self.merge = overlay_merge.OverlayMerge(
             self.host, self.target, self.path, self.save)
         self.define(self.path)
-        find_deletion = self.patch(checks, 'find_deletion')
+        return self.patch(checks, 'find_deletion')
+
+    def test_guest_does_not_wait_for_a_nova_that_does_not_answer(self):
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.on_volume().side_effect = lambda *_: answered.wait()
+        with mock.patch.object(overlay_merge, 'DELETION_TIMEOUT', 0):
+            self.merge.run()
+        self.commit.assert_called_once()
+
+    def test_nothing_is_merged_into_a_volume_that_nova_clears(self):
+        find_deletion = self.on_volume()
         find_deletion.return_value = GONE
         self.merge.run()
         self.commit.assert_not_called()
