@@ -26,7 +26,10 @@ from oslo_log import log as logging
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
+from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import jobs
 from nova_snapext.hypervisor import write_limit
+from nova_snapext import journal
 from nova_snapext.recovery import gate as recovery_gate
 from nova_snapext.recovery import state
 
@@ -155,17 +158,40 @@ class RecoveryGuards:
         """Suspend a guest, unless it is being recovered.
 
         Nova takes devices away from the guest, and does not give them back if
-        libvirt then refuses: it saves no guest whose overlay is being merged.
+        libvirt then refuses: it saves no guest whose disk has a job.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self.gate.no_recovery(instance.uuid))
-            except exception.RecoveryInProgress as error:
+                self._require_no_job(instance)
+            except (exception.RecoveryInProgress,
+                    exception.OperationRefused) as error:
                 raise _roll_back(error, instance) from error
             except exception.SnapshotInProgress:
                 LOG.debug('The snapshot in progress suspends the guest',
                           instance=instance)
             super().suspend(context, instance)  # type: ignore[misc]
+
+    def _require_no_job(self, instance: objects.Instance) -> None:
+        """Check that no interrupted snapshot has left a job of its disk.
+
+        A job can outlast a recovery that has failed.
+
+        :raises OperationRefused: there is one, or it is not known
+        """
+        try:
+            for entry in journal.find_all(instance.uuid):
+                guest = domain.find(
+                    self._host, instance)  # type: ignore[attr-defined]
+                if guest is not None and guest.is_active():
+                    jobs.check_no_disk_job(
+                        entry.disk.target, guest, instance)
+        except (exception.DiskBusy, exception.JournalFailed) as error:
+            LOG.warning('The guest is not suspended, because an interrupted '
+                        'snapshot is not cleaned up: %s', error,
+                        instance=instance)
+            raise exception.OperationRefused(
+                instance=instance.uuid, blocks_start=False) from error
 
     def _ensure_recovered(self, context: nova_context.RequestContext | None,
                           instance: objects.Instance, method: str,

@@ -85,7 +85,8 @@ class InstanceGate:
         :raises SnapshotInProgress: another snapshot is in progress
         :raises RecoveryInProgress: a recovery is in progress
         """
-        with self._admit(uuid, self._snapshots):
+        # Most of a snapshot is no try to recover anything.
+        with self._admit(uuid, self._snapshots, is_try=False):
             yield
 
     @contextlib.contextmanager
@@ -96,7 +97,7 @@ class InstanceGate:
         :raises SnapshotInProgress: its snapshot is in progress
         :raises RecoveryInProgress: it is being recovered
         """
-        with self._admit(uuid, self._recoveries):
+        with self._admit(uuid, self._recoveries, is_try=False):
             yield
 
     def ensure_recovered(self, context: nova_context.RequestContext | None,
@@ -107,7 +108,7 @@ class InstanceGate:
         :raises RecoveryInProgress: it is being recovered already
         :raises NotRecovered: its interrupted snapshot can't be recovered
         """
-        with self.no_recovery(instance.uuid):
+        with self._admit(instance.uuid, self._recoveries):
             recover.ensure_recovered(self._driver, context, instance)
 
     def recover_all_in_background(self) -> None:
@@ -270,7 +271,12 @@ class InstanceGate:
             function(*args)
 
     @contextlib.contextmanager
-    def _admit(self, uuid: str, admitted: set[str]) -> Iterator[None]:
+    def _admit(self, uuid: str, admitted: set[str],
+               is_try: bool = True) -> Iterator[None]:
+        """Admit one snapshot or recovery.
+
+        :param is_try: its duration is that of a try to recover the instance
+        """
         with self._changed:
             self._queued.discard(uuid)
             self._changed.wait_for(
@@ -285,9 +291,7 @@ class InstanceGate:
         try:
             yield
         finally:
-            # Most of a snapshot is no try to recover anything.
-            self._schedule.ended(
-                uuid, 0 if admitted is self._snapshots else watch.elapsed())
+            self._schedule.ended(uuid, watch.elapsed() if is_try else 0)
             with self._changed:
                 admitted.discard(uuid)
                 recover_now = uuid in self._recover_later

@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from unittest import mock
 
+import libvirt
 from nova.compute import manager
 from nova.compute import task_states
 from nova.compute import vm_states
@@ -16,6 +17,7 @@ from nova.virt.libvirt import driver as nova_driver
 from nova_snapext import driver
 from nova_snapext import exception
 from nova_snapext import guards
+from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import write_limit
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import state
@@ -121,6 +123,23 @@ class GuardTest(GuardTestCase):
         self.assertIsInstance(error.inner_exception,
                               exception.RecoveryInProgress)
         nova.assert_not_called()
+
+    def test_guest_is_not_suspended_while_a_left_job_of_its_disk_runs(self):
+        _path, record = self.overlay()
+        self.leave(record)
+        nova = self.patch(nova_driver.LibvirtDriver, 'suspend')
+        guest = self.patch(domain, 'find').return_value
+        device = guest.get_block_device.return_value
+        device.get_job_info.return_value = mock.Mock(
+            job=libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT)
+        error = self.assertRaises(
+            nova_exception.InstanceFaultRollback, self.call, 'suspend')
+        self.assertIsInstance(error.inner_exception,
+                              exception.OperationRefused)
+        nova.assert_not_called()
+        device.get_job_info.return_value = None
+        self.call('suspend')
+        nova.assert_called_once_with(None, self.instance_)
 
     def test_user_pauses_no_guest_that_a_merge_will_resume(self):
         def pause(_instance):
