@@ -70,6 +70,17 @@ def sparse(file: pathlib.Path, size: int) -> None:
         disk.truncate(size)
 
 
+def zeros(file: pathlib.Path, size: int) -> None:
+    """Make a raw disk of zeros, without a hole.
+
+    :param size: in bytes
+    """
+    stretch = bytes(STRETCH)
+    with open(file, 'wb') as disk:
+        for begin in range(0, size, STRETCH):
+            disk.write(stretch[:size - begin])
+
+
 def system(file: pathlib.Path, size: int, scratch: pathlib.Path) -> None:
     """Make an ext4 file system with files of a system disk.
 

@@ -37,6 +37,9 @@ TIB = 1 << 40
 #: Maximum duration of one turn, in seconds.
 TIMEOUT = 900
 
+#: A disk without holes is so many times as large as its data.
+DENSITY = 4
+
 #: The programs that reader and encoders are compared with.
 CONVERT, CONVERT_NULL, NBDCOPY = (
     'qemu-img convert to a file', 'qemu-img convert to null', 'nbdcopy')
@@ -48,14 +51,16 @@ class Disk:
 
     :param name: in the results
     :param size: virtual size, in bytes
-    :param file: its qcow2 file
+    :param file: its file
     :param contestants: those that read it, by their names in contestants()
+    :param format: of the file
     """
 
     name: str
     size: int
     file: pathlib.Path
     contestants: tuple[str, ...]
+    format: str = 'qcow2'
 
 
 class Export:
@@ -82,7 +87,7 @@ class Export:
         self.socket.unlink(missing_ok=True)
         server = subprocess.Popen([
             'qemu-nbd', '--read-only', '--persistent', '--shared', '16',
-            '--format', 'qcow2', '--socket', self.socket, self.disk.file])
+            '--format', self.disk.format, '--socket', self.socket, self.disk.file])
         try:
             wait.until('qemu-nbd', self.socket.exists, 20)
             self.pid = server.pid
@@ -134,6 +139,12 @@ def disks(place: pathlib.Path, size: int, virtual: int,
     content.scattered(raw, 0, virtual, size)
     yield Disk('sparse', virtual, _qcow2(raw), (
         'reader', 'qcow2', 'qcow2, zeros found', NBDCOPY))
+    say(f'making a disk of {DENSITY * size // layout.MIB} MiB without holes, '
+        f'with {size // layout.MIB} MiB scattered in it')
+    content.zeros(raw, DENSITY * size)
+    content.scattered(raw, 0, DENSITY * size, size, layout.MIB)
+    yield Disk('without holes', DENSITY * size, raw, (
+        'reader', 'qcow2, zeros found', CONVERT_NULL, NBDCOPY), 'raw')
 
 
 def _qcow2(raw: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import itertools
+import os
 import pathlib
 import tempfile
 import unittest
@@ -28,6 +29,13 @@ class ContentTest(unittest.TestCase):
         self.assertEqual(bytes(MIB), first[:MIB])
         self.assertEqual(bytes(MIB), first[3 * MIB:])
         self.assertNotIn(bytes(16), first[MIB:3 * MIB])
+
+    def test_disk_of_zeros_has_no_hole(self):
+        content.zeros(self.file, content.STRETCH + MIB)
+        with open(self.file, 'rb') as disk:
+            self.assertEqual(content.STRETCH + MIB,
+                             os.lseek(disk.fileno(), 0, os.SEEK_HOLE))
+        self.assertFalse(any(self.file.read_bytes()))
 
     def test_scattered_chunks_do_not_touch(self):
         content.sparse(self.file, 16 * MIB)
