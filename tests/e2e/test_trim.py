@@ -16,14 +16,9 @@ from testtools import content
 from tests.e2e import base
 from tests import in_full
 
-# A file system beside those of the guest image, in a fourth partition.
-MORE = layout.Partition(0x83, layout.RECORDS.end, 400 * layout.MIB)
-
-# What the guest writes to it, and deletes again.
+# Bytes that the guest writes, and deletes again.
 DELETED = 256 * layout.MIB
 
-FILL = (f'dd if=/dev/urandom of=/more/file bs=1M count={DELETED >> 20} && '
-        f'sync && rm /more/file && sync')
 MOUNT = 'mkdir -p /more && mount -t ext4 /dev/vda4 /more'
 
 # A file system that is mounted again trims all of its free space, here in
@@ -51,15 +46,18 @@ class TrimTestCase(base.CloudTestCase):
     """Tests with a guest whose root disk passes discards on.
 
     :cvar PROPERTIES: further properties of the guest's image
+    :cvar MORE: the fourth partition, with a file system of its own
     """
 
     CONFIGURATION = ('libvirt.hw_disk_discard=unmap',)
     PROPERTIES: tuple[tuple[str, str], ...] = ()
+    FLAVOR = 'snap.tiny'
+    MORE = layout.Partition(0x83, layout.RECORDS.end, 400 * layout.MIB)
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server = cls.boot(cls.make_image())
+        cls.server = cls.boot(cls.make_image(), cls.FLAVOR)
         cls.run_in_guest(MOUNT)
 
     @classmethod
@@ -70,14 +68,14 @@ class TrimTestCase(base.CloudTestCase):
             cls.client, servers.image_id(cls.client, 'snap-guest'), qcow2)
         cls.execute('qemu-img', 'convert', '-O', 'raw', qcow2, raw)
         with open(raw, 'r+b') as disk:
-            disk.truncate(MORE.end)
+            disk.truncate(cls.MORE.end)
             code = disk.read(440)
             disk.seek(0)
             disk.write(layout.boot_record(
-                [layout.BOOT, layout.EXT4, layout.RECORDS, MORE], code))
+                [layout.BOOT, layout.EXT4, layout.RECORDS, cls.MORE], code))
         cls.execute('mke2fs', '-q', '-t', 'ext4', '-E',
-                    f'offset={MORE.offset},lazy_itable_init=0,'
-                    f'lazy_journal_init=0', raw, f'{MORE.size >> 10}k')
+                    f'offset={cls.MORE.offset},lazy_itable_init=0,'
+                    f'lazy_journal_init=0', raw, f'{cls.MORE.size >> 10}k')
         cls.execute('qemu-img', 'convert', '-O', 'qcow2', raw, qcow2)
         raw.unlink()
         image = cls.client.post('glance', '/images', {
@@ -115,6 +113,12 @@ class TrimTestCase(base.CloudTestCase):
         found = wait.until(f'the end of {script}', result, 240)
         if found['exitcode'] != 0:
             raise errors.CloudError(f'{script} failed: {found}')
+
+    @classmethod
+    def write_and_delete(cls, size=DELETED):
+        cls.run_in_guest(
+            f'dd if=/dev/urandom of=/more/file bs=1M count={size >> 20} && '
+            f'sync && rm /more/file && sync')
 
     @classmethod
     def agent_responds(cls):
@@ -159,12 +163,13 @@ class FreeSpaceTest(TrimTestCase):
             raw = self.directory / 'check'
             self.execute('qemu-img', 'convert', '-O', 'raw', file, raw)
             try:
-                self.execute('e2fsck', '-fn', f'{raw}?offset={MORE.offset}')
+                self.execute('e2fsck', '-fn',
+                             f'{raw}?offset={self.MORE.offset}')
             finally:
                 os.unlink(raw)
 
     def test_deleted_data_is_not_sent_if_the_request_asks_for_a_trim(self):
-        self.run_in_guest(FILL)
+        self.write_and_delete()
         size_before = self.size_on_host()
         without, size = self.timed_snapshot('without a trim')
         self.assertIsNone(self.gain(without))

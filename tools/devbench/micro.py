@@ -87,7 +87,8 @@ class Export:
         self.socket.unlink(missing_ok=True)
         server = subprocess.Popen([
             'qemu-nbd', '--read-only', '--persistent', '--shared', '16',
-            '--format', self.disk.format, '--socket', self.socket, self.disk.file])
+            '--format', self.disk.format, '--socket', self.socket,
+            self.disk.file])
         try:
             wait.until('qemu-nbd', self.socket.exists, 20)
             self.pid = server.pid

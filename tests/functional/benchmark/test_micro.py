@@ -23,8 +23,9 @@ class MicroBenchmarkTest(unittest.TestCase):
             results = json.loads(
                 pathlib.Path(place, 'micro.json').read_text())
         disks = {disk['name']: disk for disk in results['disks']}
-        self.assertEqual({'incompressible', 'system', 'sparse', 'without holes'},
-                         set(disks))
+        self.assertEqual(
+            {'incompressible', 'system', 'sparse', 'without holes'},
+            set(disks))
         runs = disks['incompressible']['runs']
         self.assertLessEqual(
             {'reader', 'raw', 'qcow2', 'qcow2, zeros found',
