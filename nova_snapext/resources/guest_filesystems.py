@@ -15,6 +15,7 @@ from nova.virt.libvirt import host as libvirt_host
 from oslo_log import log as logging
 
 from nova_snapext import conf
+from nova_snapext import durable
 from nova_snapext import exception
 from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
@@ -28,6 +29,10 @@ CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 AGENT_CHANNEL = 'org.qemu.guest_agent.0'
+
+# What libvirt says if the agent has answered with an error: src/qemu/
+# qemu_agent.c, qemuAgentCheckError.
+ANSWERED = 'unable to execute QEMU agent command'
 
 # With these errors libvirt refuses before it calls the agent: the guest is
 # paused or off, or has no agent channel.
@@ -43,32 +48,41 @@ NO_ANSWER = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
 class GuestFilesystems(journal.Resource):
     """The filesystems of a guest, which may be frozen.
 
-    Recorded: whether the image says that the guest has an agent. Restored:
-    as possibly frozen, if the agent is connected; it is a warning if the
-    agent is not. Released: thawed.
+    Recorded: whether the image says that the guest has an agent, and in which
+    QEMU the guest runs. Restored: as possibly frozen, if the agent is
+    connected or the guest still runs in the same QEMU. Released: thawed.
     """
 
     kind = 'guest filesystems'
-    record_schema = schema.object_of(agent=schema.FLAG)
+    # The next snapshot freezes and thaws them, too.
+    blocks_snapshot = False
+    record_schema = schema.object_of(agent=schema.FLAG, qemu=schema.TEXT)
 
     def __init__(self, host: libvirt_host.Host, target: planning.Target):
         self._host = host
         self._instance = target.instance
         self._frozen = False
+        self._qemu: str | None = None
 
     def record(self) -> dict[str, ty.Any]:
-        return {'agent': _has_agent(self._instance)}
+        if self._qemu is None:
+            self._qemu = _qemu_of(domain.find(self._host, self._instance))
+        return {'agent': _has_agent(self._instance), 'qemu': self._qemu}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
                 target: planning.Target,
                 record: dict[str, ty.Any]) -> GuestFilesystems:
         filesystems = cls(driver._host, target)
+        filesystems._qemu = record['qemu']
         guest = domain.find(driver._host, target.instance)
         if not record['agent'] or guest is None or not guest.is_active():
             return filesystems
-        # It does no harm to thaw filesystems that are not frozen.
-        filesystems._frozen = _agent_connected(guest)
+        # It does no harm to thaw filesystems that are not frozen. An agent
+        # that is started again knows that it has frozen them. A guest in
+        # another QEMU was started again, or comes from saved memory.
+        filesystems._frozen = (_qemu_of(guest) == record['qemu'] or
+                               _agent_connected(guest))
         if not filesystems._frozen:
             LOG.warning('An interrupted snapshot may have left the guest\'s '
                         'filesystems frozen, and its agent is not connected '
@@ -91,7 +105,7 @@ class GuestFilesystems(journal.Resource):
         :raises QuiesceFailed: quiesce is required, and not possible
         :raises ThawFailed: they may still be frozen
         """
-        reason = self._freeze()
+        reason = self.freeze()
         if reason is None:
             try:
                 yield planning.Consistency.FILESYSTEM
@@ -144,10 +158,12 @@ class GuestFilesystems(journal.Resource):
             instance=self._instance.uuid, guest=self._instance.name,
             reason=str(error))
 
-    def _freeze(self) -> str | None:
-        """Freeze the filesystems.
+    def freeze(self) -> str | None:
+        """Freeze the filesystems, until thaw() is called.
 
         :returns: why it can't be done; None if they are frozen
+        :raises InstanceNotFound: the guest is gone
+        :raises ThawFailed: they may be frozen
         """
         guest = domain.get(self._host, self._instance)
         reason = no_agent_reason(self._instance, guest)
@@ -162,31 +178,14 @@ class GuestFilesystems(journal.Resource):
             with guest.agent_timeout(CONF.snapext.agent_timeout):
                 guest.freeze_filesystems()
         except libvirt.libvirtError as error:
-            self._undo_freeze(error)
+            if not _has_frozen_nothing(error):
+                self._frozen = True
+                self.thaw()
             return _freeze_reason(error)
         self._frozen = True
         LOG.debug('The guest\'s filesystems are frozen',
                   instance=self._instance)
         return None
-
-    def _undo_freeze(self, freeze_error: libvirt.libvirtError) -> None:
-        """Thaw after a failed freeze: a part may be frozen."""
-        if freeze_error.get_error_code() in NOTHING_SENT:
-            return
-        self._frozen = True
-        try:
-            self.thaw()
-        except exception.ThawFailed as error:
-            if freeze_error.get_error_code() in NO_ANSWER:
-                raise
-            # An agent that answers with an error has frozen nothing, or has
-            # thawed it again: QEMU's qga/commands-posix.c,
-            # qmp_guest_fsfreeze_freeze_list.
-            self._frozen = False
-            LOG.warning('The guest agent refused to freeze (%(freeze)s), and '
-                        'to thaw again (%(thaw)s)',
-                        {'freeze': freeze_error, 'thaw': error},
-                        instance=self._instance)
 
 
 def no_agent_reason(instance: objects.Instance,
@@ -227,6 +226,30 @@ def agent_silence(guest: domain.Domain,
 def _has_agent(instance: objects.Instance) -> bool:
     return bool(instance.image_meta.properties.get(
         'hw_qemu_guest_agent', False))
+
+
+def _has_frozen_nothing(error: libvirt.libvirtError) -> bool:
+    """Return whether a freeze that failed is known to have frozen nothing.
+
+    A thaw would then end the freeze of somebody else, such as a backup
+    program. An agent that answers with an error has thawed what it had
+    frozen: QEMU's qga/commands-posix.c, qmp_guest_fsfreeze_freeze_list.
+    """
+    if connection.is_disconnect(error):
+        return False
+    code = error.get_error_code()
+    return code in NOTHING_SENT or (
+        code not in NO_ANSWER and ANSWERED in str(error))
+
+
+def _qemu_of(guest: domain.Domain | None) -> str:
+    """Return which QEMU a guest runs in; an empty text if in none.
+
+    Two of the same guest differ, unless libvirtd has had no guest in between.
+    """
+    if guest is None or not guest.is_active():
+        return ''
+    return f'{durable.boot_id()} {guest.id}'
 
 
 def _freeze_reason(error: libvirt.libvirtError) -> reasons.UserReason:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest agent that is connected but does not respond."""
+"""A guest agent that does not respond, or has frozen for somebody else."""
 
 import json
 
@@ -52,5 +52,17 @@ class HungAgentTest(base.CloudTestCase):
         second = self.snapshot(self.server)
         self.assertEqual('filesystem', second.consistency)
         self.assert_snapshot_complete(second)
+        self.assert_nothing_left(self.server)
+        self.assert_keeps_writing(self.server)
+
+    def test_freeze_of_another_program_outlasts_a_snapshot(self):
+        self.host.virsh('domfsfreeze', self.server)
+        try:
+            snapshot = self.snapshot(self.server)
+            self.assertIn('frozen',
+                          self.agent_command('guest-fsfreeze-status'))
+        finally:
+            self.host.virsh('domfsthaw', self.server)
+        self.assertEqual('crash', snapshot.consistency)
         self.assert_nothing_left(self.server)
         self.assert_keeps_writing(self.server)

@@ -92,7 +92,7 @@ class SlowRecoveryTest(base.RecoveryTestCase):
             pass
 
     def test_service_starts_and_the_log_names_the_instances(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         with self.assertLogs('nova_snapext.driver', 'WARNING') as logs:
             self.start()
         self.assertIn(self.uuid, logs.output[0])
@@ -101,7 +101,7 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         self.assertEqual([self.uuid], self.recovered)
 
     def test_instance_is_refused_until_it_is_recovered(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.start()
         self.begun.wait(self.LIMIT)
         self.assertRaises(exception.RecoveryInProgress, self.use)
@@ -112,7 +112,7 @@ class SlowRecoveryTest(base.RecoveryTestCase):
 
     def test_operation_waits_for_a_recovery_that_ends_soon(self):
         self.patch_value(gate, 'BUSY_TIMEOUT', self.LIMIT)
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.start()
         self.begun.wait(self.LIMIT)
         with mock.patch.object(self.driver.gate._changed, 'wait_for',
@@ -129,14 +129,14 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         both = threading.Barrier(2)
         recover.recover_instance.side_effect = (
             lambda *_args: both.wait(self.LIMIT))
-        self.leave(('guest filesystems', {'agent': True}))
-        self.leave_other(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
+        self.leave_other(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.start()
         self.assertEqual([], self.driver.gate.wait(self.LIMIT))
         self.assertFalse(both.broken)
 
     def test_no_more_than_the_limit_are_recovered_at_the_same_time(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         slots = self.driver.gate._slots
         for _ in range(gate.PARALLEL):
             slots.acquire()
@@ -162,7 +162,7 @@ class SlowRecoveryTest(base.RecoveryTestCase):
             'paused': False, 'limits': [{'write_iops_sec': 1}]})
 
     def test_instance_that_waits_for_its_turn_can_be_recovered_at_once(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         with self.driver.gate._slots:
             self.patch(gate, '_spawn')
             self.start()
@@ -188,7 +188,7 @@ class SlowRecoveryTest(base.RecoveryTestCase):
         self.assertTrue(called.wait(self.LIMIT))
 
     def test_function_is_called_after_the_recovery(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.start()
         called = threading.Event()
         self.driver.gate.call_after_recovery(
@@ -235,13 +235,13 @@ class RetryTest(base.RecoveryTestCase):
     def assert_idle(self):
         """Check that the events so far have no consequence."""
         # The thread handles another instance's event after those.
-        self.leave_other(('guest filesystems', {'agent': True}))
+        self.leave_other(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.driver.emit_event(job_events.JobEndedEvent(uuids.other))
         self.assertEqual(uuids.other, self.recovered.get(timeout=self.LIMIT))
         self.assertTrue(self.recovered.empty())
 
     def leave_something(self):
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
 
     def test_end_of_a_job_of_the_guest_recovers_it(self):
         self.leave_something()
@@ -428,7 +428,7 @@ class ReconnectTest(base.RecoveryTestCase):
         self.patch(self.driver.gate, 'start_retries')
         self.patch(gate, '_spawn').side_effect = (
             lambda function, *args: function(*args))
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
 
     def reconnect(self):
         self.driver._handle_conn_event(True, None)
@@ -457,7 +457,7 @@ class ReconnectTest(base.RecoveryTestCase):
 
     def test_failed_recovery_is_reported_and_others_go_on(self):
         self.start()
-        self.leave_other(('guest filesystems', {'agent': True}))
+        self.leave_other(('guest filesystems', {'agent': True, 'qemu': ''}))
         get_instance = self.patch(recover, 'get_instance')
         get_instance.side_effect = [ZeroDivisionError(), self.instance_]
         with self.assertLogs('nova_snapext.recovery.gate', 'ERROR') as logs:

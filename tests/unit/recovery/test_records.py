@@ -25,7 +25,7 @@ DEVICE = ("<hostdev mode='subsystem' type='pci'><source><address "
 RECORDS = {
     'backup job': {'directory': f'/w/libvirt-{UUID}/01234567',
                    'may_resume': True},
-    'guest filesystems': {'agent': True},
+    'guest filesystems': {'agent': True, 'qemu': ''},
     'internal snapshot': {'paths': ['/i/disk'], 'was_running': False},
     'managed save': {'overlay': OVERLAY, 'was_running': True, 'boot': 'b',
                      'resume_requested': False},
@@ -96,7 +96,8 @@ class RecordsTest(base.RecoveryTestCase):
                    ('passthrough devices', {'devices': [{
                        'name': 'n', 'alias': None,
                        'xml': '<disk type="block"/>'}], 'persistent': []}),
-                   ('spell', {}), ('guest filesystems', {'agent': True}))
+                   ('spell', {}),
+                   ('guest filesystems', {'agent': True, 'qemu': ''}))
         self.assertFalse(self.recover_all())
         self.assertTrue(os.path.isdir(directory))
         [entry] = journal.entries()

@@ -53,7 +53,7 @@ class CharmStrategy(strategies.Strategy):
 
 class RecoverTest(base.RecoveryTestCase):
 
-    FILESYSTEMS = ('guest filesystems', {'agent': True})
+    FILESYSTEMS = ('guest filesystems', {'agent': True, 'qemu': ''})
 
     def test_disk_in_ceph_of_a_deleted_instance_goes_with_its_snapshot(self):
         record = ('RBD snapshot', {
@@ -155,7 +155,7 @@ class RecoverTest(base.RecoveryTestCase):
         for error in (nova_exception.InstanceNotFound(instance_id='i'),
                       oslo_messaging.MessagingTimeout()):
             self.get.side_effect = error
-            self.leave(('guest filesystems', {'agent': True}))
+            self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
             self.assertTrue(self.recover_all())
             self.assertEqual([], os.listdir(self.journal))
 

@@ -22,6 +22,13 @@ DOMAIN = """
 """
 
 
+LOST = base.libvirt_error(
+    libvirt.VIR_ERR_RPC, domain=libvirt.VIR_FROM_RPC)
+REFUSED = ("internal error: unable to execute QEMU agent command "
+           "'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze has been "
+           "disabled: the agent is in frozen state")
+
+
 class FilesystemsTestCase(base.TestCase):
 
     def setUp(self):
@@ -103,12 +110,34 @@ class FrozenTest(FilesystemsTestCase):
             self.assertRaises(nova_exception.InstanceQuiesceFailed,
                               self.consistency, plan)
 
-    def test_agent_that_refuses_leaves_crash_consistency_and_thaws(self):
+    def test_agent_that_refuses_leaves_the_freeze_of_others_alone(self):
         plan = self.agent_plan()
         plan.guest.freeze_filesystems.side_effect = base.libvirt_error(
-            libvirt.VIR_ERR_INTERNAL_ERROR)
+            libvirt.VIR_ERR_INTERNAL_ERROR, REFUSED)
         self.assertEqual(CRASH, self.consistency(plan))
-        plan.guest.thaw_filesystems.assert_called_once_with()
+        plan.guest.thaw_filesystems.assert_not_called()
+
+    def test_freeze_with_an_unknown_end_is_thawed(self):
+        for error in (LOST, base.libvirt_error(
+                libvirt.VIR_ERR_INTERNAL_ERROR, 'Missing agent reply object')):
+            plan = self.agent_plan()
+            plan.guest.freeze_filesystems.side_effect = error
+            self.assertEqual(CRASH, self.consistency(plan))
+            plan.guest.thaw_filesystems.assert_called_once_with()
+
+    def test_freeze_with_an_unknown_end_stays_on_record_until_a_thaw(self):
+        for code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+                     libvirt.VIR_ERR_INTERNAL_ERROR):
+            plan = self.agent_plan()
+            filesystems = self.filesystems(plan)
+            plan.guest.freeze_filesystems.side_effect = LOST
+            plan.guest.thaw_filesystems.side_effect = base.libvirt_error(code)
+            self.assertRaises(exception.ThawFailed,
+                              filesystems.frozen().__enter__)
+            self.assertRaises(exception.ThawFailed, filesystems.release)
+            plan.guest.thaw_filesystems.side_effect = None
+            filesystems.release()
+            self.assertEqual(3, plan.guest.thaw_filesystems.call_count)
 
     def test_agent_of_paused_guest_gets_no_thaw_command(self):
         plan = self.agent_plan()
@@ -216,18 +245,33 @@ class FrozenTest(FilesystemsTestCase):
 
 class RestoreTest(FilesystemsTestCase):
 
-    def release(self, plan):
+    def release(self, plan, later=None):
+        """Release what is restored.
+
+        :param later: number of the guest's QEMU, if it is another one then
+        """
+        plan.guest.id = 1
         record = self.filesystems(plan).record()
-        guest_filesystems.GuestFilesystems.restore(
-            self.driver, plan, record).release()
+        plan.guest.id = later or 1
+        restored = guest_filesystems.GuestFilesystems.restore(
+            self.driver, plan, record)
+        self.assertEqual(record, restored.record())
+        restored.release()
         return plan.guest.thaw_filesystems
 
     def test_restored_filesystems_are_thawed(self):
-        self.release(self.agent_plan()).assert_called_once_with()
+        for later in (None, 2):
+            self.release(self.agent_plan(), later).assert_called_once_with()
 
     def test_guest_without_agent_is_not_thawed(self):
         self.release(self.plan()).assert_not_called()
 
-    def test_disconnected_agent_is_logged_as_warning(self):
-        self.release(self.agent_plan('disconnected')).assert_not_called()
+    def test_frozen_guest_waits_for_its_agent(self):
+        plan = self.agent_plan('disconnected')
+        plan.guest.thaw_filesystems.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+        self.assertRaises(exception.ThawFailed, self.release, plan)
+
+    def test_guest_in_another_qemu_does_not_wait_for_its_agent(self):
+        self.release(self.agent_plan('disconnected'), 2).assert_not_called()
         self.assertIn('reboot it', self.stdlog.logger.output)
