@@ -204,6 +204,26 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         super()._live_snapshot(
             context, instance, guest, disk_path, out_path, *args)
 
+    def quiesce(self, context: nova_context.RequestContext,
+                instance: objects.Instance,
+                image_meta: objects.ImageMeta) -> None:
+        # Nova thaws only if no step between the two has failed, and waits for
+        # the agent without a limit.
+        native = self.native_jobs.get(instance['uuid'])
+        if native is None:
+            super().quiesce(context, instance, image_meta)
+        else:
+            native.on_quiesce()
+
+    def unquiesce(self, context: nova_context.RequestContext,
+                  instance: objects.Instance,
+                  image_meta: objects.ImageMeta) -> None:
+        native = self.native_jobs.get(instance['uuid'])
+        if native is None:
+            super().unquiesce(context, instance, image_meta)
+        else:
+            native.on_unquiesce()
+
     def _cleanup_lvm(self, instance: objects.Instance, *args: ty.Any,
                      **kwargs: ty.Any) -> None:
         # Nova can't remove a volume that is open. The deletion has ended the
@@ -247,11 +267,12 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         current_power_state: int, instance: objects.Instance,
     ) -> None:
         native = self.native_jobs.get(instance.uuid)
-        if native is not None and self._needs_suspend_resume_for_snapshot(
-                live_snapshot, current_power_state):
-            native.on_suspend()
-        super()._suspend_guest_for_snapshot(
-            context, live_snapshot, current_power_state, instance)
+        with contextlib.ExitStack() as stack:
+            if native is not None and self._needs_suspend_resume_for_snapshot(
+                    live_snapshot, current_power_state):
+                stack.enter_context(native.suspended())
+            super()._suspend_guest_for_snapshot(
+                context, live_snapshot, current_power_state, instance)
 
 
 def _check_work_directory() -> None:

@@ -275,6 +275,18 @@ class PassthroughDevices(journal.Resource):
             raise
         self._attach_missing(devices, self._persistent)
 
+    def detached_by_nova(self) -> None:
+        """Note that Nova detaches them, until :meth:`release`.
+
+        Call :meth:`capture_state` before.
+        """
+        self._detached = self._devices()
+
+    def expect_late_unplugs(self) -> None:
+        """Attach devices again that the guest releases from now on."""
+        for device in self._devices():
+            self._expect_late_unplug(device)
+
     def _devices(self) -> list[PassthroughDevice]:
         if self._captured is None:
             raise RuntimeError('capture_state() has not been called')

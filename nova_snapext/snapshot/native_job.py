@@ -17,6 +17,7 @@ from nova import exception as nova_exception
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend
 from oslo_log import log as logging
+from oslo_utils import excutils
 
 from nova_snapext import cancel
 from nova_snapext import exception
@@ -25,6 +26,7 @@ from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
+from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import rbd_clone
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.snapshot import direct
@@ -53,6 +55,9 @@ class NativeJob:
         self._clone: rbd_clone.RbdClone | None = None
         self._snapshot = native_snapshot.NativeSnapshot(
             driver, plan, plan.guest.get_power_state(driver._host))
+        self._filesystems = guest_filesystems.GuestFilesystems(
+            driver._host, plan)
+        self._devices = passthrough_devices.PassthroughDevices(driver, plan)
 
     def run(self, update_task_state: Callable[..., None],
             entry: journal.JournalEntry,
@@ -67,10 +72,14 @@ class NativeJob:
         plan = self._plan
         with journal.ReleaseStack(entry) as stack:
             self._stack = stack
-            stack.add(guest_filesystems.GuestFilesystems(
-                self._driver._host, plan))
+            self._devices.capture_state(plan.guest)
+            if self._devices.exist:
+                # A guest that Nova resumes lacks its mediated devices.
+                stack.add(self._devices)
             stack.enter_context(self._registered())
             stack.add(self._snapshot)
+            # They are thawed before all else.
+            stack.add(self._filesystems)
             libvirt_driver.LibvirtDriver.snapshot(
                 self._driver, plan.context, plan.instance, plan.image_id,
                 update_task_state)
@@ -97,6 +106,22 @@ class NativeJob:
         self._snapshot.save()
         LOG.debug('Nova mirrors the root disk to %s', path,
                   instance=self._plan.instance)
+
+    def on_quiesce(self) -> None:
+        """Freeze the guest's filesystems.
+
+        :raises NovaException: it can't be done; Nova logs the reason
+        """
+        reason = self._filesystems.freeze()
+        if reason is not None:
+            raise nova_exception.InstanceQuiesceFailed(reason=reason)
+
+    def on_unquiesce(self) -> None:
+        """Thaw the guest's filesystems.
+
+        :raises ThawFailed: they are still frozen
+        """
+        self._filesystems.thaw()
 
     def watch(self, disk: imagebackend.Image) -> None:
         """Record what Nova creates inside Ceph, before it does.
@@ -168,11 +193,21 @@ class NativeJob:
         self._clone.set_offered(True)
         self._stack.add(self._clone)
 
-    def on_suspend(self) -> None:
-        """Check that Nova may suspend the guest.
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let Nova suspend the guest, inside the context.
 
-        :raises DirectSnapshotRefused: it may not
+        Nova takes its devices away first, and does not give them back if a
+        later step fails.
+
+        :raises DirectSnapshotRefused: Nova may not suspend it
         """
         if not self._may_suspend:
             raise exception.DirectSnapshotRefused(
                 instance=self._plan.instance.uuid)
+        self._devices.detached_by_nova()
+        try:
+            yield
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                self._devices.expect_late_unplugs()

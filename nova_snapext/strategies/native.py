@@ -12,6 +12,7 @@ from nova_snapext import plan as planning
 from nova_snapext import reason as reasons
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import native_snapshot
+from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import rbd_clone
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.strategies import base
@@ -25,6 +26,7 @@ class NativeStrategy(base.Strategy):
     name = 'native'
     resource_types = (guest_filesystems.GuestFilesystems,
                       native_snapshot.NativeSnapshot,
+                      passthrough_devices.PassthroughDevices,
                       rbd_snapshot.NovaRbdSnapshot,
                       rbd_clone.RbdClone)
 

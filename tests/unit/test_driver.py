@@ -102,7 +102,7 @@ class NativeHookTest(snapshot_base.SnapshotTestCase):
     def setUp(self):
         super().setUp()
         self.guest = self.instance()
-        self.native_job = mock.Mock()
+        self.native_job = mock.MagicMock()
 
     def live_snapshot(self):
         self.driver._live_snapshot(
@@ -130,7 +130,7 @@ class NativeHookTest(snapshot_base.SnapshotTestCase):
 
     def test_refused_suspension_does_not_suspend(self):
         suspend = self.patch(self.driver, 'suspend')
-        self.native_job.on_suspend.side_effect = (
+        self.native_job.suspended.side_effect = (
             exception.DirectSnapshotRefused(instance='i'))
         self.driver.native_jobs[self.guest.uuid] = self.native_job
         self.assertRaises(exception.DirectSnapshotRefused, self.suspend)
@@ -140,7 +140,16 @@ class NativeHookTest(snapshot_base.SnapshotTestCase):
         self.driver.native_jobs[self.guest.uuid] = self.native_job
         self.suspend(live=True)
         self.suspend(state=power_state.SHUTDOWN)
-        self.native_job.on_suspend.assert_not_called()
+        self.native_job.suspended.assert_not_called()
+
+    def test_freeze_of_another_instance_is_nova_s_alone(self):
+        self.driver.native_jobs['another'] = self.native_job
+        for name in ('quiesce', 'unquiesce'):
+            nova = self.patch(nova_driver.LibvirtDriver, name)
+            getattr(self.driver, name)(None, self.guest, mock.sentinel.meta)
+            nova.assert_called_once_with(
+                None, self.guest, mock.sentinel.meta)
+        self.assertEqual([], self.native_job.mock_calls)
 
 
 class EventTest(snapshot_base.SnapshotTestCase):

@@ -159,6 +159,17 @@ class DetachedTest(base.TestCase):
         self.assertEqual(ALL, self.calls('attach'))
         self.assert_has_all_devices()
 
+    def test_devices_that_nova_has_detached_are_attached_at_the_release(self):
+        devices = self.guest(*ALL)
+        devices.capture_state(self.domain_plan.guest)
+        devices.release()
+        self.assertEqual([], self.domain.calls)
+        devices.detached_by_nova()
+        self.domain.live = self.domain.live[:1]
+        devices.release()
+        self.assertEqual(ALL[1:], self.calls('attach'))
+        self.assert_has_all_devices()
+
     def test_device_of_qemu_stays_attached(self):
         devices = self.guest(GPU, *STAYS)
         self.assertEqual(len(STAYS), len(self.detached(devices)))

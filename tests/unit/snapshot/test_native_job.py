@@ -3,6 +3,7 @@
 from unittest import mock
 
 import glanceclient.exc
+import libvirt
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception as nova_exception
@@ -14,6 +15,15 @@ from nova_snapext import journal
 from nova_snapext.snapshot import direct
 from tests.unit import base
 from tests.unit.snapshot import base as snapshot_base
+
+
+AGENT = """<channel type='unix'>
+  <target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>
+</channel>"""
+GPU = """<hostdev mode='subsystem' type='pci'>
+  <source><address domain='0' bus='1' slot='0' function='0'/></source>
+  <alias name='hostdev0'/>
+</hostdev>"""
 
 
 class NativeJobTest(snapshot_base.SnapshotTestCase):
@@ -75,6 +85,95 @@ class NativeJobTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(ZeroDivisionError, self.snapshot)
         self.discard.assert_called_once()
         self.assertEqual({}, self.driver.native_jobs)
+
+
+class AgentTest(snapshot_base.SnapshotTestCase):
+    """Nova freezes the guest's filesystems during its live snapshot."""
+
+    def setUp(self):
+        super().setUp()
+        self.domain.XMLDesc.return_value = snapshot_base.DOMAIN.format(
+            'ploop').replace('</devices>', f'{AGENT}</devices>')
+        self.native.side_effect = self.take
+        self.error = None
+
+    def instance(self, **properties):
+        return super().instance(hw_qemu_guest_agent='yes', **properties)
+
+    def take(self, driver, _context, instance, *_args):
+        driver.quiesce(None, instance, instance.image_meta)
+        self.domain.fsFreeze.assert_called_once()
+        self.domain.fsThaw.assert_not_called()
+        if self.error is not None:
+            raise self.error
+        driver.unquiesce(None, instance, instance.image_meta)
+
+    def test_filesystems_are_thawed_once(self):
+        self.snapshot()
+        self.domain.fsThaw.assert_called_once()
+
+    def test_error_of_nova_after_its_freeze_thaws(self):
+        self.error = base.libvirt_error(1)
+        self.assertRaises(libvirt.libvirtError, self.snapshot)
+        self.domain.fsThaw.assert_called_once()
+
+    def test_freeze_that_fails_does_not_fail_the_snapshot(self):
+        self.domain.fsFreeze.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_OPERATION_INVALID)
+        self.native.side_effect = lambda driver, _context, instance, *_args: (
+            self.assertRaises(
+                nova_exception.InstanceQuiesceFailed, driver.quiesce, None,
+                instance, instance.image_meta))
+        self.snapshot()
+        self.domain.fsThaw.assert_not_called()
+
+
+class DevicesTest(snapshot_base.SnapshotTestCase):
+    """Nova takes the guest's devices away, and suspends it."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
+        self.domain.XMLDesc.side_effect = self.definition
+        self.devices = GPU
+        self.attached = self.domain.attachDeviceFlags
+        self.attached.side_effect = self.attach
+        self.patch(self.driver, 'suspend').side_effect = self.suspend
+        self.error = None
+
+    def definition(self, flags):
+        devices = (GPU if flags & libvirt.VIR_DOMAIN_XML_INACTIVE
+                   else self.devices)
+        return snapshot_base.DOMAIN.format('ploop').replace(
+            '<domain', "<domain id='1'").replace(
+                '</devices>', f'{devices}</devices>')
+
+    def attach(self, _xml, flags):
+        self.devices = GPU
+
+    def suspend(self, _context, _instance):
+        self.devices = ''
+        if self.error is not None:
+            raise self.error
+
+    def take(self, driver, context, instance, *_args):
+        driver._suspend_guest_for_snapshot(
+            context, False, power_state.RUNNING, instance)
+
+    def test_guest_has_the_devices_again_that_nova_did_not_give_back(self):
+        self.native.side_effect = self.take
+        self.snapshot()
+        self.attached.assert_called_once()
+
+    def test_guest_that_is_not_suspended_has_its_devices_again(self):
+        self.native.side_effect = self.take
+        self.error = nova_exception.PciDeviceDetachFailed(
+            reason='busy', dev='gpu')
+        self.assertRaises(nova_exception.PciDeviceDetachFailed, self.snapshot)
+        self.attached.assert_called_once()
+        # It may leave the guest later.
+        [expected] = self.driver.pending_unplugs._expected.values()
+        self.assertEqual(['hostdev0'], list(expected))
 
 
 class InsideCephTest(snapshot_base.SnapshotTestCase):
