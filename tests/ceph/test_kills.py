@@ -32,9 +32,9 @@ class CephFaults(base.CephTestCase):
         wait.until(f"the end of {' and '.join(faults_base.DISK_PROGRAMS)}",
                    lambda: not self.disk_programs(),
                    faults_base.SETTLE_TIMEOUT)
+        # An image is not deleted while Glance reads it for its digest.
         wait.until('the journal to be empty',
-                   lambda: not self.journal_files(),
-                   faults_base.SETTLE_TIMEOUT)
+                   lambda: not self.journal_files(), RECOVERY_TIMEOUT)
         self.assert_nothing_left(self.server)
 
     def assert_image_complete(self, image, image_format=None,
@@ -62,9 +62,10 @@ class Deletion:
 
 
 class HangTestCase(CephFaults, faults_base.FaultTestCase):
-    """Ceph hangs from a point on, until the guest is known not to be frozen.
+    """Ceph hangs from a point on, until the guest is told to thaw.
 
-    Then it goes on, also with the calls that it had already received.
+    Then it goes on, also with the calls that it had already received. A guest
+    that writes as it thaws may have to wait for that.
     """
 
     FAULT = 'Ceph hangs'
@@ -79,15 +80,18 @@ class HangTestCase(CephFaults, faults_base.FaultTestCase):
         with self.recorded(point):
             before = self.server_state()
             self.faults.arm(point, 'wait')
-            image = self.request_snapshot()
+            image, log = self.request(
+                self.server, snapext_strategy=self.CASE.strategy)
             self.faults.await_fault(point, e2e.SNAPSHOT_TIMEOUT)
             self.ceph.suspend_osd()
             try:
                 self.faults.disarm()
-                wait.until('the thaw', self.is_thawed,
-                           2 * AGENT_TIMEOUT + base.SETTLE_TIMEOUT)
+                wait.until('a thaw', lambda: (
+                    self.is_thawed() or 'could not be thawed' in log()),
+                    2 * AGENT_TIMEOUT + base.SETTLE_TIMEOUT)
             finally:
                 self.ceph.resume_osd()
+            wait.until('the thaw', self.is_thawed, base.SETTLE_TIMEOUT)
             wait.until('the end of the snapshot',
                        lambda: self.task_state() is None,
                        e2e.SNAPSHOT_TIMEOUT)
