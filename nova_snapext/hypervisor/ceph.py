@@ -152,12 +152,12 @@ class Call(ty.Generic[_R]):
                 action=self._action, seconds=f'{seconds:g}')
         if self._error is None:
             return self._result[0]
-        if isinstance(self._error, (rbd_utils.rbd.Error,
-                                    rbd_utils.rados.Error)):
-            raise exception.CephError(
-                action=self._action, reason=str(self._error),
-            ) from self._error
-        raise self._error
+        if isinstance(self._error, exception.SnapextError):
+            raise self._error
+        # The bindings also have defects, whose errors may have no text.
+        raise exception.CephError(
+            action=self._action, reason=str(self._error) or repr(self._error),
+        ) from self._error
 
 
 # The calls that create, change or remove something, also of a snapshot that

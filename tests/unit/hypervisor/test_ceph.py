@@ -111,11 +111,26 @@ class CallTest(base.TestCase):
             self.assertRaises(exception.CephError, creation.open)
         self.assertRaises(RuntimeError, creation.create, 1)
 
-    def test_other_error_is_a_bug(self):
-        def fail():
-            raise ZeroDivisionError
+    def test_error_of_a_defect_of_the_binding_says_what_failed(self):
+        # Such as IndexError, for a number that the binding has no name for.
+        for error in (IndexError(), IndexError('out of range')):
+            def fail(error=error):
+                raise error
 
-        self.assertRaises(ZeroDivisionError, ceph.call, 'divide', fail)
+            failed = self.assertRaises(
+                exception.CephError, ceph.call, 'list a', fail)
+            self.assertIn('list a', str(failed))
+            self.assertIn(str(error) or 'IndexError', str(failed))
+            self.assertIs(error, failed.__cause__)
+
+    def test_error_of_ours_is_not_changed(self):
+        error = exception.CephError(action='remove', reason='it has clones')
+
+        def fail():
+            raise error
+
+        self.assertIs(error, self.assertRaises(
+            exception.CephError, ceph.call, 'list a', fail))
 
     def test_missing_binding_is_known(self):
         self.assertTrue(ceph.is_installed())
