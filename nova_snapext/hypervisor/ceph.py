@@ -364,7 +364,7 @@ def _remove_snapshot(snapshot: SnapSpec) -> None:
                 volume.unprotect_snap(snapshot.name)
         except rbd.ImageBusy as error:
             volume.set_snap(snapshot.name)
-            clones = [str(clone) for clone in _children(volume)]
+            clones = [str(clone) for clone in _children(volume).values()]
             raise exception.CephError(
                 action=f'remove the snapshot {snapshot}',
                 reason=f'it has the clones '
@@ -473,14 +473,15 @@ def snapshots_in(pool: str) -> dict[ImageSpec, list[str]]:
         LIST_TIMEOUT)
 
 
-def children(snapshot: SnapSpec) -> list[ImageSpec]:
-    """List the clones of a snapshot, in the pools that the user may see.
+def children(snapshot: SnapSpec) -> dict[str, ImageSpec]:
+    """Find the clones of a snapshot, in the pools that the user may see.
 
     A clone in the trash is among them, by the name that it had.
 
+    :returns: the clones by their ids
     :raises CephError: Ceph does not tell
     """
-    def clones() -> list[ImageSpec]:
+    def clones() -> dict[str, ImageSpec]:
         with _opened(snapshot.image, snapshot.name) as volume:
             return _children(volume)
 
@@ -601,49 +602,56 @@ def monitors(pool: str) -> tuple[list[str], list[str]]:
     return hosts, ports
 
 
-def remove_image(image: ImageSpec) -> None:
+def id_of(image: ImageSpec) -> str | None:
+    """Return the id of an image, which it keeps in Ceph's trash.
+
+    :returns: None if it does not exist, or can't be opened
+    :raises CephError: Ceph does not tell
+    """
+    def read_id() -> str | None:
+        with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
+                _opened(image, read_only=True) as volume:
+            return str(volume.id())
+        return None
+
+    _await_change(image)
+    return call(f'tell the id of {image}', read_id)
+
+
+def remove_image(image: ImageSpec, image_id: str | None = None) -> None:
     """Remove an image of Glance's form, with its snapshot, if it exists.
 
+    Where Ceph moves what is removed into its trash, it is removed from there
+    too. An image that is there already is removed only by its id: there may be
+    others that had the name, such as one that Glance has deleted.
+
+    :param image_id: its id, if that is known
     :raises CephError: it can't be removed, or the removal makes no progress
     """
     _await_change(image)
     _call_with_progress(
         f'remove the image {image}',
-        lambda on_progress: _delete_image(image, on_progress), image)
+        lambda on_progress: _delete_image(image, image_id, on_progress),
+        image)
 
 
-def _delete_image(image: ImageSpec, on_progress: OnProgress) -> None:
-    rbd = rbd_utils.rbd
-    try:
-        with _opened(image, read_only=True) as volume:
-            image_id = volume.id()
-    except rbd.ImageNotFound:
-        _delete_rest(image, on_progress)
-        return
-    _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
-    with _client(image.pool) as client:
-        # Somebody else may remove it now.
-        with contextlib.suppress(rbd.ImageNotFound):
-            rbd.RBD().remove(client.ioctx, image.name,
-                             on_progress=on_progress)
-        # Ceph's option rbd_move_to_trash_on_remove leaves it there.
-        if image_id in [entry['id'] for entry in _trashed(client, image)]:
-            rbd.RBD().trash_remove(client.ioctx, image_id, force=True,
-                                   on_progress=on_progress)
-
-
-def _delete_rest(image: ImageSpec, on_progress: OnProgress) -> None:
-    """Remove what is left of an image that can't be opened, if anything is.
+def _delete_image(image: ImageSpec, image_id: str | None,
+                  on_progress: OnProgress) -> None:
+    """Remove an image, or what is left of one that can't be opened.
 
     librbd adds the name of an image before it creates the image. It moves an
     image into the trash before it removes the objects, and detaches it from
     its parent last. RBD.remove() goes on from either state: librbd's
-    api/Image.cc, Image<I>::remove. Images that are kept in the trash are
-    listed there.
+    api/Image.cc, Image<I>::remove.
     """
     rbd = rbd_utils.rbd
+    with contextlib.suppress(rbd.ImageNotFound):
+        with _opened(image, read_only=True) as volume:
+            image_id = volume.id()
+        _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
     with _client(image.pool) as client:
         try:
+            # Somebody else may remove it now.
             with contextlib.suppress(rbd.ImageNotFound):
                 rbd.RBD().remove(client.ioctx, image.name,
                                  on_progress=on_progress)
@@ -652,26 +660,26 @@ def _delete_rest(image: ImageSpec, on_progress: OnProgress) -> None:
             # what it has begun to create or to remove.
             if image.name in rbd.RBD().list(client.ioctx):
                 raise
-        for entry in _trashed(client, image):
-            # An image that Glance has deleted is no clone, and stays there.
-            if entry['source'] == 'USER' and _is_clone(client, entry['id']):
-                rbd.RBD().trash_remove(client.ioctx, entry['id'], force=True,
-                                       on_progress=on_progress)
+        # Ceph's option rbd_move_to_trash_on_remove leaves it there.
+        if image_id is not None and _is_in_trash(client, image_id):
+            rbd.RBD().trash_remove(client.ioctx, image_id, force=True,
+                                   on_progress=on_progress)
 
 
-def _trashed(client: ty.Any, image: ImageSpec) -> list[dict[str, ty.Any]]:
-    """List the images in the trash that had the name of an image."""
-    return [entry for entry in rbd_utils.rbd.RBD().trash_list(client.ioctx)
-            if entry['name'] == image.name]
+def _is_in_trash(client: ty.Any, image_id: str) -> bool:
+    """Return whether an image is in the trash.
 
-
-def _is_clone(client: ty.Any, image_id: str) -> bool:
+    Do not list the trash: librbd's binding (seen in 16.2) fails if there is
+    any image whose source it has no name for, such as one that is migrated.
+    """
     rbd = rbd_utils.rbd
-    with contextlib.suppress(rbd.ImageNotFound), rbd.Image(
-            client.ioctx, image_id=image_id, read_only=True) as volume:
-        volume.parent_info()
-        return True
-    return False
+    try:
+        rbd.RBD().trash_get(client.ioctx, image_id)
+    except rbd.ImageNotFound:
+        return False
+    except IndexError:
+        pass  # it is there, with such a source
+    return True
 
 
 def finish_image(image: ImageSpec) -> SnapSpec:
@@ -710,9 +718,9 @@ def _names(volume: ty.Any) -> list[str]:
     return [snapshot['name'] for snapshot in volume.list_snaps()]
 
 
-def _children(volume: ty.Any) -> list[ImageSpec]:
-    return [ImageSpec(child['pool'], child['image'])
-            for child in volume.list_children2()]
+def _children(volume: ty.Any) -> dict[str, ImageSpec]:
+    return {child['id']: ImageSpec(child['pool'], child['image'])
+            for child in volume.list_children2()}
 
 
 def _client(pool: str) -> ty.Any:

@@ -172,12 +172,12 @@ def remove(snapshot: ceph.SnapSpec) -> None:
 
     :raises CephError: something can't be removed
     """
-    for clone in ceph.children(snapshot):
+    for image_id, clone in ceph.children(snapshot).items():
         if not uuidutils.is_uuid_like(clone.name):
             raise exception.CephError(
                 action=f'remove the snapshot {snapshot}',
                 reason=f'its clone {clone} is not one of nova-snapext')
-        _remove_clone(clone)
+        _remove_clone(clone, image_id)
         LOG.warning('%s, an image that an interrupted snapshot has left '
                     'incomplete, is removed', clone)
     ceph.remove_snapshot(snapshot)
@@ -185,7 +185,7 @@ def remove(snapshot: ceph.SnapSpec) -> None:
                 snapshot)
 
 
-def _remove_clone(clone: ceph.ImageSpec) -> None:
+def _remove_clone(clone: ceph.ImageSpec, image_id: str) -> None:
     """Remove a clone, as soon as Ceph has forgotten a killed client.
 
     :raises CephError: it can't be removed
@@ -196,7 +196,7 @@ def _remove_clone(clone: ceph.ImageSpec) -> None:
         wait=tenacity.wait_fixed(RETRY_INTERVAL),
         # Of native threads, also under eventlet.
         sleep=tenacity.sleep_using_event(cancel.native_threading().Event()),
-        reraise=True)(ceph.remove_image, clone)
+        reraise=True)(ceph.remove_image, clone, image_id)
 
 
 def _is_used() -> bool:

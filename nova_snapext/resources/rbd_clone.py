@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import typing as ty
 
 from nova.image import glance
@@ -27,10 +28,10 @@ class RbdClone(journal.Resource):
 
     The snapshot can't be removed as long as the clone needs its data.
 
-    Recorded: pool and name, and whether Glance may have taken it over.
-    Restored: as recorded. Released: removed. If Glance may have taken it over,
-    its image is deleted first: removing the data alone would leave an active
-    image without data.
+    Recorded: pool and name, whether Glance may have taken it over, and before
+    the removal the id in Ceph. Restored: as recorded. Released: removed. If
+    Glance may have taken it over, its image is deleted first: removing the
+    data alone would leave an active image without data.
 
     :param seen_by_nova: see :func:`upload.is_seen_by_nova`
     :ivar spec: pool and name, which is the image's id in Glance
@@ -41,7 +42,7 @@ class RbdClone(journal.Resource):
     blocks_snapshot = False
     record_schema = schema.object_of(
         pool=schema.TEXT, image=schema.TEXT, offered=schema.FLAG,
-        seen_by_nova=schema.FLAG)
+        seen_by_nova=schema.FLAG, rbd_id=schema.OPTIONAL_TEXT)
 
     def __init__(self, image_api: glance.API, target: planning.Target,
                  spec: ceph.ImageSpec, seen_by_nova: bool):
@@ -50,13 +51,15 @@ class RbdClone(journal.Resource):
         self.spec = spec
         self._offered = False
         self._seen_by_nova = seen_by_nova
+        self._rbd_id: str | None = None
         self._flatten: ceph.Flatten | None = None
         self._is_forbidden = False
 
     def record(self) -> dict[str, ty.Any]:
         return {'pool': self.spec.pool, 'image': self.spec.name,
                 'offered': self._offered,
-                'seen_by_nova': self._seen_by_nova}
+                'seen_by_nova': self._seen_by_nova,
+                'rbd_id': self._rbd_id}
 
     @classmethod
     def restore(cls, driver: libvirt_driver.LibvirtDriver,
@@ -70,6 +73,7 @@ class RbdClone(journal.Resource):
         clone = cls(driver._image_api, target, spec,
                     bool(record['seen_by_nova']))
         clone._offered = bool(record['offered'])
+        clone._rbd_id = record['rbd_id']
         return clone
 
     def __str__(self) -> str:
@@ -131,7 +135,8 @@ class RbdClone(journal.Resource):
         try:
             if self._flatten is not None:
                 self._flatten.cancel()
-            ceph.remove_image(self.spec)
+            self._record_id()
+            ceph.remove_image(self.spec, self._rbd_id)
         except exception.CephError as error:
             snapshot = ceph.SnapSpec(self.spec, ceph.IMAGE_SNAPSHOT)
             raise self._failed(
@@ -141,6 +146,19 @@ class RbdClone(journal.Resource):
                 f'"rbd snap rm {snapshot}", if "rbd snap ls {self.spec}" '
                 f'lists it, then "rbd rm {self.spec}"') from error
         LOG.debug('%s is removed', self.spec, instance=self._target.instance)
+
+    def _record_id(self) -> None:
+        """Record the id, to find a clone that Ceph moves into its trash.
+
+        :raises CephError: Ceph does not tell the id
+        """
+        rbd_id = ceph.id_of(self.spec)
+        if rbd_id is None:
+            return  # it is removed, or in the trash
+        self._rbd_id = rbd_id
+        # Only a crash during the removal makes it needed.
+        with contextlib.suppress(OSError):
+            self.save()
 
     def _delete_image(self) -> None:
         reason = upload.discard(

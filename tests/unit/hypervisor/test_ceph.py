@@ -151,7 +151,7 @@ class LongCallTest(base.TestCase):
     def test_removal_lasts_as_long_as_it_makes_progress(self):
         next_report = cancel.native_threading().Event()
 
-        def delete(_image, on_progress):
+        def delete(_image, _image_id, on_progress):
             for done in range(4):
                 next_report.wait(0.8)
                 self.assertEqual(0, on_progress(done, 4))

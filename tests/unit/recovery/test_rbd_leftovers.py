@@ -49,7 +49,7 @@ class RemoveTest(RbdLeftoversTestCase):
 
     def setUp(self):
         super().setUp()
-        self.patch(ceph, 'children', return_value=[CLONE])
+        self.patch(ceph, 'children', return_value={'1a': CLONE})
         self.removed = self.patch(ceph, 'remove_snapshot')
         self.removed_image = self.patch(ceph, 'remove_image')
         self.patch(tenacity, 'sleep_using_event')

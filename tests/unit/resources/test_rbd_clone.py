@@ -2,6 +2,8 @@
 
 from unittest import mock
 
+import fixtures
+
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext.resources import rbd_clone
@@ -10,15 +12,42 @@ from tests.unit import base
 
 class RbdCloneTest(base.TestCase):
 
+    def setUp(self):
+        super().setUp()
+        self.id_of = self.useFixture(
+            fixtures.MockPatchObject(ceph, 'id_of', return_value='1a')).mock
+        self.remove = self.useFixture(
+            fixtures.MockPatchObject(ceph, 'remove_image')).mock
+        self.spec = ceph.ImageSpec('images', base.IMAGE_ID)
+        self.clone = rbd_clone.RbdClone(
+            mock.Mock(), self.plan(), self.spec, True)
+
+    def test_id_is_recorded_before_the_removal_and_used_after_a_crash(self):
+        # Ceph may move it into the trash first, where the name is no use.
+        saved = []
+        self.clone.save = lambda: saved.append(self.clone.record())
+        self.remove.side_effect = lambda *_args: self.assertEqual(
+            '1a', saved[-1]['rbd_id'])
+        self.clone.release()
+        self.id_of.return_value = None
+        self.remove.reset_mock()
+        rbd_clone.RbdClone.check_record(saved[-1])
+        rbd_clone.RbdClone.restore(
+            mock.Mock(), self.plan(), saved[-1]).release()
+        self.remove.assert_called_once_with(self.spec, '1a')
+
+    def test_journal_that_can_not_be_written_does_not_keep_the_clone(self):
+        self.clone.save = mock.Mock(side_effect=OSError)
+        self.clone.release()
+        self.remove.assert_called_once_with(self.spec, '1a')
+
     def test_error_names_the_commands_that_remove_a_finished_clone(self):
         # "rbd snap purge" skips its snapshot, which is protected.
-        clone = rbd_clone.RbdClone(
-            mock.Mock(), self.plan(), ceph.ImageSpec('images', 'id'), True)
-        with mock.patch.object(ceph, 'remove_image',
-                               side_effect=exception.CephTimeout(
-                                   action='remove', seconds='1')):
-            error = self.assertRaises(
-                exception.ReleaseFailed, clone.release)
+        self.clone.spec = ceph.ImageSpec('images', 'id')
+        self.remove.side_effect = exception.CephTimeout(
+            action='remove', seconds='1')
+        error = self.assertRaises(
+            exception.ReleaseFailed, self.clone.release)
         for command in ('rbd snap unprotect images/id@snap',
                         'rbd snap rm images/id@snap', 'rbd rm images/id'):
             self.assertIn(command, str(error))

@@ -194,6 +194,7 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
         self.patch(self.driver, '_nova_root_disk').return_value = self.disk
         self.parent_pool = self.patch(ceph, 'parent_pool')
         self.parent_pool.return_value = self.POOL
+        self.patch(ceph, 'id_of').return_value = '1a'
         self.removed_image = self.patch(ceph, 'remove_image')
         self.removed_snapshot = self.patch(ceph, 'remove_snapshot')
         self.taken_over = self.patch(direct, 'may_be_taken_over')
@@ -244,7 +245,7 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
                 'pool': 'vms', 'image': 'i_disk', 'snapshot': self.NAME}),
             ('RBD clone', {
                 'pool': 'images', 'image': base.IMAGE_ID, 'offered': True,
-                'seen_by_nova': False})], self.recorded)
+                'seen_by_nova': False, 'rbd_id': None})], self.recorded)
 
     def test_image_that_glance_has_is_kept(self):
         self.snapshot()
@@ -261,7 +262,7 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
         steps.attach_mock(self.removed_snapshot, 'snapshot')
         self.fails(ZeroDivisionError)
         self.assertEqual(
-            [mock.call.image(ceph.ImageSpec('images', base.IMAGE_ID)),
+            [mock.call.image(ceph.ImageSpec('images', base.IMAGE_ID), '1a'),
              mock.call.snapshot(ceph.SnapSpec(
                  ceph.ImageSpec('vms', 'i_disk'), self.NAME))],
             steps.mock_calls)
