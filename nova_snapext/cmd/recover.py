@@ -138,8 +138,12 @@ def _remove_from_ceph(driver: ty.Any) -> bool:
         print(error, file=sys.stderr)
         done = False
     for image in images:
-        rbd_leftovers.delete_disks_of_deleted(
-            driver, rbd_leftovers.instance_uuid(image))
+        try:
+            rbd_leftovers.delete_disks_of_deleted(
+                rbd_leftovers.instance_uuid(image))
+        except exception.ReleaseFailed as error:
+            print(error, file=sys.stderr)
+            done = False
     return done
 
 

@@ -682,6 +682,47 @@ def _is_in_trash(client: ty.Any, image_id: str) -> bool:
     return True
 
 
+def disks_of(pool: str, instance_uuid: str) -> list[ImageSpec]:
+    """List the disks of an instance in a pool, the root disk and all others.
+
+    :raises CephError: Ceph does not tell
+    """
+    def disks() -> list[ImageSpec]:
+        with _client(pool) as client:
+            return [ImageSpec(pool, name)
+                    for name in rbd_utils.rbd.RBD().list(client.ioctx)
+                    if name.startswith(f'{instance_uuid}_')]
+
+    return call(f'list the disks of instance {instance_uuid}', disks)
+
+
+def remove_disk(image: ImageSpec) -> None:
+    """Remove a disk of a deleted instance, as Nova does, if it exists.
+
+    It goes into Ceph's trash, where Ceph keeps what is removed. Nova's own
+    removal (RBDDriver.cleanup_volumes) has no time limit.
+
+    :raises CephError: it can't be removed, because it has a snapshot or is in
+        use, or the removal makes no progress
+    """
+    _await_change(image)
+    _call_with_progress(
+        f'remove the disk {image}',
+        lambda on_progress: _remove_disk(image, on_progress), image)
+
+
+def _remove_disk(image: ImageSpec, on_progress: OnProgress) -> None:
+    rbd = rbd_utils.rbd
+    # An image whose removal has begun can't be opened, but removed.
+    with contextlib.suppress(rbd.ImageNotFound), _opened(image) as volume:
+        # Left by a resize that has not ended. Nova does not protect it.
+        if rbd_utils.RESIZE_SNAPSHOT_NAME in _names(volume):
+            volume.remove_snap(rbd_utils.RESIZE_SNAPSHOT_NAME)
+    with contextlib.suppress(rbd.ImageNotFound), _client(
+            image.pool) as client:
+        rbd.RBD().remove(client.ioctx, image.name, on_progress=on_progress)
+
+
 def finish_image(image: ImageSpec) -> SnapSpec:
     """Create the protected snapshot that each image of Glance's has.
 

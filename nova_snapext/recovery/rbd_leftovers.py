@@ -109,7 +109,10 @@ def _is_here(image: ceph.ImageSpec) -> bool:
     :raises Exception: Nova does not tell
     """
     uuid = instance_uuid(image)
-    return uuidutils.is_uuid_like(uuid) and _instance_here(uuid) is not None
+    if not uuidutils.is_uuid_like(uuid):
+        return False
+    instance = _find_instance(uuid)
+    return instance is not None and _was_here(instance)
 
 
 def instance_uuid(image: ceph.ImageSpec) -> str:
@@ -117,51 +120,70 @@ def instance_uuid(image: ceph.ImageSpec) -> str:
     return image.name.removesuffix(ceph.DISK_SUFFIX)
 
 
-def _instance_here(uuid: str) -> objects.Instance | None:
-    """Return an instance that is on this host, or was deleted here.
+def _find_instance(uuid: str) -> objects.Instance | None:
+    """Return an instance, deleted or not; None if Nova does not know it.
 
     :raises Exception: Nova does not tell
     """
     try:
-        instance = objects.Instance.get_by_uuid(
+        return objects.Instance.get_by_uuid(
             nova_context.get_admin_context(read_deleted='yes'), uuid,
             expected_attrs=[])
     except nova_exception.InstanceNotFound:
         LOG.debug('Instance %s is not known in this cell', uuid)
         return None
+
+
+def _was_here(instance: objects.Instance) -> bool:
+    """Return whether an instance is on this host, or was deleted here."""
     # A shelved instance is on no host, and neither is one deleted after that.
-    if (instance.host == CONF.host or
-            (instance.deleted and instance.host is None)):
-        return instance
-    return None
+    return bool(instance.host == CONF.host or
+                (instance.deleted and instance.host is None))
 
 
-def delete_disks_of_deleted(driver: libvirt_driver.LibvirtDriver,
-                            uuid: str) -> None:
-    """Delete the disks of an instance that Nova has deleted here.
+def delete_disks_of_deleted(uuid: str) -> None:
+    """Delete the disks of an instance, if Nova has deleted it here.
 
     Nova could not delete a disk that had a snapshot of ours, and does not try
-    again. What can't be deleted is logged.
+    again.
 
-    :param uuid: uuid of an instance whose snapshots of ours are removed
+    :param uuid: uuid of an instance that has lost a snapshot of ours
+    :raises ReleaseFailed: a disk may be left
     """
     if not _is_used():
         return
+    pool = CONF.libvirt.images_rbd_pool
+    root = ceph.ImageSpec(pool, f'{uuid}{ceph.DISK_SUFFIX}')
     try:
-        instance = _instance_here(uuid)
-        if instance is not None and instance.deleted:
-            LOG.info('Nova has deleted the instance while a snapshot of '
-                     'nova-snapext was left: its disks are deleted now',
-                     instance=instance)
-            libvirt_driver.LibvirtDriver._cleanup_rbd(driver, instance)
+        instance = _find_instance(uuid)
+        if instance is not None and not (
+                instance.deleted and _was_here(instance)):
+            return
+        if _has_recorded_snapshot(uuid, root):
+            return  # the removal of that takes the disk along
+        disks = ceph.disks_of(pool, uuid)
+        if instance is None and disks:
+            raise exception.UnexpectedState(
+                reason='Nova does not know the instance')
+        for disk in disks:
+            ceph.remove_disk(disk)
+            LOG.warning('%s is deleted: Nova has deleted its instance while '
+                        'it had a snapshot of nova-snapext', disk)
     except Exception as error:
-        # Such as those of RabbitMQ, of the conductor and of the database.
-        LOG.error('%(image)s of instance %(instance)s may stay in Ceph: '
-                  '%(error)s. If Nova has deleted the instance, remove the '
-                  'disk with "rbd rm %(image)s"',
-                  {'image': ceph.ImageSpec(CONF.libvirt.images_rbd_pool,
-                                           f'{uuid}{ceph.DISK_SUFFIX}'),
-                   'instance': uuid, 'error': error})
+        # Such as those of RabbitMQ, of the conductor and of the database. The
+        # conductor's have a traceback.
+        reason = str(error).split('\n')[0].rstrip('.')
+        raise exception.ReleaseFailed(
+            instance=uuid,
+            reason=f'its snapshot in Ceph is gone, but {root} may stay: '
+                   f'{reason}. If Nova has deleted the instance, remove what '
+                   f'"rbd snap ls {root}" lists, then the disk: "rbd rm '
+                   f'{root}"') from error
+
+
+def _has_recorded_snapshot(uuid: str, root: ceph.ImageSpec) -> bool:
+    recorded = _in_journal(journal.find_all(uuid))
+    return any(name in recorded for name in ceph.snapshot_names(root))
 
 
 def remove(snapshot: ceph.SnapSpec) -> None:

@@ -97,8 +97,6 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
     LOG.log(driver.failure_log.level(
         entry.instance_uuid, text, logging.WARNING), '%s', text,
         instance=instance)
-    in_ceph = any(record.kind in rbd_leftovers.SNAPSHOT_KINDS
-                  for record in entry.records)
     target = planning.Target(
         context=context or nova_context.get_admin_context(),
         instance=instance, disk=entry.disk, image_id=entry.image_id)
@@ -111,8 +109,6 @@ def recover_entry(driver: libvirt_driver.LibvirtDriver,
             blocks_start=any(record.blocks_start for record in entry.records))
     driver.failure_log.forget(entry.instance_uuid)
     LOG.info('The interrupted snapshot is cleaned up', instance=instance)
-    if in_ceph and isinstance(instance, planning.UnknownInstance):
-        rbd_leftovers.delete_disks_of_deleted(driver, entry.instance_uuid)
 
 
 def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
@@ -257,7 +253,7 @@ def _release_all(driver: libvirt_driver.LibvirtDriver,
 def _release(driver: libvirt_driver.LibvirtDriver, types: ResourceTypes,
              entry: journal.JournalEntry, record: journal.JournalRecord,
              target: planning.Target) -> None:
-    """Release the resource of one record.
+    """Release the resource of one record, and what only waits for that.
 
     :raises JournalRecordError: no installed strategy knows its kind
     """
@@ -279,6 +275,15 @@ def _release(driver: libvirt_driver.LibvirtDriver, types: ResourceTypes,
     resource = resource_type.restore(driver, target, record.data)
     entry.bind(record, resource)
     resource.release()
+    if record.kind in rbd_leftovers.SNAPSHOT_KINDS and not _is_trial(entry):
+        # Before the record goes: nothing else remembers the disk.
+        rbd_leftovers.delete_disks_of_deleted(entry.instance_uuid)
+
+
+def _is_trial(entry: journal.JournalEntry) -> bool:
+    """Return whether an entry has a guest that Nova never knows."""
+    return any(record.kind == trial_guest.TrialGuest.kind
+               for record in entry.records)
 
 
 def get_instance(uuid: str, name: str) -> objects.Instance:

@@ -163,7 +163,11 @@ class LeftoversTest(base.CephTestCase):
             plan.instance.uuid, in_progress=False)
         [left] = self.snapshots(image)
         self.assertNotEqual(lost.spec.name, left)
-        self.recover(plan)
+        with mock.patch.object(objects.Instance, 'get_by_uuid',
+                               return_value=objects.Instance(
+                                   uuid=plan.instance.uuid, host=CONF.host,
+                                   deleted=False)):
+            self.recover(plan)
         self.assertEqual([], journal.entries())
 
     def test_half_flattened_image_goes_with_its_snapshot(self):
@@ -217,17 +221,61 @@ class LeftoversTest(base.CephTestCase):
         self.assertNotIn(image.name, self.cluster.images('images'))
         self.assert_deletable(plan)
 
-    def test_disk_of_a_deleted_instance_is_deleted_by_nova_s_code(self):
+    def delete_disks_of_deleted(self, disk, host=None):
+        uuid_ = rbd_leftovers.instance_uuid(disk)
+        with mock.patch.object(
+                objects.Instance, 'get_by_uuid',
+                return_value=objects.Instance(
+                    uuid=uuid_, host=host or CONF.host, deleted=True)):
+            rbd_leftovers.delete_disks_of_deleted(uuid_)
+
+    def test_disks_of_a_deleted_instance_are_deleted_as_nova_does(self):
         disk = ceph.image_of(self.rbd())
-        uuid_ = disk.name.removesuffix('_disk')
-        for host, left in (('other', True), (CONF.host, False)):
-            with mock.patch.object(
-                    objects.Instance, 'get_by_uuid',
-                    return_value=objects.Instance(
-                        uuid=uuid_, host=host, deleted=True,
-                        task_state=None)):
-                rbd_leftovers.delete_disks_of_deleted(self.driver, uuid_)
-            self.assertEqual(left, disk.name in self.cluster.images('vms'))
+        other = ceph.image_of(self.rbd())
+        self.cluster.create(f'{disk}.config', 4096)
+        with self.cluster.image(disk) as opened:
+            opened.create_snap('nova-resize')
+        self.delete_disks_of_deleted(disk, host='other')
+        self.assertIn(disk.name, self.cluster.images('vms'))
+        self.delete_disks_of_deleted(disk)
+        self.assertEqual([other.name], self.cluster.images('vms'))
+        self.delete_disks_of_deleted(disk)  # there is none any more
+
+    def test_disk_with_a_snapshot_of_somebody_else_is_reported(self):
+        disk = ceph.image_of(self.rbd())
+        with self.cluster.image(disk) as opened:
+            opened.create_snap('of the operator')
+        error = self.assertRaises(
+            exception.ReleaseFailed, self.delete_disks_of_deleted, disk)
+        self.assertIn(f'rbd snap ls {disk}', str(error))
+        self.assertIn(disk.name, self.cluster.images('vms'))
+
+    def test_recovery_of_a_deleted_instance_ends_when_ceph_hangs(self):
+        plan = self.guest(self.rbd(), running=False)
+        image = ceph.image_of(plan.disk)
+        snapshot = rbd_snapshot.RbdSnapshot.allocate(
+            plan.instance.uuid, image)
+        with journal.new_entry(plan, 'rbd') as entry:
+            entry.add(snapshot)
+        self.configure('snapext', operation_timeout=5, read_timeout=2)
+        remove_disk = ceph.remove_disk
+
+        def hang(disk):
+            self.cluster.suspend_osd()
+            remove_disk(disk)
+
+        deleted = objects.Instance(
+            uuid=plan.instance.uuid, host=CONF.host, deleted=True)
+        with mock.patch.object(objects.Instance, 'get_by_uuid',
+                               return_value=deleted):
+            with mock.patch.object(ceph, 'remove_disk', hang):
+                self.assertRaises(exception.NotRecovered, self.recover, plan)
+            self.assertEqual(1, len(journal.entries()))
+            self.cluster.resume()
+            self.await_calls()
+            self.recover(plan)
+        self.assertEqual([], journal.entries())
+        self.assertNotIn(image.name, self.cluster.images('vms'))
 
     def test_snapshot_in_progress_outlives_what_is_older(self):
         plan = self.guest(self.rbd())

@@ -6,9 +6,11 @@ import uuid
 
 from nova import context as nova_context
 from nova import exception as nova_exception
+from nova import objects
 from nova.storage import rbd_utils
 from nova.virt.libvirt import driver as nova_driver
 
+from nova_snapext import conf
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext.resources import rbd_clone
@@ -18,6 +20,7 @@ from nova_snapext.strategies import native
 from tests.functional import base as functional_base
 from tests.functional.ceph import base
 
+CONF = conf.CONF
 BEFORE = 0x22
 
 
@@ -79,7 +82,11 @@ class NativeTest(base.CephTestCase):
         """End a snapshot as a kill does, and recover it."""
         with mock.patch.object(journal.ReleaseStack, '_release'):
             self.assertRaises(CrashError, self.take, plan)
-        self.recover(plan)
+        with mock.patch.object(objects.Instance, 'get_by_uuid',
+                               return_value=objects.Instance(
+                                   uuid=plan.instance.uuid, host=CONF.host,
+                                   deleted=False)):
+            self.recover(plan)
 
     def assert_clean(self, plan):
         self.assertNotIn(plan.image_id, self.cluster.images('images'))

@@ -6,7 +6,6 @@ import fixtures
 from nova import exception as nova_exception
 from nova import objects
 from nova.storage import rbd_utils
-from nova.virt.libvirt import driver as nova_driver
 import tenacity
 
 from nova_snapext import conf
@@ -73,31 +72,48 @@ class DeleteDisksTest(RbdLeftoversTestCase):
     def setUp(self):
         super().setUp()
         self.get = self.patch(objects.Instance, 'get_by_uuid')
-        self.nova = mock.Mock()
-        self.useFixture(fixtures.MockPatchObject(
-            nova_driver.LibvirtDriver, '_cleanup_rbd', self.nova))
+        self.patch(rbd_leftovers, '_in_journal', return_value={'snapext-1'})
+        self.left = self.patch(ceph, 'snapshot_names', return_value=[])
+        disks = [ceph.ImageSpec('vms', f'{UUID}_disk{suffix}')
+                 for suffix in ('', '.config')]
+        self.disks_of = self.patch(ceph, 'disks_of', return_value=disks)
+        self.removed = self.patch(ceph, 'remove_disk')
+        self.calls = [mock.call(disk) for disk in disks]
 
     def delete(self, **instance):
         self.get.return_value = objects.Instance(uuid=UUID, **instance)
-        rbd_leftovers.delete_disks_of_deleted(mock.Mock(), UUID)
+        rbd_leftovers.delete_disks_of_deleted(UUID)
+
+    def delete_fails(self):
+        return str(self.assertRaises(
+            exception.ReleaseFailed, self.delete, deleted=True,
+            host=CONF.host))
 
     def test_disks_of_an_instance_that_was_deleted_here_are_deleted(self):
         for host in (CONF.host, None):
-            self.nova.reset_mock()
+            self.removed.reset_mock()
             self.delete(deleted=True, host=host)
-            self.nova.assert_called_once()
+            self.assertEqual(self.calls, self.removed.mock_calls)
 
     def test_disks_of_every_other_instance_are_kept(self):
         self.delete(deleted=False, host=CONF.host)
         self.delete(deleted=True, host='other')
-        self.get.side_effect = nova_exception.InstanceNotFound(instance_id='')
-        self.delete(deleted=True, host=CONF.host)
-        self.nova.assert_not_called()
+        self.removed.assert_not_called()
 
-    def test_disk_that_may_stay_is_logged_with_its_command(self):
+    def test_disks_go_with_the_last_snapshot_that_the_journal_has(self):
+        self.left.return_value = ['snapext-1']
+        self.delete(deleted=True, host=CONF.host)
+        self.removed.assert_not_called()
+
+    def test_disk_of_an_instance_that_nova_does_not_know_is_reported(self):
+        self.get.side_effect = nova_exception.InstanceNotFound(instance_id='')
+        self.assertIn('does not know', self.delete_fails())
+        self.removed.assert_not_called()
+        self.disks_of.return_value = []
+        self.delete(deleted=True, host=CONF.host)
+
+    def test_error_names_the_command_that_removes_the_disk(self):
         self.get.side_effect = OSError('no route')
-        with self.assertLogs('nova_snapext.recovery.rbd_leftovers',
-                             'ERROR') as logs:
-            self.delete(deleted=True, host=CONF.host)
-        self.assertIn(f'rbd rm vms/{UUID}_disk', logs.output[0])
-        self.assertIn('no route', logs.output[0])
+        text = self.delete_fails()
+        self.assertIn(f'rbd rm vms/{UUID}_disk', text)
+        self.assertIn('no route', text)

@@ -15,6 +15,7 @@ from nova_snapext.recovery import gate
 from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.recovery import recover
 from nova_snapext.resources import guest_filesystems
+from nova_snapext.resources import trial_guest
 from nova_snapext import strategies
 from tests.unit import base as unit_base
 from tests.unit.recovery import base
@@ -54,23 +55,6 @@ class CharmStrategy(strategies.Strategy):
 class RecoverTest(base.RecoveryTestCase):
 
     FILESYSTEMS = ('guest filesystems', {'agent': True, 'qemu': ''})
-
-    def test_disk_in_ceph_of_a_deleted_instance_goes_with_its_snapshot(self):
-        record = ('RBD snapshot', {
-            'pool': 'vms', 'image': 'i_disk',
-            'snapshot': f'snapext-{"0" * 32}'})
-        delete = self.patch(rbd_leftovers, 'delete_disks_of_deleted')
-        self.patch(ceph, 'remove_snapshot')
-        get_instance = self.patch(recover, 'get_instance')
-        get_instance.return_value = self.instance_
-        recover.recover_entry(self.driver, self.leave(record))
-        delete.assert_not_called()
-        get_instance.return_value = planning.UnknownInstance(
-            self.instance_.uuid, 'i')
-        recover.recover_entry(self.driver, self.leave(self.FILESYSTEMS))
-        delete.assert_not_called()
-        recover.recover_entry(self.driver, self.leave(record))
-        delete.assert_called_once_with(self.driver, self.instance_.uuid)
 
     def test_failed_release_does_not_keep_others_from_being_released(self):
         self.leave(('work directory', {'paht': '/'}), self.FILESYSTEMS,
@@ -173,6 +157,58 @@ class RecoverTest(base.RecoveryTestCase):
         for text in ('Recovery of guest filesystems begins',
                      'Recovery of guest filesystems is done'):
             self.assertIn(text, ' '.join(logs.output))
+
+
+class SnapshotInCephTest(base.RecoveryTestCase):
+    """A snapshot in Ceph, of an instance that may have been deleted."""
+
+    RECORD = ('RBD snapshot', {'pool': 'vms', 'image': 'i_disk',
+                               'snapshot': f'snapext-{"0" * 32}'})
+
+    def setUp(self):
+        super().setUp()
+        self.steps = mock.Mock()
+        for owner, name in ((ceph, 'remove_snapshot'),
+                            (rbd_leftovers, 'delete_disks_of_deleted')):
+            self.steps.attach_mock(self.patch(owner, name), name)
+        self.delete = self.steps.delete_disks_of_deleted
+
+    def test_disk_is_deleted_while_the_journal_has_the_snapshot(self):
+        # Also if Nova still had the instance when the recovery began.
+        self.delete.side_effect = lambda _uuid: self.assertEqual(
+            ['RBD snapshot'], self.left())
+        self.leave(self.RECORD)
+        self.assertTrue(self.recover_all())
+        self.assertEqual(
+            [mock.call.remove_snapshot(mock.ANY),
+             mock.call.delete_disks_of_deleted(self.instance_.uuid)],
+            self.steps.mock_calls)
+        self.assertEqual([], os.listdir(self.journal))
+
+    def test_disk_is_deleted_whatever_else_is_left(self):
+        self.leave(('spell', {}), self.RECORD)
+        self.assertFalse(self.recover_all())
+        self.delete.assert_called_once()
+        self.assertEqual(['spell'], self.left())
+
+    def test_snapshot_whose_disk_is_left_stays_in_the_journal(self):
+        self.leave(self.RECORD)
+        self.delete.side_effect = exception.ReleaseFailed(
+            instance='i', reason='rbd rm vms/i_disk')
+        with self.assertLogs(recover.LOG.logger, 'ERROR') as logs:
+            self.assertFalse(self.recover_all())
+        self.assertIn('rbd rm vms/i_disk', ' '.join(logs.output))
+        self.assertEqual(['RBD snapshot'], self.left())
+        self.delete.side_effect = None
+        self.assertTrue(self.recover_all())
+
+    def test_nova_is_not_asked_for_other_snapshots_or_for_a_trial(self):
+        self.patch(trial_guest.TrialGuest, 'restore')
+        self.leave(('guest filesystems', {'agent': True}))
+        self.assertTrue(self.recover_all())
+        self.leave(('trial guest', {'pool': None}), self.RECORD)
+        self.assertTrue(self.recover_all())
+        self.delete.assert_not_called()
 
 
 class ResourceTypesTest(base.RecoveryTestCase):
