@@ -58,6 +58,10 @@ START_TIMEOUT = 10
 # after checks.SLOW_INTERVAL, and Ceph needs some to release what there is.
 CANCEL_TIMEOUT = 60
 
+# Tasks with which Nova deletes an instance. It has none in the reclaim of a
+# soft delete: ComputeManager._reclaim_queued_deletes.
+DELETING_TASKS = (task_states.DELETING, None)
+
 
 class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
     """The libvirt driver. Everything but snapshots is Nova's own.
@@ -248,7 +252,8 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
             instance.uuid, in_progress=not has_ended)
         super()._cleanup_rbd(instance)
         # Other tasks create a disk of the same name again.
-        if not has_ended and instance.task_state == task_states.DELETING:
+        if not has_ended and (
+                instance.deleted or instance.task_state in DELETING_TASKS):
             self.gate.call_when_idle(
                 instance.uuid, self._cleanup_rbd, instance)
 

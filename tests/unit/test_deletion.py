@@ -27,9 +27,10 @@ class DeletionTest(base.TestCase):
                 fixtures.MockPatchObject(owner, name)).mock, name)
         self.steps.wait_until_idle.return_value = True
 
-    def delete(self, task_state=task_states.DELETING):
+    def delete(self, task_state=task_states.DELETING, deleted=False):
         instance = self.instance()
         instance.task_state = task_state
+        instance.deleted = deleted
         self.driver._cleanup_rbd(instance)
         self.instance_uuid = instance.uuid
         return [name for name, _, _ in self.steps.mock_calls]
@@ -66,10 +67,20 @@ class DeletionTest(base.TestCase):
         self.steps.remove_of_instance.assert_called_once_with(
             uuid, in_progress=False)
 
+    def test_disk_is_deleted_later_in_whatever_way_nova_deletes(self):
+        self.steps.wait_until_idle.return_value = False
+        # The reclaim of a soft delete, and the reaping of a running guest.
+        for how in ({'task_state': None},
+                    {'task_state': task_states.SHELVING, 'deleted': True}):
+            self.steps.reset_mock()
+            self.assertIn('call_when_idle', self.delete(**how))
+
     def test_disk_that_another_task_creates_again_is_not_deleted_later(self):
         self.steps.wait_until_idle.return_value = False
-        self.assertNotIn('call_when_idle',
-                         self.delete(task_states.REBUILDING))
+        for task_state in (task_states.REBUILDING,
+                           task_states.SHELVING_OFFLOADING,
+                           task_states.SPAWNING):
+            self.assertNotIn('call_when_idle', self.delete(task_state))
 
     def test_volume_is_removed_when_nobody_reads_it(self):
         self.steps.attach_mock(self.useFixture(fixtures.MockPatchObject(
