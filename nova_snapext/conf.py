@@ -225,6 +225,9 @@ Seconds that one operation on the host may take before it fails with an error:
   needs it
 * qemu-nbd starts or stops
 * qemu-img creates an overlay or reads the metadata of an image
+* Ceph responds to a request
+* Ceph lists what a disk holds, for a backup job; all that QEMU takes for data
+  is read if that takes longer
 
 Operations whose duration depends on the amount of data, such as a commit that
 makes progress, have no limit.

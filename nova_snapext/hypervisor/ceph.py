@@ -22,6 +22,7 @@ import errno
 import typing as ty
 
 from nova.storage import rbd_utils
+from oslo_utils import timeutils
 
 from nova_snapext import cancel
 from nova_snapext import conf
@@ -191,7 +192,8 @@ def _await_change(spec: ImageSpec | SnapSpec) -> None:
 
 
 def _call_with_progress(action: str, function: Callable[[OnProgress], _R],
-                        changes: ImageSpec | None = None) -> _R:
+                        changes: ImageSpec | None = None,
+                        check: Callable[[], object] = lambda: None) -> _R:
     """Run a function of librbd for as long as it makes progress.
 
     Its duration depends on the size of the image.
@@ -199,6 +201,7 @@ def _call_with_progress(action: str, function: Callable[[OnProgress], _R],
     :param action: what it does, for errors
     :param function: gets the function that librbd calls with its progress
     :param changes: what it changes or removes
+    :param check: called each second; its error ends the wait
     :raises CephTimeout: it makes no progress for [snapext]read_timeout, and
         may go on later
     :raises CephError: Ceph has refused or failed
@@ -213,6 +216,7 @@ def _call_with_progress(action: str, function: Callable[[OnProgress], _R],
     running = Call(action, lambda: function(on_progress), changes)
     seen, stalled = 0, 0
     while not running.wait(POLL_INTERVAL):
+        check()
         stalled = 0 if reports > seen else stalled + POLL_INTERVAL
         seen = reports
         if stalled >= CONF.snapext.read_timeout:
@@ -373,7 +377,9 @@ def _remove_snapshot(snapshot: SnapSpec) -> None:
         volume.remove_snap(snapshot.name)
 
 
-def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
+def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
+              timeout: float | None = None,
+              ) -> tuple[int, list[tuple[int, int]]]:
     """Find out what of a snapshot holds data, in its parents too.
 
     All else reads as zeros. QEMU asks librbd for the same, but before librbd
@@ -382,18 +388,32 @@ def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
     defect of librbd is one of requests that begin inside an object; this one
     begins at the image's first byte.
 
+    :param token: its cancellation ends the search
+    :param timeout: seconds that it may take; None: as long as it finds parts
     :returns: the size of the image in bytes, and offset and length of each
         part, in bytes and ascending order
-    :raises CephError: Ceph does not tell, or finds no part for
-        [snapext]read_timeout
+    :raises CephError: Ceph does not tell, or not in time, or finds no part
+        for [snapext]read_timeout
+    :raises Exception: the token's cause
     """
+    action = f'list what is allocated of {snapshot}'
+    watch = timeutils.StopWatch(timeout).start()
+    is_wanted = True
+
+    def check() -> None:
+        token.raise_if_cancelled()
+        if watch.expired():
+            raise exception.CephTimeout(action=action, seconds=f'{timeout:g}')
+
     def diff(on_progress: OnProgress) -> tuple[int, list[tuple[int, int]]]:
         found: list[tuple[int, int]] = []
 
-        def on_part(offset: int, length: int, exists: bool) -> None:
+        def on_part(offset: int, length: int, exists: bool) -> int:
             on_progress(offset, size)
             if exists:
                 found.append((offset, length))
+            # This result ends the search, after the objects in flight.
+            return 0 if is_wanted else -errno.ECANCELED
 
         with _opened(snapshot.image, snapshot.name) as volume:
             size = volume.size()
@@ -401,7 +421,10 @@ def allocated(snapshot: SnapSpec) -> tuple[int, list[tuple[int, int]]]:
                                 whole_object=False)
         return size, sorted(found)
 
-    return _call_with_progress(f'list what is allocated of {snapshot}', diff)
+    try:
+        return _call_with_progress(action, diff, check=check)
+    finally:
+        is_wanted = False
 
 
 def has_one_writer(image: ImageSpec) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
@@ -431,7 +432,8 @@ def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
         properties.of_frozen(frozen), refused_properties)
     disk = read.Disk(frozen.uri, CONF.snapext.read_timeout,
                      CONF.snapext.read_rate_limit_mbps * units.Mi,
-                     frozen.extents, frozen.lost_reason)
+                     frozen.extents and functools.partial(
+                         frozen.extents, token), frozen.lost_reason)
     encoder = encode.encoder(plan.image_format, disk)
     with token.prefer_cause(), token.on_cancel(disk.abort), disk, \
             token.on_cancel(encoder.abort), encoder:

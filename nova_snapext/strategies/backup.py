@@ -89,7 +89,7 @@ class BackupStrategy(base.FreezingStrategy):
         return base.FrozenDisk(
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=watch.elapsed(),
-            extents=None if extents is None else lambda: extents)
+            extents=None if extents is None else lambda _token: extents)
 
 
 def _qemu_owner(guest: domain.Domain) -> tuple[int, int]:

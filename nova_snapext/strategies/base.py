@@ -17,6 +17,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import timeutils
 
+from nova_snapext import cancel
 from nova_snapext import checks
 from nova_snapext import conf
 from nova_snapext import exception
@@ -70,7 +71,8 @@ class FrozenDisk:
     :ivar freeze_seconds: duration of the freeze, in seconds
     :ivar frozen_at: the point in time, UTC without a time zone as in Nova
     :ivar extents: returns the extents of the disk, where its storage knows
-        them better than the NBD server; None if the storage does not tell
+        them better than the NBD server; None if the storage does not tell.
+        It stops when the token is cancelled, with the cause
     :ivar lost_reason: returns why what was read may not be the frozen disk,
         though the NBD server has reported no error; None if it is. It is
         called when all is read
@@ -81,7 +83,8 @@ class FrozenDisk:
     freeze_seconds: float
     frozen_at: datetime.datetime = dataclasses.field(
         default_factory=timeutils.utcnow)
-    extents: Callable[[], list[read.Extent] | None] | None = None
+    extents: Callable[[cancel.CancelToken],
+                      list[read.Extent] | None] | None = None
     lost_reason: Callable[[], str | None] = lambda: None
 
 

@@ -116,7 +116,7 @@ class RbdStrategy(base.FreezingStrategy):
             uri=read.unix_uri(directory.socket, plan.disk.target),
             consistency=consistency, freeze_seconds=freeze_seconds,
             frozen_at=frozen_at, snapshot=snapshot,
-            extents=lambda: rbd_extents.of_snapshot(snapshot),
+            extents=lambda token: rbd_extents.of_snapshot(snapshot, token),
             lost_reason=lambda: _lost_reason(snapshot))
 
 

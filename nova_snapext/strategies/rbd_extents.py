@@ -9,6 +9,7 @@ from __future__ import annotations
 from lxml import etree
 from oslo_log import log as logging
 
+from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
@@ -21,13 +22,17 @@ CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 
-def of_snapshot(snapshot: ceph.SnapSpec) -> list[read.Extent] | None:
+def of_snapshot(snapshot: ceph.SnapSpec, token: cancel.CancelToken,
+                timeout: float | None = None) -> list[read.Extent] | None:
     """Return the extents of a snapshot, as Ceph knows them.
 
+    :param token: its cancellation ends the search
+    :param timeout: seconds that it may take; None: as long as Ceph finds some
     :returns: None if Ceph does not tell; QEMU's are then good enough
+    :raises Exception: the token's cause
     """
     try:
-        size, parts = ceph.allocated(snapshot)
+        size, parts = ceph.allocated(snapshot, token, timeout)
     except exception.CephError as error:
         LOG.warning('All that QEMU takes for data of %(snapshot)s is read: '
                     '%(error)s', {'snapshot': snapshot, 'error': error})
@@ -77,7 +82,10 @@ def superset_of_frozen(plan: planning.Plan, stack: journal.ReleaseStack,
         stack.add(snapshot)
         snapshot.open()
         snapshot.create(CONF.snapext.operation_timeout)
-        return of_snapshot(snapshot.spec)
+        # The scratch file grows, and nobody checks its space or whether the
+        # snapshot is cancelled, until the disk is frozen.
+        return of_snapshot(snapshot.spec, cancel.CancelToken(),
+                           CONF.snapext.operation_timeout)
     except exception.CephError as error:
         LOG.warning('All that QEMU takes for data of %(image)s is read: '
                     '%(error)s', {'image': image, 'error': error},

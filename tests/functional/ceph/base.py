@@ -10,6 +10,7 @@ from oslo_config import fixture as config_fixture
 from oslo_utils import uuidutils
 
 
+from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext.hypervisor import ceph
 from nova_snapext import plan as planning
@@ -167,4 +168,4 @@ class DiskOfExtents(read.Disk):
         self._frozen = frozen
 
     def extents(self):
-        return iter(self._frozen.extents())
+        return iter(self._frozen.extents(cancel.CancelToken()))

@@ -208,7 +208,8 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         with self.frozen(plan) as (frozen, image):
             self.assertEqual({BEFORE}, self.content(frozen))
             self.assertEqual(
-                [read.Extent(0, DISK_SIZE, True)], frozen.extents())
+                [read.Extent(0, DISK_SIZE, True)],
+                frozen.extents(cancel.CancelToken()))
             self.make(image)
         self.assertEqual(
             {BEFORE}, set(self.content_of(self.image_of(plan), 'snap')))

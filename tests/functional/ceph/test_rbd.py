@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import functools
 import random
+import time
 from unittest import mock
 
 import libvirt
@@ -10,6 +12,7 @@ from nova import objects
 from oslo_utils import timeutils
 from oslo_utils import units
 
+from nova_snapext import cancel
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
@@ -112,7 +115,8 @@ class RbdTest(contract.FreezeAssertions, base.CephTestCase):
         plan = self.guest(self.rbd())
         self.fill(plan.disk, BEFORE)
         with self.strategy.freeze(plan) as frozen, read.Disk(
-                frozen.uri, known_extents=frozen.extents,
+                frozen.uri, known_extents=functools.partial(
+                    frozen.extents, cancel.CancelToken()),
                 lost_reason=frozen.lost_reason) as disk:
             encoder = encode.RawEncoder(disk)
             stream = encoder.stream()
@@ -138,7 +142,33 @@ class RbdTest(contract.FreezeAssertions, base.CephTestCase):
             self.assertEqual(
                 [read.Extent(0, 4 * units.Mi, True),
                  read.Extent(4 * units.Mi, DISK_SIZE - 4 * units.Mi, False)],
-                frozen.extents())
+                frozen.extents(cancel.CancelToken()))
+
+    def test_search_for_extents_ends_inside_librbd_when_it_is_cancelled(self):
+        count, found = 64, []
+        image = ceph.ImageSpec('vms', 'of-many-objects')
+        self.cluster.create(image, count * units.Mi, order=20)
+        with self.cluster.image(image) as opened:
+            for number in range(count):
+                opened.write(b'x', number * units.Mi)
+            opened.create_snap('frozen')
+        token = cancel.CancelToken()
+        token.cancel(ZeroDivisionError())
+
+        @contextlib.contextmanager
+        def opened_slowly(*_args):
+            with self.cluster.image(image, 'frozen') as opened:
+                yield mock.Mock(size=opened.size, diff_iterate=(
+                    lambda offset, size, start, on_part, **kwargs:
+                    opened.diff_iterate(offset, size, start, lambda *part: (
+                        time.sleep(0.2), found.append(part),
+                        on_part(*part))[-1], **kwargs)))
+
+        with mock.patch.object(ceph, '_opened', opened_slowly):
+            self.assertRaises(ZeroDivisionError, ceph.allocated,
+                              ceph.SnapSpec(image, 'frozen'), token)
+            self.await_calls()
+        self.assertLess(len(found), count)
 
     def test_nothing_outside_of_the_extents_holds_data(self):
         for seed in range(4):

@@ -165,15 +165,38 @@ class LongCallTest(base.TestCase):
             next_part.wait(0.8)
             on_part(offset, 1, offset != 2)
 
-    def test_list_of_what_is_allocated_may_take_long(self):
-        volume = mock.MagicMock(diff_iterate=self.diff_iterate)
+    def allocated(self, diff_iterate, *args):
+        volume = mock.MagicMock(diff_iterate=diff_iterate)
         volume.size.return_value = 4
         with mock.patch.object(ceph, '_opened') as opened:
             opened.return_value.__enter__.return_value = volume
             opened.return_value.__exit__.return_value = None
-            self.assertEqual(
-                (4, [(0, 1), (1, 1), (3, 1)]), ceph.allocated(ceph.SnapSpec(
-                    ceph.ImageSpec('vms', 'disk'), 'name')))
+            return ceph.allocated(ceph.SnapSpec(
+                ceph.ImageSpec('vms', 'disk'), 'name'), *args)
+
+    def test_list_of_what_is_allocated_may_take_long(self):
+        self.assertEqual((4, [(0, 1), (1, 1), (3, 1)]), self.allocated(
+            self.diff_iterate, cancel.CancelToken()))
+
+    def test_list_of_what_is_allocated_ends_in_time_or_if_cancelled(self):
+        cancelled = cancel.CancelToken()
+        cancelled.cancel(ZeroDivisionError())
+        for error, token, timeout in (
+                (exception.CephTimeout, cancel.CancelToken(), 1),
+                (ZeroDivisionError, cancelled, None)):
+            ended = cancel.native_threading().Event()
+            next_part = cancel.native_threading().Event()
+
+            def find_parts(_offset, _size, _from, on_part, ended=ended,
+                           next_part=next_part, **_kwargs):
+                # It finds parts until librbd is told to end.
+                while on_part(0, 1, True) >= 0:
+                    next_part.wait(0.01)
+                ended.set()
+
+            self.assertRaises(
+                error, self.allocated, find_parts, token, timeout)
+            self.assertTrue(ended.wait(60))
 
     def test_second_removal_waits_for_one_that_makes_no_progress(self):
         image = ceph.ImageSpec('images', 'id')

@@ -11,6 +11,7 @@ from nova import exception as nova_exception
 from nova import objects
 from oslo_utils import units
 
+from nova_snapext import cancel
 from nova_snapext import checks
 from nova_snapext import encode
 from nova_snapext import exception
@@ -23,6 +24,7 @@ from nova_snapext.snapshot import progress
 from nova_snapext.snapshot import properties
 from nova_snapext.snapshot import published
 from nova_snapext.snapshot import trim
+from nova_snapext import strategies
 from nova_snapext.strategies import native
 from nova_snapext import upload
 from tests.unit import base
@@ -596,6 +598,17 @@ class StreamTest(snapshot_base.SnapshotTestCase):
         self.open.assert_called_once_with(
             'nbd:', 7, 3 * units.Mi, None, mock.ANY)
         self.assertIsNone(self.open.call_args.args[4]())
+
+    def test_cancellation_ends_the_search_for_extents_too(self):
+        extents = mock.Mock()
+        frozen = strategies.FrozenDisk(
+            'nbd:', strategies.Consistency.CRASH, 0.03, extents=extents)
+        token = cancel.CancelToken()
+        plan = self.plan()
+        plan.metadata.update(disk_format='raw', container_format='bare')
+        STREAM(plan, frozen, frozenset(), token, mock.Mock())
+        self.open.call_args.args[3]()
+        extents.assert_called_once_with(token)
 
     def test_cancellation_aborts_disk_and_encoder(self):
         def cancel(*_args):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import functools
 from unittest import mock
 
 import fixtures
 
+from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import read
@@ -14,6 +16,7 @@ from tests.unit import base
 
 DISK = dataclasses.replace(base.QCOW2, storage='network', format='raw',
                            path='rbd:vms/uuid_disk')
+TOKEN = cancel.CancelToken()
 SPEC = ceph.SnapSpec(ceph.ImageSpec('vms', 'uuid_disk'), 'snapext-1')
 
 
@@ -46,7 +49,7 @@ class ExtentsTest(base.TestCase):
         with mock.patch.object(ceph, 'allocated',
                                return_value=(size, list(parts))):
             return [(extent.offset, extent.length, extent.data)
-                    for extent in rbd_extents.of_snapshot(SPEC)]
+                    for extent in rbd_extents.of_snapshot(SPEC, TOKEN)]
 
     def test_extents_cover_the_disk(self):
         self.assertEqual(
@@ -70,9 +73,27 @@ class ExtentsTest(base.TestCase):
         with mock.patch.object(
                 ceph, 'allocated', side_effect=exception.CephTimeout(
                     action='list', seconds='1')):
-            self.assertIsNone(rbd_extents.of_snapshot(SPEC))
+            self.assertIsNone(rbd_extents.of_snapshot(SPEC, TOKEN))
 
     def test_extents_are_those_of_the_reader(self):
         with mock.patch.object(ceph, 'allocated', return_value=(4, [])):
             self.assertEqual([read.Extent(0, 4, False)],
-                             rbd_extents.of_snapshot(SPEC))
+                             rbd_extents.of_snapshot(SPEC, TOKEN))
+
+
+class SupersetTest(base.TestCase):
+    """What Ceph tells of a disk that a backup job has frozen."""
+
+    def test_search_does_not_hold_up_the_freeze_for_longer_than_allowed(self):
+        # The scratch file grows before anybody checks the space.
+        self.flags(operation_timeout=7, group='snapext')
+        patch = functools.partial(mock.patch.object, rbd_extents)
+        stack = mock.Mock()
+        with patch('ceph') as ceph_, patch('rbd_snapshot'), \
+                patch('_can_discard', return_value=False):
+            ceph_.allocated.side_effect = exception.CephTimeout(
+                action='list', seconds='7')
+            self.assertIsNone(rbd_extents.superset_of_frozen(
+                self.plan(DISK), stack))
+        ceph_.allocated.assert_called_once_with(mock.ANY, mock.ANY, 7)
+        stack.mark_released.assert_called_once()
