@@ -38,5 +38,11 @@ class Finder:
 def register() -> None:
     """Add the finder behind all others, once."""
     finders: list[object] = sys.meta_path  # type: ignore[assignment]
-    if Finder not in finders:
+    if not is_registered():
         finders.append(Finder)
+
+
+def is_registered() -> bool:
+    """Return whether this Python has read nova-snapext.pth."""
+    finders: list[object] = sys.meta_path  # type: ignore[assignment]
+    return Finder in finders

@@ -20,6 +20,10 @@ PACKAGES = 'python3-rbd and python3-rados'
 #: An image that does not exist. Glance's images and Nova's disks have uuids.
 NO_IMAGE = 'nova-snapext-check'
 
+# librados' words for a client that is refused before it uses a pool: Rados
+# .connect() in src/pybind/rados/rados.pyx.
+NOT_CONNECTED = 'error connecting to the cluster'
+
 # Seconds for qemu-nbd to fail.
 PROGRAM_TIMEOUT = 30
 
@@ -86,6 +90,13 @@ def _rights(pool: str) -> Finding:
     except exception.CephError as error:
         if not ceph.is_forbidden(error):
             return False, str(error)
+        if NOT_CONNECTED in str(error):
+            return False, (
+                f'Ceph does not let client.{user} in: Nova\'s user can\'t '
+                f'read its key on this host, or Ceph has another one. "ceph '
+                f'auth get client.{user}" shows what Ceph has; the keyring '
+                f'that the ceph.conf of [libvirt]images_rbd_ceph_conf names '
+                f'must have the same, and be readable by Nova\'s user.')
         return False, (
             f'client.{user} may not write to the Ceph pool {pool}. Give it '
             f'the OSD capability "profile rbd pool={pool}" with "ceph auth '

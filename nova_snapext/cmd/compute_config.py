@@ -308,6 +308,18 @@ def load(source: Source) -> None:
             f'Correct the file.') from None
 
 
+def value_error_text(error: Exception) -> str:
+    """Return why an option has no value.
+
+    If the value of an option of [DEFAULT] names an option that does not exist,
+    oslo.config says that the first one does not: ConfigOpts.__getattr__() in
+    oslo_config/cfg.py.
+    """
+    from oslo_config import cfg
+    cause = error.__context__
+    return str(cause if isinstance(cause, cfg.Error) else error).rstrip('.')
+
+
 def _is_missing(path: str) -> bool:
     """Return whether a path does not exist; False if that is hidden."""
     try:

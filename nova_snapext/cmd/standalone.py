@@ -56,15 +56,24 @@ def read_configuration(options: argparse.Namespace) -> None:
     """
     compat.use_native_threads()
     compute_config.load(compute_config.find(options))
+    become_owner_of_state(state_path())
+
+
+def state_path() -> str:
+    """Return Nova's directory for its state.
+
+    :raises CommandError: the option has no value that can be used
+    """
     from nova import config
     from oslo_config import cfg
     try:
-        state_path = config.CONF.state_path
+        path: str = config.CONF.state_path
     except (cfg.Error, ValueError) as error:
         raise exits.CommandError(
-            f'Nova\'s [DEFAULT]state_path can\'t be used: {error}. Correct '
-            f'it.') from None
-    become_owner_of_state(state_path)
+            f'Nova\'s [DEFAULT]state_path can\'t be used: '
+            f'{compute_config.value_error_text(error)}. Correct it.'
+        ) from None
+    return path
 
 
 def become_owner_of_state(state_path: str) -> None:

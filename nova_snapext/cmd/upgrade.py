@@ -68,14 +68,13 @@ class UpgradeCommands(upgradecheck.UpgradeCommands):
 
     def journal(self) -> upgradecheck.Result:
         """Check that this version can recover what is in the journal."""
-        from nova_snapext import conf
         from nova_snapext import exception
         if self._host.source is None:
             return upgradecheck.Result(
                 upgradecheck.Code.WARNING, 'The journal was not read, for '
                                            'want of a configuration.')
         try:
-            standalone.become_owner_of_state(conf.CONF.state_path)
+            standalone.become_owner_of_state(standalone.state_path())
             found = status.collect()
         except exits.CommandError as error:
             return upgradecheck.Result(upgradecheck.Code.WARNING, str(error))

@@ -141,10 +141,9 @@ def _run(check: item.Check,
 
 
 def _become_nova(host: item.Host) -> Iterator[item.Item]:
-    from nova_snapext import conf
     try:
-        standalone.become_owner_of_state(conf.CONF.state_path)
-    except (exits.CommandError, ValueError) as error:
+        standalone.become_owner_of_state(standalone.state_path())
+    except exits.CommandError as error:
         yield item.unknown(
             'user', f'This user does not see what Nova\'s user may do '
                     f'(libvirt, directories, Glance, guests). {error}')

@@ -25,6 +25,11 @@ GROUP = 'snapext'
 # nova/virt/driver.py.
 PREFIX = 'nova.virt.'
 
+# Seconds that Linux's time of a start may be too early: psutil adds it to that
+# of the boot, which /proc/stat has in whole seconds. nova-compute takes longer
+# before it reads a file.
+START_ERROR = 1
+
 FILTERS = 'etc/nova/rootwrap.d/snapext.filters'
 PRIVSEP_CONTEXTS = ('nova_snapext.hypervisor.privsep.context',
                     'nova_snapext.hypervisor.privsep.label_context')
@@ -61,11 +66,16 @@ def files(host: item.Host) -> Iterator[item.Item]:
 
 def compute_driver(_host: item.Host) -> Iterator[item.Item]:
     """Check that the driver is on, in what nova-compute really reads."""
+    from oslo_config import cfg
+
     from nova_snapext import conf
     try:
         name = conf.CONF.compute_driver or ''
-    except ValueError as error:
-        yield item.failed('compute_driver', f'{error}.')
+    except (cfg.Error, ValueError) as error:
+        yield item.failed('compute_driver',
+                          f'compute_driver has a value that can\'t be used: '
+                          f'{compute_config.value_error_text(error)}.',
+                          f'Set compute_driver = {DRIVER} in [DEFAULT].')
         return
     where = _where('compute_driver')
     if name.removeprefix(PREFIX) == DRIVER:
@@ -97,12 +107,13 @@ def running(host: item.Host) -> Iterator[item.Item]:
         yield item.ok('nova-compute', 'nova-compute does not run, or is not '
                                       'seen by this user')
         return
+    started_at = process.started_at()
     changed = [path for path in _all_files(host)
-               if os.path.exists(path) and
-               os.stat(path).st_mtime > process.started_at() > 0]
+               if started_at > 0 and os.path.exists(path) and
+               os.stat(path).st_mtime > started_at + START_ERROR]
     if changed:
         when = datetime.datetime.fromtimestamp(
-            process.started_at(), datetime.UTC).isoformat(timespec='seconds')
+            started_at, datetime.UTC).isoformat(timespec='seconds')
         yield item.warning(
             'nova-compute', f'nova-compute, process {process.pid}, has run '
             f'since {when}, and these files were changed later: '
@@ -167,7 +178,9 @@ def _invalid_values() -> Iterator[item.Item]:
             except Exception as error:
                 yield item.failed(
                     'options', f'[{group}]{name} has a value that can\'t be '
-                               f'used: {error}.', 'Correct it.')
+                               f'used: '
+                               f'{compute_config.value_error_text(error)}.',
+                    'Correct it.')
 
 
 def _of_one_kind_of_host() -> Iterator[item.Item]:

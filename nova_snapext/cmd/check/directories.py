@@ -167,10 +167,11 @@ def _writable(name: str, option: str, path: str) -> Iterator[item.Item]:
         reason = (f'{existing} belongs to user {_name(status.st_uid)}, mode '
                   f'{stat.S_IMODE(status.st_mode):o}')
     doing = 'write to' if existing == path else 'create'
+    remedy = (f'Run "install -d -o {user} {path}" as root'
+              if os.path.isdir(existing) else f'Remove {existing}')
     yield item.failed(
         name, f'{user}, the user of nova-compute, can\'t {doing} {option} '
-              f'{path}: {reason}.',
-        f'Run "install -d -o {user} {path}" as root, or change the option.')
+              f'{path}: {reason}.', f'{remedy}, or change the option.')
 
 
 def _name(uid: int) -> str:
@@ -209,6 +210,8 @@ def _way_of_qemu(name: str, path: str,
                 continue
         except OSError:
             continue  # it does not exist yet, or has no such attributes
+        if not stat.S_ISDIR(status.st_mode):
+            return  # _writable() has reported it
         if status.st_uid == qemu[0]:
             allowed = status.st_mode & stat.S_IXUSR
         elif status.st_gid in groups:

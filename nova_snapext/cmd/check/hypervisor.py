@@ -192,9 +192,15 @@ def root_helper(host: item.Host) -> Iterator[item.Item]:
         host.root_helper = True
         yield item.ok(name, f'Nova\'s root helper runs: {shlex.join(helper)}')
         return
-    reason = ' '.join(done.stderr.split()) or f'exit code {done.returncode}'
+    # The last line of rootwrap's traceback says it.
+    reason = (done.stderr.strip() or f'exit code {done.returncode}')
+    if reason.startswith('Traceback'):
+        reason = reason.splitlines()[-1]
     yield item.failed(
-        name, f'Nova\'s root helper "{shlex.join(command)}" fails: {reason}. '
-              f'Block devices, and disks that belong to QEMU, need it.',
+        name, f'Nova\'s root helper "{shlex.join(command)}" fails: '
+              f'{" ".join(reason.split())}. Block devices, and disks that '
+              f'belong to QEMU, need it.',
         'Install the file for sudo of your distribution\'s Nova, such as '
-        '/etc/sudoers.d/nova-common.')
+        '/etc/sudoers.d/nova-common.' if 'sudo:' in reason else
+        'Correct the file of [DEFAULT]rootwrap_config, and those of its '
+        'filters_path.')

@@ -18,6 +18,7 @@ import sysconfig
 
 from nova_snapext.cmd.check import item
 from nova_snapext import compat
+from nova_snapext import finder
 from nova_snapext import libnbd
 
 DISTRIBUTION = 'nova-snapext'
@@ -93,10 +94,14 @@ def driver(_host: item.Host) -> Iterator[item.Item]:
     spec = importlib.util.find_spec(MODULE)
     if spec is None:
         directory = importlib.import_module('nova.virt').__path__[0]
-        cause = (f'{DISTRIBUTION} is an editable install, which adds nothing '
-                 f'to Nova\'s directory' if _editable() else
-                 'this Python did not read nova-snapext.pth, which is '
-                 'installed beside nova_snapext')
+        if _editable():
+            cause = (f'{DISTRIBUTION} is an editable install, which adds '
+                     f'nothing to Nova\'s directory')
+        elif finder.is_registered():
+            cause = f'{DISTRIBUTION} is not installed with all its files'
+        else:
+            cause = ('this Python did not read nova-snapext.pth, which is '
+                     'installed beside nova_snapext')
         yield item.failed(
             'driver',
             f'Nova does not find the driver: '

@@ -43,6 +43,7 @@ from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import recover
 from nova_snapext import compat
+from nova_snapext import finder
 from nova_snapext.hypervisor import confinement
 from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
@@ -130,6 +131,13 @@ class InstallationTest(CheckTestCase):
         self.patch(sys, 'prefix', sys.base_prefix)
         self.assertIn('--break-system-packages', installation._install())
 
+    def test_module_that_this_install_lacks_is_not_said_to_be_elsewhere(self):
+        self.specs[installation.MODULE] = None
+        self.patch(installation, '_editable', return_value=False)
+        self.patch(sys, 'meta_path', [*sys.meta_path, finder.Finder])
+        self.assertIn('not installed with all its files',
+                      self.found(installation.driver, FAILED))
+
     def test_failed_import_of_the_driver_is_reported_with_its_reason(self):
         self.patch(importlib, 'import_module',
                    side_effect=ImportError('no module lxml'))
@@ -208,6 +216,21 @@ class ConfigurationTest(CheckTestCase):
         self.assertIn('compute_driver is not set', self.found(
             configuration.compute_driver, FAILED))
 
+    def test_driver_that_names_an_unknown_option_is_reported_with_it(self):
+        self.configure('compute_driver = $nope')
+        self.CONF.clear_override('compute_driver')
+        self.assertIn('no such option nope', self.found(
+            configuration.compute_driver, FAILED))
+        self.assertIn('[DEFAULT]compute_driver has a value that can\'t be '
+                      'used: no such option nope',
+                      self.found(configuration.options, FAILED))
+
+    def test_state_path_that_names_an_unknown_option_ends_no_check(self):
+        self.configure('state_path = $nope')
+        self.CONF.clear_override('state_path')
+        self.assertIn('no such option nope',
+                      self.found(command._become_nova, UNKNOWN))
+
     def test_value_that_can_not_be_used_is_reported(self):
         self.configure('[snapext]', 'agent_timeout = soon',
                        'detect_zeroes = maybe')
@@ -263,9 +286,13 @@ class ConfigurationTest(CheckTestCase):
             ('--config-file', str(path)), process, 'running')
 
     def test_file_that_is_newer_than_nova_compute_is_reported(self):
-        self.run_nova_compute(self.configure(), age=-1)
+        self.run_nova_compute(self.configure(), age=-2)
         self.assertIn('Restart nova-compute', self.found(
             configuration.running, WARNING))
+
+    def test_start_that_linux_reports_too_early_is_no_warning(self):
+        self.run_nova_compute(self.configure(), age=-0.9)
+        self.found(configuration.running, OK)
 
     def test_nova_compute_of_another_python_is_reported(self):
         self.run_nova_compute(self.configure(), interpreter='/v/bin/python')
@@ -431,6 +458,14 @@ class HypervisorTest(CheckTestCase):
         self.root_helper(1, 'sudo: a password is required\n')
         self.assertIn('a password is required', self.found(
             hypervisor.root_helper, FAILED))
+
+    def test_rootwrap_that_fails_is_reported_in_its_last_words(self):
+        self.root_helper(1, 'Traceback (most recent call last):\n'
+                            '  File "x", line 1\nError: no section\n')
+        text = self.found(hypervisor.root_helper, FAILED)
+        self.assertIn('fails: Error: no section. Block', text)
+        self.assertIn('filters_path', text)
+        self.assertNotIn('sudoers', text)
 
     def test_missing_sudo_is_reported(self):
         self.root_helper(0).side_effect = FileNotFoundError('sudo')
@@ -607,9 +642,17 @@ class DirectoriesTest(CheckTestCase):
                    group='snapext')
         text = self.found(directories.journal_directory, FAILED)
         self.assertIn(f'{self.top / "file"} is no directory', text)
+        self.assertIn(f'Remove {self.top / "file"}', text)
         self.patch(os, 'access', return_value=False)
         self.assertIn('install -d', self.found(
             directories.work_directory, FAILED))
+
+    def test_file_in_the_place_of_a_directory_is_reported_once(self):
+        for directory in (self.top, self.top.parent):
+            directory.chmod(0o711)
+        (self.top / 'work').touch(0o600)
+        text = self.found(directories.work_directory, FAILED)
+        self.assertIn('is no directory', text)
 
     def test_directory_that_others_may_write_to_is_reported(self):
         self.host.qemu = None

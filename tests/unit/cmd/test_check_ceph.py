@@ -97,6 +97,16 @@ class CephFindingsTest(base.TestCase):
             self.forbidden = {pool}
             self.assert_fails('client.nova', f'profile rbd pool={pool}')
 
+    def test_client_without_a_key_is_not_told_to_change_its_rights(self):
+        error = exception.CephError(
+            action='write to the pool vms', reason='[errno 13] RADOS '
+            'permission denied (error connecting to the cluster)')
+        error.__cause__ = RadosError()
+        self.writable.side_effect = error
+        [failure] = self.failures()
+        self.assertIn('does not let client.nova in', failure)
+        self.assertNotIn('profile rbd', failure)
+
     def test_cluster_that_does_not_respond_ends_the_checks(self):
         self.writable.side_effect = exception.CephTimeout(
             action='write', seconds='60')

@@ -9,6 +9,8 @@ import threading
 from unittest import mock
 
 import fixtures
+from nova import config
+from oslo_config import cfg
 import oslo_messaging
 from oslotest import base
 
@@ -97,6 +99,13 @@ class OwnerTest(base.BaseTestCase):
             f'{self.state}/none')
         for text in ('state_path', f'{self.state}/none'):
             self.assertIn(text, str(error))
+
+    def test_state_that_names_an_unknown_option_is_refused_with_it(self):
+        self.enterContext(mock.patch.object(config, 'CONF', cfg.ConfigOpts()))
+        config.CONF.register_opt(cfg.StrOpt('state_path', default='$nope'))
+        config.CONF([])
+        self.assertIn('no such option nope', str(self.assertRaises(
+            exits.CommandError, standalone.state_path)))
 
     def test_text_for_a_terminal_has_no_control_characters(self):
         self.assertEqual('ä\n\\x1b[2J\\udcff\\t',
