@@ -23,12 +23,12 @@ class HeartTest(base.CephTestCase):
 
     def test_image_deleted_during_flatten_cancels_at_once(self):
         # The state of the image is looked at every four seconds.
-        with self.slow_ceph(5 * base.SLOW_SECONDS):
+        with self.slow_ceph(2 * base.SLOW_SECONDS):
             image, log = self.begin_flatten(self.server)
             self.client.delete('glance', f'/images/{image}')
             self.await_log(log, f'Snapshot cancelled: Image {image} could not '
-                                f'be found', 30)
-            self.await_end(self.server, 30)
+                                f'be found', 60)
+            self.await_end(self.server, 60)
         self.assertNotIn('is flattened', log())
         self.assertNotIn('Traceback', log())
         self.assertFalse(self.image_exists(image))

@@ -89,7 +89,7 @@ ADD = f'{JOURNAL}add'
 JOURNAL_CREATED = Point('the journal is created', f'{JOURNAL}write')
 DIRECTORY_CREATED = Point('the work directory is created',
                           f'{DIRECTORY}create')
-QUIESCED = Point('the filesystems are frozen', f'{FILESYSTEMS}_freeze',
+QUIESCED = Point('the filesystems are frozen', f'{FILESYSTEMS}freeze',
                  guest=FROZEN)
 THAWED = Point('the filesystems are thawed', f'{FILESYSTEMS}thaw')
 SERVED = Point('qemu-nbd serves', f'{HYPERVISOR}qemu_nbd:serve')
