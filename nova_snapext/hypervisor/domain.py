@@ -126,6 +126,19 @@ class Domain(libvirt_guest.Guest):
         """
         return self._domain.snapshotCreateXML(xml, flags)
 
+    def snapshot_names(self) -> list[str]:
+        """Return the names of all snapshots that libvirt knows."""
+        return list(self._domain.snapshotListNames())
+
+    def forget_snapshot(self, name: str) -> None:
+        """Make libvirt forget a snapshot, if it knows it.
+
+        Whatever contains the snapshot stays as it is.
+        """
+        if name in self.snapshot_names():
+            self._domain.snapshotLookupByName(name).delete(
+                libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
     def has_managed_save(self) -> bool:
         """Return whether the guest's memory is saved for its next start."""
         return bool(self._domain.hasManagedSaveImage(0))

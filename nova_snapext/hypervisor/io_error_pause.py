@@ -57,7 +57,7 @@ def resume_if_halted(guest: domain.Domain, instance: objects.Instance,
                      reasons: Collection[int], why: str) -> None:
     """Resume a guest that the user has not paused.
 
-    :param guest: an active guest that ran before the snapshot
+    :param guest: a guest that ran before the snapshot
     :param reasons: the reasons of a pause that is ended,
         VIR_DOMAIN_PAUSED_* constants
     :param why: what halted the guest, for the log

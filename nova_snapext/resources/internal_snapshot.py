@@ -74,7 +74,9 @@ class LibvirtConfigKnownSnapshot(vconfig.LibvirtConfigObject):
     def format_dom(self) -> etree._Element:
         snapshot = super().format_dom()
         snapshot.append(self._text_node('name', self.name))
-        # libvirt requires both. Neither matters to the deletion.
+        # libvirt requires both. Neither matters to the deletion. If libvirtd
+        # restarts during it, it does not load metadata with this time again
+        # (seen with 9.0).
         snapshot.append(self._text_node('state', 'shutoff'))
         snapshot.append(self._text_node('creationTime', 0))
         snapshot.append(etree.fromstring(self.domain))
@@ -193,21 +195,26 @@ class InternalSnapshot(journal.Resource):
     def _delete_once(self) -> bool:
         """Try to delete it.
 
-        :returns: whether no file contains it any more
+        :returns: whether no file contains it any more, and libvirt does not
+            know it
         """
-        guest = self._wait_for_active_guest()
-        if guest is not None:
+        guest = self._wait_for_guest()
+        active = guest if guest is not None and guest.is_active() else None
+        if active is not None:
             # This call waits for the guest's monitor. A creation that
             # libvirt still carries out is over after it.
-            guest.get_block_device(self._disk.target).get_job_info()
+            active.get_block_device(self._disk.target).get_job_info()
         containing = self._files_with_it()
-        if containing and guest is not None:
-            self._delete_from_guest(guest)
+        if containing and active is not None:
+            self._delete_from_guest(active)
         elif containing:
             for path in containing:
                 qemu_img.delete_snapshot(self.name, path)
         if self._files_with_it():
             return False
+        if guest is not None:
+            # An earlier deletion from the guest may have been interrupted.
+            guest.forget_snapshot(self.name)
         if containing:
             LOG.debug('The internal snapshot %(snapshot)s is deleted from '
                       '%(paths)s', {'snapshot': self.name,
@@ -218,7 +225,7 @@ class InternalSnapshot(journal.Resource):
     def _resume_if_halted(self) -> None:
         if not self._was_running:
             return
-        guest = self._wait_for_active_guest()
+        guest = self._wait_for_guest()
         if guest is None:
             return
         try:
@@ -249,15 +256,15 @@ class InternalSnapshot(journal.Resource):
             with excutils.save_and_reraise_exception():
                 known.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
-    def _wait_for_active_guest(self) -> domain.Domain | None:
-        """Return the guest, as soon as libvirtd answers.
+    def _wait_for_guest(self) -> domain.Domain | None:
+        """Return the guest, as soon as libvirtd answers; None without one.
 
-        :returns: None if there is no guest, or it is shut off
         :raises ReleaseFailed: libvirtd does not answer
         """
         try:
             return connection.call_when_reachable(
-                self._active_guest, self._instance)
+                lambda: domain.find(self._host, self._instance),
+                self._instance)
         except connection.UNREACHABLE as error:
             raise exception.ReleaseFailed(
                 instance=self._instance.uuid,
@@ -267,10 +274,6 @@ class InternalSnapshot(journal.Resource):
                        f'halted. When libvirtd answers, resume a halted '
                        f'guest with "virsh resume {self._instance.name}"',
             ) from error
-
-    def _active_guest(self) -> domain.Domain | None:
-        guest = domain.find(self._host, self._instance)
-        return guest if guest is not None and guest.is_active() else None
 
     def _files_with_it(self) -> list[str]:
         return [path for path in self._paths

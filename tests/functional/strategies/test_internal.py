@@ -395,6 +395,108 @@ class InternalTest(contract.RunningGuestContract, base.GuestTestCase):
             plan, guest=self.host.get_guest(plan.instance))
         self.assert_nothing_left(plan)
 
+    def interrupt_deletion(self, interrupt, calls=1):
+        """Interrupt libvirt's deletion, when it knows the snapshot.
+
+        :param interrupt: called instead of the first calls
+        """
+        delete = libvirt.virDomainSnapshot.delete
+        left = [interrupt] * calls
+
+        def delete_or_interrupt(snapshot, flags=0):
+            return (left.pop()(snapshot) if left
+                    else delete(snapshot, flags))
+
+        self.useFixture(fixtures.MockPatchObject(
+            libvirt.virDomainSnapshot, 'delete', delete_or_interrupt))
+
+    def delete_in_qemu(self, snapshot):
+        """Delete a snapshot as QEMU does after its libvirtd is gone."""
+        libvirt_qemu.qemuMonitorCommand(
+            snapshot.getDomain(), f'delvm {snapshot.getName()}',
+            libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+
+    def assert_can_be_undefined(self, plan):
+        guest = self.host.get_guest(plan.instance)
+        if guest.is_active():
+            guest.poweroff()
+        xml = guest.get_xml_desc(dump_inactive=True)
+        guest._domain.undefine()
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+
+    def left_half_deleted(self):
+        """Leave a snapshot that libvirt knows, as after a kill -9."""
+        def die(_snapshot):
+            raise SystemExit
+
+        plan = self.guest(self.qcow2(), others=[self.qcow2()])
+        self.addCleanup(self.forget_snapshots, plan)
+        self.interrupt_deletion(die)
+        with contextlib.suppress(SystemExit), self.strategy.freeze(plan):
+            pass
+        self.assertEqual([f'snapext-{plan.image_id}'],
+                         plan.guest._domain.snapshotListNames())
+        return plan
+
+    def test_guest_shut_off_after_half_a_deletion_can_be_undefined(self):
+        plan = self.left_half_deleted()
+        plan.guest.poweroff()
+        self.recover(plan)
+        self.assert_nothing_left(plan)
+        self.assert_can_be_undefined(plan)
+        self.assert_files_clean(plan)
+
+    def test_guest_that_runs_after_half_a_deletion_can_be_undefined(self):
+        plan = self.left_half_deleted()
+        self.recover(plan)
+        self.assert_nothing_left(plan)
+        self.assert_can_be_undefined(plan)
+        self.assert_files_clean(plan)
+
+    def test_half_a_deletion_of_an_undefined_guest_is_finished(self):
+        plan = self.left_half_deleted()
+        plan.guest.poweroff()
+        xml = plan.guest.get_xml_desc(dump_inactive=True)
+        plan.guest._domain.undefineFlags(
+            libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+        self.recover(plan)
+        self.host.get_connection().defineXML(xml)  # for the clean-up
+        self.assert_nothing_left(plan)
+
+    def test_connection_lost_during_deletion_leaves_no_metadata(self):
+        def lose(snapshot):
+            with contextlib.suppress(libvirt.libvirtError):
+                self.delete_in_qemu(snapshot)
+            raise libvirt.libvirtError('client socket is closed')
+
+        plan = self.guest(self.qcow2())
+        self.addCleanup(self.forget_snapshots, plan)
+        self.interrupt_deletion(lose, calls=2)
+        with self.strategy.freeze(plan):
+            pass
+        self.assert_nothing_left(plan)
+        self.assert_can_be_undefined(plan)
+
+    def test_libvirtd_restarted_during_deletion_has_no_metadata(self):
+        # There is no receiver for Nova's notifications of that.
+        self.useFixture(fixtures.MockPatch('nova.rpc.get_notifier'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.compute.utils.notify_about_libvirt_connect_error'))
+        plan = self.guest(self.qcow2())
+
+        def restart(snapshot):
+            self.delete_in_qemu(snapshot)
+            self.libvirtd.kill()
+            self.libvirtd.start()
+            raise libvirt.libvirtError('client socket is closed')
+
+        self.interrupt_deletion(restart)
+        with self.strategy.freeze(plan):
+            pass
+        plan = self.plan_of(plan.instance, plan.disk)
+        self.assert_nothing_left(plan)
+        self.assert_can_be_undefined(plan)
+
     def test_snapshots_of_operator_stay(self):
         disk = self.qcow2()
         plan = self.guest(disk, others=[self.qcow2()])
