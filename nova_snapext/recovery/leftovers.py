@@ -174,6 +174,14 @@ def _of_guest(guest: domain.Domain) -> Iterator[Leftover]:
             f'End it with "virsh domjobabort {guest.name}".')
     for path in sorted(sources):
         yield from _internal_snapshots(guest, path)
+    for name in guest.snapshot_names():
+        if name.startswith(INTERNAL_SNAPSHOT):
+            yield Leftover(
+                f'libvirt knows the internal snapshot {name} of guest '
+                f'{guest.name}, which Nova can\'t undefine before it is '
+                f'forgotten.',
+                f'If no disk contains it any more, run "virsh '
+                f'snapshot-delete {guest.name} {name} --metadata".')
 
 
 def _has_backup_job(guest: domain.Domain) -> bool:

@@ -8,6 +8,7 @@ import pathlib
 from unittest import mock
 
 import fixtures
+import libvirt
 from nova import exception as nova_exception
 from nova import objects
 
@@ -15,6 +16,7 @@ from nova_snapext.cmd import drain
 from nova_snapext import conf
 from nova_snapext import journal
 from nova_snapext.recovery import leftovers
+from nova_snapext.resources import internal_snapshot
 from nova_snapext.strategies import backup
 from nova_snapext.strategies import external
 from nova_snapext.strategies import internal
@@ -190,6 +192,20 @@ class LeftoversTest(DrainTestCase):
                       f'{plan.disk.path}', found)
         self.assertIn('qemu-nbd, process', found)
         test_recover.end_qemu_nbds(plan.disk.path)
+
+    def test_metadata_of_an_internal_snapshot_is_found(self):
+        plan = self.guest(self.qcow2(), running=False)
+        self.assertEqual('', self.found())
+        name = f'snapext-{plan.image_id}'
+        plan.guest.create_snapshot(
+            internal_snapshot.LibvirtConfigKnownSnapshot(
+                name, plan.guest.get_xml_desc()).to_xml(),
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+        self.addCleanup(plan.guest.forget_snapshot, name)
+        self.assertIn(f'"virsh snapshot-delete {plan.guest.name} {name} '
+                      f'--metadata"', self.found())
+        plan.guest.forget_snapshot(name)
+        self.assertEqual('', self.found())
 
     def test_journal_that_was_set_aside_is_found(self):
         path = pathlib.Path(conf.CONF.snapext.journal_directory, 'x.json')
