@@ -19,14 +19,12 @@ from oslo_utils import strutils
 
 from nova_snapext import compat
 from nova_snapext import conf
+from nova_snapext.hypervisor import block_device
 from nova_snapext.hypervisor import ceph
 from nova_snapext.hypervisor import domain
 from nova_snapext import plan as planning
 
 CONF = conf.CONF
-
-# Linux: Documentation/ABI/stable/sysfs-block
-BLOCK_DEVICES = pathlib.Path('/sys/dev/block')
 
 # st_blocks of stat(2)
 BLOCK_SIZE = 512
@@ -146,9 +144,7 @@ def _can_punch_holes(directory: str) -> bool:
 
 
 def _block_reason(path: str) -> str | None:
-    number = os.stat(path).st_rdev
-    device = (BLOCK_DEVICES /
-              f'{os.major(number)}:{os.minor(number)}').resolve()
+    device = block_device.directory(path)
     # A partition has the queue of its disk.
     disk = device.parent if (device / 'partition').exists() else device
     if int((disk / 'queue/discard_max_bytes').read_text()) == 0:

@@ -6,6 +6,7 @@ import pathlib
 import fixtures
 from oslo_utils import units
 
+from nova_snapext.hypervisor import block_device
 from nova_snapext.hypervisor import thin_disk
 from nova_snapext import plan as planning
 from tests.unit import base
@@ -113,7 +114,7 @@ class BlockTest(ThinDiskTestCase):
     def setUp(self):
         super().setUp()
         self.useFixture(fixtures.MockPatchObject(
-            thin_disk, 'BLOCK_DEVICES', self.directory))
+            block_device, 'DEVICES', self.directory))
         # Any device that each host has.
         number = os.stat('/dev/null').st_rdev
         self.device = self.directory / (
