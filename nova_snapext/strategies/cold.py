@@ -6,6 +6,7 @@ Nova's task state prevents a start by its users, and QEMU's image lock a start
 by anybody (https://www.qemu.org/docs/master/system/qemu-block-drivers.html,
 "Disk image file locking"). Block devices are an exception: the guest has
 another node of the device, in its own /dev, and each node has its own lock.
+The snapshot fails if the guest of such a device is started.
 
 A running guest is suspended in the way of Nova's suspend, only for the freeze:
 it is switched to an overlay over its disk while it is suspended, and resumed
@@ -15,13 +16,18 @@ on it. The disk below is read, and the overlay merged afterwards, as in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
 import datetime
 
+import libvirt
 from nova.compute import power_state
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
 from nova_snapext import exception
+from nova_snapext.hypervisor import block_device
+from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import known_defects
 from nova_snapext import journal
 from nova_snapext import plan as planning
@@ -93,9 +99,12 @@ class ColdStrategy(base.FreezingStrategy):
                 consistency = base.consistency_of_shut_off(plan)
         with self.failing_as(exception.FreezeFailedForGood if plan.running
                              else exception.FreezeFailed, plan):
-            return self.export_disk(
+            # Before the first byte is read.
+            lost_reason = _watch_unlocked(plan)
+            frozen = self.export_disk(
                 plan, stack, directory, consistency=consistency,
                 freeze_seconds=watch.elapsed(), frozen_at=frozen_at)
+        return dataclasses.replace(frozen, lost_reason=lost_reason)
 
     def _switch_to_overlay(self, plan: planning.Plan,
                            stack: journal.ReleaseStack) -> datetime.datetime:
@@ -135,3 +144,43 @@ class ColdStrategy(base.FreezingStrategy):
         stack.mark_released(devices)
         memory.set_clock(guest)
         return frozen_at
+
+
+def _watch_unlocked(plan: planning.Plan) -> Callable[[], str | None]:
+    """Return a function that tells whether a disk without a lock has changed.
+
+    :returns: see :attr:`base.FrozenDisk.lost_reason`
+    :raises UnexpectedState: the guest runs already
+    :raises OSError: the device is gone
+    """
+    if plan.running or plan.disk.storage != 'block':
+        return lambda: None
+    path, guest = plan.disk.path, plan.guest
+    changed = block_device.changed_sectors(path)
+    if guest.is_active():
+        raise exception.UnexpectedState(
+            reason='the guest has just been started')
+    return lambda: _lost_reason(path, guest, changed)
+
+
+def _lost_reason(path: str, guest: domain.Domain,
+                 changed: int) -> str | None:
+    """Return why a block device that was read may have changed.
+
+    :param changed: its changed sectors before the first byte was read
+    """
+    try:
+        # What it has written may still be in the page cache.
+        was_started = guest.is_active()
+    except libvirt.libvirtError:
+        # libvirtd has restarted. Hardly a guest starts without a write.
+        was_started = False
+    try:
+        if not was_started and block_device.changed_sectors(path) == changed:
+            return None
+    except OSError as error:
+        return f'it is not known whether {path} has changed: {error}'
+    return (f'its guest {guest.name} was started, or something else has '
+            f'written to {path}, before all was read. Take the snapshot '
+            f'again, and start no guest outside Nova ("virsh start") during '
+            f'its snapshot')

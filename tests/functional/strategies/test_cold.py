@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import collections
 import contextlib
 import dataclasses
 import os
 import select
 import signal
+import stat
 from unittest import mock
 
+import fixtures
 import libvirt
 
+from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import plan as planning
 from nova_snapext import read
@@ -35,6 +39,31 @@ class ColdTest(base.GuestTestCase):
     def assert_ends(self, pidfd):
         self.assertTrue(select.select([pidfd], [], [], 30)[0])
 
+    def device_without_lock(self):
+        """Return a block device, and the guest's own node of it.
+
+        QEMU's locks on the two do not meet, as if libvirt had made the node
+        in the guest's own /dev.
+        """
+        disk = self.block()
+        node = self.images / 'node'
+        os.mknod(node, stat.S_IFBLK | 0o600, os.stat(disk.path).st_rdev)
+        return disk, dataclasses.replace(disk, path=str(node))
+
+    def shut_off_guest_of_device(self):
+        disk, node = self.device_without_lock()
+        self.fill(disk, CONTENT)
+        return dataclasses.replace(
+            self.guest(node, running=False), disk=disk)
+
+    def assert_no_image_is_complete(self, frozen):
+        """Check that no stream of an image reaches its end."""
+        with read.Disk(frozen.uri, lost_reason=frozen.lost_reason) as disk, \
+                encode.encoder('raw', disk) as encoder:
+            error = self.assertRaises(
+                exception.DiskReadError, collections.deque, encoder.stream())
+        self.assertIn('was started', str(error))
+
     def reads_disk_of_shut_off_guest(self, disk):
         self.fill(disk, CONTENT)
         plan = self.guest(disk, running=False)
@@ -46,6 +75,7 @@ class ColdTest(base.GuestTestCase):
                 self.assertEqual({CONTENT}, {
                     byte for _, chunk in nbd.read([(0, nbd.size)])
                     for byte in set(bytes(chunk))})
+            self.assertIsNone(frozen.lost_reason())
         self.assert_ends(server)
         self.assert_nothing_left(plan)
 
@@ -110,6 +140,45 @@ class ColdTest(base.GuestTestCase):
                     self.strategy.freeze(plan))
             self.assertIn('lock', str(error))
             self.assert_nothing_left(plan)
+
+    def test_block_device_of_a_guest_started_just_now_is_refused(self):
+        disk, node = self.device_without_lock()
+        # The plan was made before the guest was started.
+        plan = dataclasses.replace(self.guest(node), disk=disk,
+                                   running=False)
+        with contextlib.ExitStack() as stack:
+            error = self.assertRaises(
+                exception.FreezeFailed, stack.enter_context,
+                self.strategy.freeze(plan))
+        self.assertIn('has just been started', str(error))
+        self.assert_nothing_left(plan)
+
+    def test_no_image_is_complete_if_the_guest_of_a_device_is_started(self):
+        plan = self.shut_off_guest_of_device()
+        with self.strategy.freeze(plan) as frozen:
+            plan.guest._domain.create()
+            self.assert_no_image_is_complete(frozen)
+        self.assert_nothing_left(plan)
+
+    def test_no_image_is_complete_if_a_guest_wrote_and_is_shut_off(self):
+        plan = self.shut_off_guest_of_device()
+        with self.strategy.freeze(plan) as frozen:
+            plan.guest._domain.create()
+            self.run_as_guest(plan, 'write -P 1 4M 64k')
+            plan.guest.poweroff()
+            self.assert_no_image_is_complete(frozen)
+        self.assert_nothing_left(plan)
+
+    def test_image_of_a_device_is_complete_although_libvirtd_restarts(self):
+        # There is no receiver for Nova's notifications of that.
+        self.useFixture(fixtures.MockPatch('nova.rpc.get_notifier'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.compute.utils.notify_about_libvirt_connect_error'))
+        plan = self.shut_off_guest_of_device()
+        with self.strategy.freeze(plan) as frozen:
+            self.libvirtd.kill()
+            self.libvirtd.start()
+            self.assertIsNone(frozen.lost_reason())
 
     def test_guest_can_not_start_while_its_disk_is_read(self):
         plan = self.guest(self.qcow2(), running=False)
