@@ -42,6 +42,7 @@ from nova_snapext.snapshot import selection
 from nova_snapext.snapshot import trim
 from nova_snapext.snapshot import worker
 from nova_snapext import strategies
+from nova_snapext.strategies import base
 from nova_snapext.strategies import native
 from nova_snapext.strategies import rbd
 from nova_snapext import upload
@@ -56,6 +57,10 @@ UpdateTaskState = Callable[..., None]
 MAY_GO_ON = (exception.FreezeFailed,
              exception.GuestBusy,
              exception.InsufficientSpace)
+
+# Seconds. In a longer wait a guest may be started or shut off, and libvirtd
+# may restart.
+MAX_WAIT = 1
 
 
 class TaskStates:
@@ -281,13 +286,21 @@ class SnapshotJob:
         :returns: why another strategy may be tried; None: it is taken
         """
         self._set_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
-        space = checks.FreeSpaceCheck(
-            self._instance, strategy.growing_paths(plan))
         # Waiting for Nova's semaphore comes before the freeze: a frozen disk
         # that waits costs the guest space and time.
         with self._run_checks() as end_checks, \
+                timeutils.StopWatch() as waited, \
                 self._token.entered(compute_utils.disk_ops_semaphore), \
                 self._token.entered(worker.slots):
+            if waited.elapsed() > MAX_WAIT:
+                try:
+                    plan = self._plan_after_wait(plan, strategy)
+                except exception.FreezeFailed as error:
+                    return error
+            # It is written with the first resource, too.
+            entry.disk = plan.disk
+            space = checks.FreeSpaceCheck(
+                self._instance, strategy.growing_paths(plan))
             self._describe_image(plan, properties.before_freeze(
                 strategy.name, plan.instance.uuid))
             with contextlib.ExitStack() as stack:
@@ -329,6 +342,28 @@ class SnapshotJob:
         if stored.in_ceph:
             self._wait_until_hashed(plan)
         return None
+
+    def _plan_after_wait(self, plan: planning.Plan,
+                         strategy: strategies.FreezingStrategy,
+                         ) -> planning.Plan:
+        """Return the plan of the guest as it is after a wait.
+
+        :raises FreezeFailed: the strategy does not support it any more, or
+            would stop the guest now
+        """
+        now = dataclasses.replace(
+            self._make_plan(), direct_refused=plan.direct_refused)
+        reason = base.find_reason(now, strategy.unsupported_reason)
+        if reason is None and (strategy.stops_guest(now) and
+                               not strategy.stops_guest(plan)):
+            reason = 'it would stop the guest, which was shut off before'
+        if reason is not None:
+            raise exception.FreezeFailed(
+                disk=now.disk.target, instance=now.instance.uuid,
+                strategy=strategy.name,
+                reason=f'the guest has changed while the snapshot waited for '
+                       f'others ([compute]max_concurrent_disk_ops): {reason}')
+        return now
 
     def _wait_until_hashed(self, plan: planning.Plan) -> None:
         self._published.set_phase(published.Phase.HASHING)

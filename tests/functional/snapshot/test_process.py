@@ -15,6 +15,7 @@ from devcloud import errors
 from devcloud import wait
 import fixtures
 import libvirt
+from nova.compute import utils as compute_utils
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova import objects
@@ -381,6 +382,21 @@ class ProcessTest(base.GuestTestCase):
         self.assertLess(sum(growth.values()), KEPT_MEMORY, growth)
         self.assertLess(rss() - size, GROWTH)
         self.assert_driver_is_idle()
+
+    def test_libvirtd_may_restart_while_a_snapshot_waits_for_others(self):
+        @contextlib.contextmanager
+        def restart():
+            self.libvirtd.kill()
+            self.libvirtd.start()
+            yield
+
+        # There is no receiver for Nova's notifications of that.
+        self.useFixture(fixtures.MockPatch('nova.rpc.get_notifier'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.compute.utils.notify_about_libvirt_connect_error'))
+        self.patch(job, 'MAX_WAIT', 0)
+        self.patch(compute_utils, 'disk_ops_semaphore', restart())
+        self.snapshot('backup')
 
     def callbacks(self):
         """Return the ids of the callbacks that libvirt has for events."""

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import functools
 import os
 from unittest import mock
 
+import libvirt
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
 from nova.compute import vm_states
 from nova import exception as nova_exception
 from nova import objects
+from nova.virt.libvirt import guest as libvirt_guest
 from oslo_utils import units
 
 from nova_snapext import cancel
@@ -560,6 +563,102 @@ class GoOnTest(snapshot_base.SnapshotTestCase):
         self.patch(self.driver.strategies['backup'], 'freeze', shut_off)
         error = self.assertRaises(exception.GuestStopped, self.snapshot)
         self.assertIsInstance(error.__cause__, exception.FreezeFailed)
+
+
+class WaitTest(snapshot_base.SnapshotTestCase):
+    """Something happens while a snapshot waits for others."""
+
+    def setUp(self):
+        super().setUp()
+        self.patch(job, 'MAX_WAIT', 0)
+        self.taken = []
+        self.entries = []
+        for name, running in (
+                ('backup', {True}), ('external', {True}),
+                ('cold', {True, False})):
+            strategy = self.driver.strategies[name]
+            self.patch(strategy, 'freeze',
+                       functools.partial(self.freeze_by, name))
+            self.patch(strategy, 'unsupported_reason', functools.partial(
+                self.reason, running))
+
+    @contextlib.contextmanager
+    def freeze_by(self, name, plan, entry):
+        self.taken.append((name, plan.running))
+        self.entries.append(entry)
+        with self.freeze(plan, entry) as frozen:
+            yield frozen
+
+    def reason(self, running, plan):
+        return None if plan.running in running else 'its state'
+
+    def during_wait(self, action):
+        """Call a function during the first wait."""
+        left = [action]
+        semaphore = mock.MagicMock(spec=['__enter__', '__exit__'])
+        semaphore.__enter__.side_effect = lambda: left and left.pop()()
+        semaphore.__exit__.return_value = None
+        self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
+
+    def set_active(self, active):
+        self.domain.isActive.return_value = active
+
+    def test_guest_shut_off_during_the_wait_is_taken_as_it_is_now(self):
+        self.during_wait(lambda: self.set_active(0))
+        self.snapshot()
+        self.assertEqual([('cold', False)], self.taken)
+
+    def test_guest_started_during_the_wait_is_not_suspended(self):
+        self.set_active(0)
+        self.during_wait(lambda: self.set_active(1))
+        self.snapshot()
+        self.assertEqual([('backup', True)], self.taken)
+
+    def test_request_that_would_suspend_a_guest_started_meanwhile_fails(self):
+        self.flags(strategy='cold', group='snapext')
+        self.set_active(0)
+        self.during_wait(lambda: self.set_active(1))
+        error = self.assertRaises(exception.FreezeFailed, self.snapshot)
+        self.assertIn('it would stop the guest', str(error))
+        self.assertEqual([], self.taken)
+
+    def test_journal_has_the_root_disk_as_it_is_after_the_wait(self):
+        def commit():
+            xml = self.domain.XMLDesc.return_value
+            self.domain.XMLDesc.return_value = xml.replace(
+                '/i/disk', '/i/base')
+
+        self.during_wait(commit)
+        self.snapshot()
+        self.assertEqual(['/i/base'], [
+            entry.disk.path for entry in self.entries])
+
+    def test_suspension_is_no_surprise_to_a_guest_that_ran_before(self):
+        self.flags(strategy='cold', group='snapext')
+        self.during_wait(lambda: None)
+        self.snapshot()
+        self.assertEqual([('cold', True)], self.taken)
+
+    def test_libvirtd_that_restarted_during_the_wait_does_not_matter(self):
+        def restart():
+            for call in ('isActive', 'XMLDesc', 'state'):
+                getattr(self.domain, call).side_effect = (
+                    libvirt.libvirtError('client socket is closed'))
+            self.patch(self.driver._host, 'get_guest',
+                       lambda _instance: libvirt_guest.Guest(after))
+
+        after = mock.MagicMock()
+        after.XMLDesc.return_value = self.domain.XMLDesc.return_value
+        after.isActive.return_value = 1
+        self.during_wait(restart)
+        self.snapshot()
+        self.assertEqual([('backup', True)], self.taken)
+        self.assertIs(after, self.stream.mock_calls[0].args[0].guest._domain)
+
+    def test_plan_is_not_made_again_without_a_wait(self):
+        self.patch(job, 'MAX_WAIT', 60)
+        self.snapshot()
+        self.driver._image_api.get.assert_called_once()
 
 
 class StreamTest(snapshot_base.SnapshotTestCase):
