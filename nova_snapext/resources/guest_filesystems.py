@@ -54,7 +54,8 @@ class GuestFilesystems(journal.Resource):
     """
 
     kind = 'guest filesystems'
-    # The next snapshot freezes and thaws them, too.
+    # The guest may have no agent until it is started again. A thaw at any
+    # time between two snapshots is right.
     blocks_snapshot = False
     record_schema = schema.object_of(agent=schema.FLAG, qemu=schema.TEXT)
 

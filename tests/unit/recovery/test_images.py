@@ -116,7 +116,7 @@ class MakeWayTest(base.RecoveryTestCase):
         self.assertTrue(journal.Resource.blocks_snapshot)
         self.assertEqual(
             {'work directory', 'RBD clone', 'RBD snapshot',
-             'native RBD snapshot'},
+             'native RBD snapshot', 'guest filesystems'},
             {kind for kind, resource_type
              in recover.resource_types(self.driver).items()
              if not resource_type.blocks_snapshot})

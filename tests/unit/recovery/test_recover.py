@@ -204,7 +204,7 @@ class SnapshotInCephTest(base.RecoveryTestCase):
 
     def test_nova_is_not_asked_for_other_snapshots_or_for_a_trial(self):
         self.patch(trial_guest.TrialGuest, 'restore')
-        self.leave(('guest filesystems', {'agent': True}))
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
         self.assertTrue(self.recover_all())
         self.leave(('trial guest', {'pool': None}), self.RECORD)
         self.assertTrue(self.recover_all())
