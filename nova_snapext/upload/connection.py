@@ -17,7 +17,6 @@ from nova import context as nova_context
 from nova.image import glance
 
 from nova_snapext import cancel
-from nova_snapext import compat
 from nova_snapext import conf
 
 CONF = conf.CONF
@@ -54,8 +53,7 @@ class CancellableClient(glance.GlanceClientWrapper):
         client = super()._create_onetime_client(context, version)
         # All of Nova shares Nova's session, and its connections.
         client.http_client.session = self._own_session()
-        if not compat.concurrency_mode_threading():
-            client.http_client.auth = self._own_auth(context)
+        client.http_client.auth = self._own_auth(context)
         return client
 
     def call(self, *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
@@ -71,10 +69,11 @@ class CancellableClient(glance.GlanceClientWrapper):
     def _own_auth(self, context: nova_context.RequestContext) -> ty.Any:
         """Return the same as Nova's service_auth, but for this client alone.
 
-        The plugin of the service user has a lock. Under eventlet, greenlets
-        of different native threads can't wait for one lock: the upload runs
-        in one thread, and checks the image in another. With native threads,
-        Nova's own plugin saves a password request to Keystone per snapshot.
+        The plugin of the service user has a lock, which a request to Keystone
+        holds. No token ends the wait for it while another request of Nova
+        hangs. Under eventlet, greenlets of different native threads can't
+        wait for one lock at all: the upload runs in one thread, and checks
+        the image in another.
         """
         user_auth = context.get_auth_plugin()
         if not CONF.service_user.send_service_user_token:
@@ -82,6 +81,9 @@ class CancellableClient(glance.GlanceClientWrapper):
         if self._service_auth is None:
             self._service_auth = loading.load_auth_from_conf_options(
                 CONF, 'service_user')
+        if self._service_auth is None:
+            # [service_user]auth_type is not set. Nova has logged that.
+            return user_auth
         return service_token.ServiceTokenAuthWrapper(
             user_auth=user_auth, service_auth=self._service_auth)
 

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from unittest import mock
 import weakref
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,8 +21,11 @@ from cryptography.x509 import oid
 import fixtures
 from keystoneauth1 import exceptions as ks_exceptions
 from nova import context as nova_context
+from nova.image import glance as nova_glance
+from nova import service_auth
 
 from nova_snapext import cancel
+from nova_snapext import compat
 from nova_snapext.upload import connection
 from tests import concurrency
 from tests.unit import base
@@ -329,7 +333,7 @@ class ConnectionTest(base.TestCase):
 
 
 class AuthTest(base.TestCase):
-    """The authentication of one client alone, under eventlet."""
+    """The authentication of one client alone."""
 
     def setUp(self):
         super().setUp()
@@ -353,6 +357,27 @@ class AuthTest(base.TestCase):
         client = connection.CancellableClient(cancel.CancelToken())
         self.assertEqual('token', self.auth(client).get_token(None))
         self.load.assert_not_called()
+
+    def test_missing_service_user_sends_user_s_token_as_nova_does(self):
+        self.flags(send_service_user_token=True, group='service_user')
+        self.load.return_value = None
+        client = connection.CancellableClient(cancel.CancelToken())
+        self.assertEqual('token', self.auth(client).get_token(None))
+
+    def test_lock_that_a_request_of_nova_holds_is_not_waited_for(self):
+        self.flags(send_service_user_token=True, group='service_user')
+        self.flags(api_servers=['http://glance'], group='glance')
+        self.addCleanup(service_auth.reset_globals)
+        self.load.side_effect = lambda *_args, **_group: object()
+        client = connection.CancellableClient(cancel.CancelToken())
+        for is_threading in (True, False):
+            with mock.patch.object(compat, 'concurrency_mode_threading',
+                                   return_value=is_threading):
+                auth = client._create_onetime_client(
+                    self.context, 2).http_client.auth
+            self.assertIsNot(
+                nova_glance._session_and_auth(self.context)[1].service_auth,
+                auth.service_auth)
 
     def test_clients_do_not_share_service_plugin_and_its_lock(self):
         self.flags(send_service_user_token=True, group='service_user')
