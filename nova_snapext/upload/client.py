@@ -13,6 +13,7 @@ from nova import context as nova_context
 
 from nova_snapext import cancel
 from nova_snapext.upload import connection
+from nova_snapext.upload import service_user
 
 # Of Glance's API, as Nova's client wants it.
 API_VERSION = 2
@@ -142,6 +143,7 @@ class ImageClient(connection.CancellableClient):
     def __init__(self, token: cancel.CancelToken, image_id: str):
         super().__init__(token)
         self._image_id = image_id
+        self._service: nova_context.RequestContext | None = None
 
     def _create_onetime_client(self, context: nova_context.RequestContext,
                                version: int) -> ty.Any:
@@ -149,6 +151,16 @@ class ImageClient(connection.CancellableClient):
         client.snapext_image = ImageRequests(
             client.http_client, self._image_id)
         return client
+
+    def service_context(self) -> nova_context.RequestContext:
+        """Return a context of Nova's service user, for this client.
+
+        :raises InvalidConfiguration: of Nova: [service_user] has no
+            credentials
+        """
+        if self._service is None:
+            self._service = service_user.context(self._token)
+        return self._service
 
     def connect(self, context: nova_context.RequestContext) -> ty.Any:
         """Return a python-glanceclient for requests that are not retried.

@@ -93,9 +93,13 @@ class CancellableClient(glance.GlanceClientWrapper):
             self._session.session.close()
 
 
-def cancellable_session(token: cancel.CancelToken) -> ks_session.Session:
-    """Create a session from the [glance] options that a token cancels."""
-    session = loading.load_session_from_conf_options(CONF, 'glance')
+def cancellable_session(token: cancel.CancelToken,
+                        group: str = 'glance') -> ks_session.Session:
+    """Create a session that a token cancels.
+
+    :param group: of the options: ``glance`` or ``service_user``
+    """
+    session = loading.load_session_from_conf_options(CONF, group)
     if session.timeout is None:
         session.timeout = CONF.snapext.upload_stall_timeout
     for scheme, adapter in list(session.session.adapters.items()):

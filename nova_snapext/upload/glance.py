@@ -21,7 +21,6 @@ from oslo_utils import units
 import tenacity
 
 from nova_snapext import cancel
-from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
@@ -373,8 +372,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                      'verified as [service_user]',
                      {'error': error, 'image': self._image_id})
         try:
-            return self._client.get(
-                compat.get_nova_service_user_context())
+            return self._client.get(self._client.service_context())
         except CLIENT_ERRORS as error:
             self._token.raise_if_cancelled()
             # A 404 does not prove a deletion here: Nova's user may only not

@@ -12,6 +12,7 @@ class HttpGlance(server.ThreadingHTTPServer):
 
     :ivar requests: method and path of each request, in order
     :ivar connections: number of connections that were accepted
+    :ivar refused_tokens: users' tokens that have expired
     """
 
     def __init__(self):
@@ -19,6 +20,7 @@ class HttpGlance(server.ThreadingHTTPServer):
         self.url = f'http://127.0.0.1:{self.server_port}'
         self.requests = []
         self.connections = 0
+        self.refused_tokens = set()
         self.patch = None
         self.content = b''
         self.thread = threading.Thread(target=self.serve_forever)
@@ -54,6 +56,9 @@ class _Handler(server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self):
+        if self.headers['X-Auth-Token'] in self.server.refused_tokens:
+            self.send_error(401)
+            return
         digest = hashlib.sha512(self.server.content).hexdigest()
         self.respond(json.dumps({
             'name': 'old', 'requested': 'backup',

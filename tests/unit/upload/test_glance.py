@@ -5,24 +5,28 @@ import copy
 import hashlib
 import itertools
 import logging
+import threading
 from typing import ClassVar
 from unittest import mock
 
 import fixtures
 import glanceclient.exc
+from keystoneauth1 import identity
+from keystoneauth1 import loading
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
 
 from nova_snapext import cancel
-from nova_snapext import compat
 from nova_snapext import exception
 from nova_snapext import upload
 from nova_snapext.upload import client as image_client
 from nova_snapext.upload import glance
+from nova_snapext.upload import service_user
 from tests.unit import base
 from tests.unit.upload import fake_glance
 from tests.unit.upload import http_glance
+from tests.unit.upload import test_connection
 
 CONTENT = bytes(range(256)) * 2000
 
@@ -679,7 +683,7 @@ class UploadTest(GlanceTestCase):
         server.get = get
 
     def service_user(self, **error):
-        self.patch(compat, 'get_nova_service_user_context', mock.Mock(
+        self.patch(service_user, 'context', mock.Mock(
             return_value=nova_context.RequestContext('nova', 'service'),
             **error))
 
@@ -772,6 +776,39 @@ class HttpTest(GlanceTestCase):
         with upload.GlanceImage(
                 self.context, base.IMAGE_ID, self.token) as image:
             image.set_metadata({'name': 'snap'}, {})
+        self.assertEqual([], self.token._callbacks)
+
+    def expire_token(self, keystone):
+        """Refuse the user's token, and have this server for another one."""
+        self.server.refused_tokens.add('token')
+        self.patch(loading, 'load_auth_from_conf_options', mock.Mock(
+            return_value=identity.V3Password(
+                keystone.url, username='nova', password='secret')))
+
+    def test_keystone_that_hangs_ends_at_the_stall_timeout(self):
+        self.flags(upload_stall_timeout=1, group='snapext')
+        self.flags(num_retries=0, group='glance')
+        with test_connection.Server(10) as keystone, upload.GlanceImage(
+                self.context, base.IMAGE_ID, self.token) as image:
+            self.expire_token(keystone)
+            self.assertRaises(exception.ImageNotVerified,
+                              image.verify, self.encoder)
+
+    def test_cancellation_ends_the_wait_for_keystone(self):
+        cause = exception.ServiceStopping(instance='i')
+        with test_connection.Server(10) as keystone, upload.GlanceImage(
+                self.context, base.IMAGE_ID, self.token) as image:
+            self.expire_token(keystone)
+
+            def cancel_when_silent():
+                keystone.silent.wait()
+                self.token.cancel(cause)
+
+            thread = threading.Thread(target=cancel_when_silent)
+            thread.start()
+            self.addCleanup(thread.join)
+            self.assertIs(cause, self.assertRaises(
+                exception.ServiceStopping, image.verify, self.encoder))
         self.assertEqual([], self.token._callbacks)
 
     def test_check_of_image_makes_one_request(self):

@@ -11,6 +11,49 @@ from nova_snapext.upload import service_user
 from tests.unit import base
 
 
+class ContextTest(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.auth = self.useFixture(fixtures.MockPatchObject(
+            service_user.loading, 'load_auth_from_conf_options'
+        )).mock.return_value
+        self.session = self.useFixture(fixtures.MockPatchObject(
+            service_user.connection, 'cancellable_session')).mock
+        self.token = cancel.CancelToken()
+
+    def plugin(self):
+        return service_user.context(self.token).get_auth_plugin()
+
+    def test_context_without_credentials_is_nova_s_error(self):
+        service_user.loading.load_auth_from_conf_options.return_value = None
+        self.assertRaises(nova_exception.InvalidConfiguration,
+                          service_user.context, self.token)
+
+    def test_context_makes_no_request(self):
+        self.plugin()
+        self.assertEqual([], self.auth.mock_calls)
+
+    def test_requests_do_not_use_the_session_of_nova(self):
+        # It has no timeout, and no token closes its connections.
+        plugin, session = self.plugin(), mock.Mock()
+        self.assertIs(self.auth.get_token.return_value,
+                      plugin.get_token(session))
+        self.assertIs(self.auth.get_endpoint.return_value,
+                      plugin.get_endpoint(session, min_version='2.0'))
+        own = self.session.return_value
+        self.auth.get_token.assert_called_once_with(own)
+        self.auth.get_endpoint.assert_called_once_with(
+            own, min_version='2.0', skip_discovery=True)
+        self.assertEqual([], session.mock_calls)
+        self.session.assert_called_with(self.token, 'service_user')
+        self.assertEqual(2, own.session.close.call_count)
+
+    def test_refused_token_is_requested_again(self):
+        self.assertTrue(self.plugin().invalidate())
+        self.auth.invalidate.assert_called_once_with()
+
+
 class MissingReasonTest(base.TestCase):
 
     def setUp(self):
