@@ -399,7 +399,8 @@ class SnapshotJob:
             checks.InstanceDeletedCheck(
                 self._context, self._instance): checks.SLOW_INTERVAL,
             upload.ImageDeletedCheck(
-                self._context, self._image_id): checks.SLOW_INTERVAL,
+                self._context, self._image_id,
+                self._seen_by_nova): checks.SLOW_INTERVAL,
         }, self._token, self._instance) as end:
             yield end
 

@@ -13,17 +13,37 @@ from nova_snapext.upload import client
 
 
 class ImageDeletedCheck(checks.Check):
-    """Checks whether the image is deleted: so users cancel a snapshot."""
+    """Checks whether the image is deleted: so users cancel a snapshot.
 
-    def __init__(self, context: nova_context.RequestContext, image_id: str):
+    Once the user's token has expired, Nova's service user is asked.
+
+    :param seen_by_nova: the service user has seen the image, see
+        is_seen_by_nova()
+    """
+
+    def __init__(self, context: nova_context.RequestContext, image_id: str,
+                 seen_by_nova: bool = False):
         self._context = context
         self._image_id = image_id
+        self._seen_by_nova = seen_by_nova
         self._token = cancel.CancelToken()
         self._client = client.ImageClient(self._token, image_id)
 
     def run(self) -> nova_exception.ImageNotFound | None:
+        try:
+            return self._find_deletion(self._context)
+        except glanceclient.exc.HTTPUnauthorized as expired:
+            deleted = self._find_deletion(self._client.service_context())
+            if deleted is not None and not self._seen_by_nova:
+                # This user may only not be allowed to see the image.
+                raise expired from None
+        self._seen_by_nova = True
+        return deleted
+
+    def _find_deletion(self, context: nova_context.RequestContext,
+                       ) -> nova_exception.ImageNotFound | None:
         # Nova's client would retry by itself, and log each attempt.
-        image = self._client.connect(self._context).snapext_image
+        image = self._client.connect(context).snapext_image
         try:
             image.get()
         except glanceclient.exc.HTTPNotFound:

@@ -310,6 +310,13 @@ class AbortTest(snapshot_base.SnapshotTestCase):
     def cancel(self, *_args):
         self.token.cancel(self.cause)
 
+    def test_check_knows_that_service_user_has_seen_the_image(self):
+        self.patch(upload, 'is_seen_by_nova').return_value = True
+        self.snapshot()
+        [seen] = {check._seen_by_nova for check in self.checks
+                  if isinstance(check, upload.ImageDeletedCheck)}
+        self.assertTrue(seen)
+
     def test_all_checks_run(self):
         self.snapshot()
         self.assertEqual(
