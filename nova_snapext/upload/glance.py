@@ -36,13 +36,17 @@ LOG = logging.getLogger(__name__)
 # disk.
 DIGEST_ALGORITHM = 'sha512'
 
-# The errors after which Nova's own client retries, and the error of a proxy
-# in front of Glance while Glance restarts.
+# The errors after which Nova's own client retries, the error of a proxy in
+# front of Glance while Glance restarts, and errors that python-glanceclient
+# does not translate: of TLS, of a response that breaks off, and of Keystone.
 CONNECTION_ERRORS = (
     glanceclient.exc.HTTPBadGateway,
     glanceclient.exc.HTTPServiceUnavailable,
     glanceclient.exc.InvalidEndpoint,
     glanceclient.exc.CommunicationError,
+    ks_exceptions.ConnectionError,
+    ks_exceptions.DiscoveryFailure,
+    ks_exceptions.HttpServerError,
     IOError,
 )
 
@@ -178,9 +182,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 with attempt:
                     self._attempt(encoder, attempt.retry_state.attempt_number)
         except CONNECTION_ERRORS as error:
-            self._token.raise_if_cancelled()
-            raise nova_exception.GlanceConnectionFailed(
-                server=self._client.api_server, reason=str(error)) from error
+            raise self._unreachable(error) from error
         except glanceclient.exc.HTTPException as error:
             self._raise_if_deleted()
             raise self._refused(error) from error
@@ -194,8 +196,17 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         :raises ImageNotVerified: Glance does not return the digest
         :raises ImageNotFound: the image was deleted
         """
+        # After other errors, Nova's client has made its own attempts.
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(CONNECTION_ERRORS),
+            stop=tenacity.stop_after_attempt(2),
+            wait=tenacity.wait_fixed(FIRST_RETRY_INTERVAL),
+            sleep=self._token.wait, reraise=True)
         with self._errors_translated():
-            stored = self._stored()
+            try:
+                stored = attempts(self._stored)
+            except CONNECTION_ERRORS as error:
+                raise self._unreachable(error) from error
         mismatch = _mismatch(stored, encoder, self._sent_digest)
         if mismatch:
             raise exception.ImageMismatch(
@@ -291,6 +302,12 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             server=self._client.api_server, image=self._image_id,
             reason=_reason(error), user_reason=refusal.for_users(
                 error.code, error.details))
+
+    def _unreachable(self, error: Exception,
+                     ) -> nova_exception.GlanceConnectionFailed:
+        self._token.raise_if_cancelled()
+        return nova_exception.GlanceConnectionFailed(
+            server=self._client.api_server, reason=str(error))
 
     def _log_refusal(self, informing: Mapping[str, str | None],
                      error: glanceclient.exc.HTTPException) -> None:

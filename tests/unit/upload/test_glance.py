@@ -11,6 +11,7 @@ from unittest import mock
 
 import fixtures
 import glanceclient.exc
+from keystoneauth1 import exceptions as ks_exceptions
 from keystoneauth1 import identity
 from keystoneauth1 import loading
 from nova import context as nova_context
@@ -635,6 +636,33 @@ class UploadTest(GlanceTestCase):
             glanceclient.exc.HTTPBadGateway('502'))
         self.upload(server)
         self.assertEqual(CONTENT, server.received[-1])
+
+    def test_broken_connection_of_keystoneauth_is_retried(self):
+        # python-glanceclient does not translate these.
+        for error in (ks_exceptions.SSLError('EOF'),
+                      ks_exceptions.UnknownConnectionError('', OSError()),
+                      ks_exceptions.ServiceUnavailable()):
+            server = fake_glance.FakeGlance(error)
+            self.upload(server)
+            self.assertEqual(CONTENT, server.received[-1])
+
+    def test_broken_response_does_not_fail_complete_image(self):
+        for error in (ks_exceptions.UnknownConnectionError('', OSError()),
+                      glanceclient.exc.HTTPBadGateway()):
+            server = fake_glance.FakeGlance()
+            server.http_client.get.side_effect = itertools.chain(
+                [(None, {}), error],
+                map(server.on_get, itertools.repeat('/i')))
+            self.upload(server)
+
+    def test_glance_that_stays_broken_fails_verification(self):
+        server = fake_glance.FakeGlance()
+        server.http_client.get.side_effect = itertools.chain(
+            [(None, {})], itertools.repeat(
+                ks_exceptions.UnknownConnectionError('', OSError())))
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.upload, server)
+        self.assertEqual(3, server.http_client.get.call_count)
 
     def test_glance_unreachable_between_attempts_is_retried(self):
         self.patch(nova_glance.time, 'sleep', lambda _seconds: None)
