@@ -87,6 +87,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         self._on_progress = on_progress or (lambda _sent, _size: None)
         self._client = image_client.ImageClient(token, image_id)
         self._sent_digest: str | None = None
+        self._has_expired = False
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
@@ -194,6 +195,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             other than DIGEST_ALGORITHM, or if no digest was computed
         :raises ImageMismatch: they differ
         :raises ImageNotVerified: Glance does not return the digest
+        :raises GlanceConnectionFailed: Glance does not respond
         :raises ImageNotFound: the image was deleted
         """
         # After other errors, Nova's client has made its own attempts.
@@ -342,6 +344,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
 
         :returns: the image's status, ``queued`` or ``active``
         :raises ImageUnacceptable: Glance does not accept another attempt
+        :raises ImageNotVerified: Glance does not return the status
         """
         poll = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda status: status == 'saving'),
@@ -349,7 +352,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             wait=tenacity.wait_fixed(FIRST_RETRY_INTERVAL),
             sleep=self._token.wait,
             retry_error_callback=lambda _state: 'saving')
-        status: str = poll(lambda: self._client.get(self._context)['status'])
+        status: str = poll(lambda: self._stored()['status'])
         if status not in ('queued', 'active'):
             raise nova_exception.ImageUnacceptable(
                 image_id=self._image_id,
@@ -379,17 +382,22 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         The user's token may expire during the upload. The request is then
         made again as Nova's service user.
 
-        :raises ImageNotVerified: that request fails
+        :raises ImageNotVerified: Glance refuses that request
+        :raises GlanceConnectionFailed: all of Nova's attempts failed
         """
         try:
-            return self._client.get(self._context)
+            if not self._has_expired:
+                return self._client.get(self._context)
         except glanceclient.exc.HTTPUnauthorized as error:
+            self._has_expired = True
             LOG.info('Glance no longer accepts the token of the user who '
                      'requested the snapshot (%(error)s). Image %(image)s is '
                      'verified as [service_user]',
                      {'error': error, 'image': self._image_id})
         try:
             return self._client.get(self._client.service_context())
+        except (*CONNECTION_ERRORS, nova_exception.GlanceConnectionFailed):
+            raise
         except CLIENT_ERRORS as error:
             self._token.raise_if_cancelled()
             # A 404 does not prove a deletion here: Nova's user may only not

@@ -739,6 +739,36 @@ class UploadTest(GlanceTestCase):
         self.assertEqual('nova', server.context.user_id)
         self.assertEqual(1, len(server.received))
 
+    def test_token_expired_before_lost_response_keeps_complete_image(self):
+        self.service_user()
+        server = fake_glance.FakeGlance(len(CONTENT))
+        self.expire_token_after_upload(server)
+        server.status = 'active'
+        self.upload(server)
+        self.assertEqual(1, len(server.received))
+        # Once expired, it stays so.
+        self.assertEqual([base.IMAGE_ID], server.refused)
+
+    def test_token_expired_before_the_end_of_the_data_fails(self):
+        self.service_user()
+        server = fake_glance.FakeGlance(
+            5, glanceclient.exc.HTTPUnauthorized('401'))
+        self.expire_token_after_upload(server)
+        error = self.assertRaises(
+            exception.GlanceRefused, self.upload, server)
+        self.assertIn('401', str(error))
+        self.assertEqual(2, len(server.received))
+
+    def test_keystone_that_restarts_after_lost_response_is_asked_again(self):
+        self.service_user(side_effect=itertools.chain(
+            [ks_exceptions.ConnectFailure()],
+            itertools.repeat(nova_context.RequestContext('nova'))))
+        server = fake_glance.FakeGlance(len(CONTENT))
+        self.expire_token_after_upload(server)
+        server.status = 'active'
+        self.upload(server)
+        self.assertEqual(1, len(server.received))
+
     def test_mismatch_is_found_as_service_user(self):
         self.service_user()
         server = fake_glance.FakeGlance(os_hash_value='0' * 128)
@@ -819,7 +849,7 @@ class HttpTest(GlanceTestCase):
         with test_connection.Server(10) as keystone, upload.GlanceImage(
                 self.context, base.IMAGE_ID, self.token) as image:
             self.expire_token(keystone)
-            self.assertRaises(exception.ImageNotVerified,
+            self.assertRaises(nova_exception.GlanceConnectionFailed,
                               image.verify, self.encoder)
 
     def test_cancellation_ends_the_wait_for_keystone(self):
