@@ -71,6 +71,8 @@ class Body:
     :param expected_size: approximate size of the image, in bytes
     :param chunk_size: maximum length of one read, in bytes
     :param on_progress: called after each read
+    :ivar sent: bytes that were read from it
+    :ivar is_sent: whether its end was read, too
     """
 
     def __init__(self, stream: Generator[encode.Chunk, None, None],
@@ -83,6 +85,7 @@ class Body:
         self._on_progress = on_progress
         self._rest = memoryview(b'')
         self.sent = 0
+        self.is_sent = False
 
     def read(self, _size: int = -1) -> bytes:
         """Return the next chunk, and no bytes at the end.
@@ -97,5 +100,6 @@ class Body:
         chunk = bytes(self._rest[:self._chunk_size])
         self._rest = self._rest[self._chunk_size:]
         self.sent += len(chunk)
+        self.is_sent = not chunk
         self._on_progress(self.sent, self._expected_size)
         return chunk

@@ -62,6 +62,16 @@ CLIENT_ERRORS = (
 FIRST_RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1, 30
 
 
+def is_unanswered(error: BaseException) -> bool:
+    """Return whether Glance may have got a request, but did not answer.
+
+    glanceclient has no class for status 504, the answer of a proxy that has
+    waited for too long.
+    """
+    return (isinstance(error, CONNECTION_ERRORS) or
+            type(error) is glanceclient.exc.HTTPException)
+
+
 class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
     """One image in Glance, as the user that a context belongs to.
 
@@ -171,8 +181,9 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         attempts = tenacity.Retrying(
             # GlanceConnectionFailed: a request for the image's status fails
             # with it while Glance restarts.
-            retry=tenacity.retry_if_exception_type(
-                (*CONNECTION_ERRORS, nova_exception.GlanceConnectionFailed)),
+            retry=tenacity.retry_if_exception(
+                lambda error: is_unanswered(error) or isinstance(
+                    error, nova_exception.GlanceConnectionFailed)),
             stop=tenacity.stop_after_attempt(1 + CONF.glance.num_retries),
             wait=tenacity.wait_exponential(
                 FIRST_RETRY_INTERVAL, MAX_RETRY_INTERVAL),
@@ -182,9 +193,11 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             for attempt in attempts:
                 with attempt:
                     self._attempt(encoder, attempt.retry_state.attempt_number)
-        except CONNECTION_ERRORS as error:
-            raise self._unreachable(error) from error
-        except glanceclient.exc.HTTPException as error:
+        except (*CONNECTION_ERRORS, glanceclient.exc.HTTPException) as error:
+            if is_unanswered(error):
+                if self._has_arrived():
+                    return
+                raise self._unreachable(error) from error
             self._raise_if_deleted()
             raise self._refused(error) from error
 
@@ -200,15 +213,17 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         """
         # After other errors, Nova's client has made its own attempts.
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(CONNECTION_ERRORS),
+            retry=tenacity.retry_if_exception(is_unanswered),
             stop=tenacity.stop_after_attempt(2),
             wait=tenacity.wait_fixed(FIRST_RETRY_INTERVAL),
             sleep=self._token.wait, reraise=True)
         with self._errors_translated():
             try:
                 stored = attempts(self._stored)
-            except CONNECTION_ERRORS as error:
-                raise self._unreachable(error) from error
+            except Exception as error:
+                if is_unanswered(error):
+                    raise self._unreachable(error) from error
+                raise
         mismatch = _mismatch(stored, encoder, self._sent_digest)
         if mismatch:
             raise exception.ImageMismatch(
@@ -335,9 +350,34 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 stream, encoder.expected_size,
                 CONF.snapext.upload_chunk_kb * units.Ki, digest,
                 self._on_progress)
-            client.images.upload(
-                self._image_id, data, **_size_argument(client, encoder.size))
-            self._sent_digest = digest.hexdigest()
+            self._sent_digest = None
+            try:
+                client.images.upload(self._image_id, data,
+                                     **_size_argument(client, encoder.size))
+            finally:
+                # The image may be complete without an answer.
+                if data.is_sent:
+                    self._sent_digest = digest.hexdigest()
+
+    def _has_arrived(self) -> bool:
+        """Return whether the last attempt made the image active.
+
+        It can't have before its last byte was sent, and nothing waits then.
+
+        :raises ImageNotFound: the image was deleted
+        """
+        if self._sent_digest is None:
+            return False
+        try:
+            return self._wait_until_reset() == 'active'
+        except glanceclient.exc.HTTPNotFound as error:
+            raise nova_exception.ImageNotFound(
+                image_id=self._image_id) from error
+        except (*CONNECTION_ERRORS, *CLIENT_ERRORS) as error:
+            self._token.raise_if_cancelled()
+            LOG.debug('It is not known whether image %(image)s has arrived: '
+                      '%(error)s', {'image': self._image_id, 'error': error})
+            return False
 
     def _wait_until_reset(self) -> str:
         """Wait until Glance has noticed the end of the last attempt.

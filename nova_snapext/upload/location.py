@@ -279,13 +279,8 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
 
 
 def _is_unanswered(error: Exception) -> bool:
-    """Return whether an error does not tell if Glance got the request.
-
-    glanceclient has no class for status 504, the answer of a proxy that has
-    waited for too long.
-    """
-    return (isinstance(error, UNREACHABLE) or
-            type(error) is glanceclient.exc.HTTPException)
+    """Return whether an error does not tell if Glance got the request."""
+    return isinstance(error, UNREACHABLE) or glance.is_unanswered(error)
 
 
 def is_hashed_now(connected: client.ImageRequests) -> bool:

@@ -626,10 +626,62 @@ class UploadTest(GlanceTestCase):
         for refusal in (glanceclient.exc.HTTPException('410 Gone'),
                         glanceclient.exc.HTTPNotFound('404')):
             server = fake_glance.FakeGlance(refusal)
-            server.http_client.get.side_effect = [
-                (None, {}), glanceclient.exc.HTTPNotFound()]
+            server.http_client.get.side_effect = itertools.chain(
+                [(None, {})], itertools.repeat(
+                    glanceclient.exc.HTTPNotFound()))
             self.assertRaises(nova_exception.ImageNotFound,
                               self.upload, server)
+
+    def proxy_gives_up(self, statuses, answers=1):
+        """Return a Glance whose proxy answers 504 after the last byte."""
+        server = fake_glance.FakeGlance(
+            statuses=['queued', *statuses])
+
+        def upload(image_id, image_data, image_size=None):
+            fake_glance.FakeGlance.upload(server, image_id, image_data)
+            if len(server.received) <= answers:
+                # python-glanceclient has no class for it.
+                raise glanceclient.exc.HTTPException('504 Gateway Time-out')
+
+        server.upload = upload
+        return server
+
+    def test_image_that_is_complete_after_a_timeout_of_a_proxy_is_kept(self):
+        server = self.proxy_gives_up(['saving', 'saving', 'active'])
+        self.upload(server)
+        self.assertEqual(1, len(server.received))
+        # Its digest is known, and the disk is not read again.
+        self.assertEqual(1, self.encoder.begun)
+
+    def test_timeout_of_a_proxy_without_image_is_retried(self):
+        server = self.proxy_gives_up(['queued', 'active'])
+        self.upload(server)
+        self.assertEqual([CONTENT] * 2, server.received)
+
+    def test_image_that_is_complete_after_the_last_attempt_is_kept(self):
+        self.flags(num_retries=0, group='glance')
+        self.upload(self.proxy_gives_up(['saving', 'active']))
+
+    def test_image_deleted_after_the_last_attempt_raises_not_found(self):
+        self.flags(num_retries=0, group='glance')
+        server = self.proxy_gives_up([])
+        server.http_client.get.side_effect = [
+            (None, {}), glanceclient.exc.HTTPNotFound()]
+        self.assertRaises(nova_exception.ImageNotFound, self.upload, server)
+
+    def test_proxy_that_times_out_each_time_fails_the_upload(self):
+        server = self.proxy_gives_up(itertools.repeat('queued', 9), 9)
+        error = self.assertRaises(
+            nova_exception.GlanceConnectionFailed, self.upload, server)
+        self.assertIn('504', str(error))
+        self.assertEqual(3, len(server.received))
+
+    def test_last_attempt_that_breaks_off_is_not_waited_for(self):
+        self.flags(num_retries=0, group='glance')
+        server = fake_glance.FakeGlance(5)
+        self.assertRaises(nova_exception.GlanceConnectionFailed,
+                          self.upload, server)
+        self.assertEqual(['GET', 'PATCH', 'PUT'], server.requests)
 
     def test_bad_gateway_of_proxy_is_retried(self):
         server = fake_glance.FakeGlance(
