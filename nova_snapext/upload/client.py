@@ -77,6 +77,10 @@ class ImageRequests:
                                     headers=dict(PATCH_HEADERS))
         return [*changed, *removed]
 
+    def delete(self) -> None:
+        """Delete the image, as Nova's image API does."""
+        self._http_client.delete(self._url)
+
     def has_location_api(self) -> bool:
         """Return whether Glance adds a location in a request of its own.
 
@@ -176,6 +180,14 @@ class ImageClient(connection.CancellableClient):
         """
         return ty.cast(dict[str, ty.Any], self.call(
             context, API_VERSION, 'get', controller='snapext_image'))
+
+    def delete(self, context: nova_context.RequestContext) -> None:
+        """Delete the image.
+
+        :raises HTTPException: glanceclient's, if Glance refuses it
+        :raises GlanceConnectionFailed: all of Nova's attempts failed
+        """
+        self.call(context, API_VERSION, 'delete', controller='snapext_image')
 
     def update(self, context: nova_context.RequestContext,
                attributes: dict[str, ty.Any],

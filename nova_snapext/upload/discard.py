@@ -14,11 +14,11 @@ from nova.image import glance as nova_glance
 from oslo_log import log as logging
 
 from nova_snapext import cancel
-from nova_snapext import compat
 from nova_snapext import conf
 from nova_snapext.upload import client as image_client
 from nova_snapext.upload import glance
 from nova_snapext.upload import location
+from nova_snapext.upload import refusal
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -31,12 +31,15 @@ HASHED_NOW = ('Glance reads it for its digest, and would save it again, '
 
 
 def discard(context: nova_context.RequestContext | None,
-            image_api: nova_glance.API, image_id: str,
+            _image_api: nova_glance.API, image_id: str,
             seen_by_nova: bool = False) -> str | None:
     """Delete the image of a failed snapshot, as Nova's user if necessary.
 
     Nova's manager does not always delete it: shelve keeps the image, and the
     user's token may have expired.
+
+    Nova's own client would wait for Glance and Keystone without a limit. This
+    takes [snapext]upload_stall_timeout at most.
 
     :param context: of a user of the project that owns the image; None, or
         one without a token, if that is not known
@@ -44,27 +47,61 @@ def discard(context: nova_context.RequestContext | None,
         is_seen_by_nova()
     :returns: why the image could not be deleted; None if it is gone
     """
+    with _limited_client(image_id) as client:
+        return _discard(context, client, image_id, seen_by_nova)
+
+
+@contextlib.contextmanager
+def _limited_client(image_id: str) -> Iterator[image_client.ImageClient]:
+    """Return a client whose requests together have one time limit."""
+    token = cancel.CancelToken()
+    seconds = CONF.snapext.upload_stall_timeout
+    client = image_client.ImageClient(token, image_id)
+
+    def give_up() -> None:
+        token.cancel(nova_exception.GlanceConnectionFailed(
+            server=getattr(client, 'api_server', '(not known)'),
+            reason=f'no answer within {seconds} seconds'))
+
+    # A native thread, as the caller may be in any thread under eventlet.
+    timer = cancel.native_threading().Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield client
+    finally:
+        timer.cancel()
+        client.close()
+
+
+def _discard(context: nova_context.RequestContext | None,
+             client: image_client.ImageClient, image_id: str,
+             seen_by_nova: bool) -> str | None:
+    """Delete an image as the user, or as [service_user].
+
+    :returns: why it could not be deleted; None if it is gone
+    """
     if context is not None and context.auth_token is not None:
-        if _is_hashed_now(context, image_id):
+        if _is_hashed_now(context, client, image_id):
             return HASHED_NOW
         try:
-            image_api.delete(context, image_id)
+            client.delete(context)
             LOG.debug('Image %s discarded', image_id)
             return None
-        except nova_exception.ImageNotFound:
+        except glanceclient.exc.HTTPNotFound:
             LOG.debug('Image %s is already deleted', image_id)
             return None
-        except (nova_exception.ImageNotAuthorized,
+        except (glanceclient.exc.HTTPForbidden,
                 glanceclient.exc.HTTPUnauthorized) as error:
-            if _is_protected(context, image_id):
+            if _is_protected(context, client, image_id):
                 return _protected(image_id)
             LOG.info('The user who requested the snapshot may no longer '
                      'delete its image %(image)s (%(error)s). It is deleted '
                      'as [service_user]',
                      {'image': image_id, 'error': error})
         except glance.CLIENT_ERRORS as error:
-            return str(error)
-    return _discard_as_nova(image_api, image_id, seen_by_nova)
+            return refusal.one_line(error)
+    return _discard_as_nova(client, image_id, seen_by_nova)
 
 
 def is_seen_by_nova(image_id: str) -> bool:
@@ -87,7 +124,8 @@ def is_seen_by_nova(image_id: str) -> bool:
 
 def _sees_as_nova(image_id: str) -> bool:
     try:
-        _get(compat.get_nova_service_user_context(), image_id)
+        with _limited_client(image_id) as client:
+            _get(client.service_context(), client)
     except Exception as error:
         LOG.debug('Nova\'s service user does not see image %(image)s: '
                   '%(error)s', {'image': image_id, 'error': error})
@@ -95,40 +133,41 @@ def _sees_as_nova(image_id: str) -> bool:
     return True
 
 
-def _discard_as_nova(image_api: nova_glance.API, image_id: str,
+def _discard_as_nova(client: image_client.ImageClient, image_id: str,
                      seen_by_nova: bool) -> str | None:
     """Delete an image as [service_user].
 
     :returns: why it could not be deleted; None if it is gone
     """
     try:
-        context = compat.get_nova_service_user_context()
-        if _is_hashed_now(context, image_id):
+        context = client.service_context()
+        if _is_hashed_now(context, client, image_id):
             return HASHED_NOW
-        image_api.delete(context, image_id)
+        client.delete(context)
         LOG.debug('Image %s discarded as [service_user]', image_id)
         return None
-    except nova_exception.ImageNotFound:
+    except glanceclient.exc.HTTPNotFound:
         if seen_by_nova:
             LOG.debug('Image %s is already deleted', image_id)
             return None
         return (f'Nova\'s service user does not find image {image_id}, and '
                 f'may only not be allowed to see it')
-    except nova_exception.ImageNotAuthorized as error:
-        return (_protected(image_id) if _is_protected(context, image_id)
-                else str(error))
+    except glanceclient.exc.HTTPForbidden as error:
+        return (_protected(image_id)
+                if _is_protected(context, client, image_id)
+                else refusal.one_line(error))
     except glance.CLIENT_ERRORS as error:
-        return str(error)
+        return refusal.one_line(error)
 
 
 def _is_protected(context: nova_context.RequestContext,
-                  image_id: str) -> bool:
+                  client: image_client.ImageClient, image_id: str) -> bool:
     """Return whether Glance refuses a deletion because of this attribute.
 
-    It answers 403, as to a user without permission, and Nova drops its text.
+    It answers 403, as to a user without permission.
     """
     try:
-        return bool(_get(context, image_id).get('protected'))
+        return bool(_get(context, client).get('protected'))
     except Exception as error:
         LOG.debug('Could not ask why image %(image)s can\'t be deleted: '
                   '%(error)s', {'image': image_id, 'error': error})
@@ -141,14 +180,13 @@ def _protected(image_id: str) -> str:
 
 
 def _is_hashed_now(context: nova_context.RequestContext,
-                   image_id: str) -> bool:
+                   client: image_client.ImageClient, image_id: str) -> bool:
     """Return whether Glance reads the image now, see location.is_hashed_now().
 
     :returns: False if Glance does not tell
     """
     try:
-        with _requests(context, image_id) as connected:
-            return location.is_hashed_now(connected)
+        return location.is_hashed_now(client.connect(context).snapext_image)
     except Exception as error:
         LOG.debug('Could not ask whether image %(image)s is being read: '
                   '%(error)s', {'image': image_id, 'error': error})
@@ -156,21 +194,11 @@ def _is_hashed_now(context: nova_context.RequestContext,
 
 
 def _get(context: nova_context.RequestContext,
-         image_id: str) -> dict[str, object]:
-    """Return an image. Nova's own function leaves ``protected`` out.
+         client: image_client.ImageClient) -> dict[str, object]:
+    """Return an image, by one attempt.
 
-    It also hides private images from a context without a token, as Nova's
-    service user has.
+    Nova's own function leaves ``protected`` out. It also hides private images
+    from a context without a token, as Nova's service user has.
     """
-    with _requests(context, image_id) as connected:
-        return connected.get()
-
-
-@contextlib.contextmanager
-def _requests(context: nova_context.RequestContext,
-              image_id: str) -> Iterator[image_client.ImageRequests]:
-    client = image_client.ImageClient(cancel.CancelToken(), image_id)
-    try:
-        yield client.connect(context).snapext_image
-    finally:
-        client.close()
+    image: dict[str, object] = client.connect(context).snapext_image.get()
+    return image

@@ -109,6 +109,9 @@ class _Handler(server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers['Content-Length']))
         self.respond(content=b'{}')
 
+    def do_DELETE(self):
+        self.respond(204)
+
     def do_PUT(self):
         self.uploads[self.image] += 1
         digest, size = hashlib.sha512(), 0

@@ -66,9 +66,6 @@ class FakeImageApi:
         while data is not None and data.read(units.Mi):
             pass
 
-    def delete(self, _context, _image_id):
-        pass
-
 
 class FakeComputeManager:
 

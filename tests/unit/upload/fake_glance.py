@@ -30,6 +30,9 @@ class FakeGlance:
     :ivar sizes: the size that each upload announced
     :ivar patches: JSON of each PATCH
     :ivar context: context of the last client
+    :ivar deletions: for each DELETE, the error that Glance responds with, or
+        None
+    :ivar deleted_as: context of each DELETE
     """
 
     def __init__(self, *failures, statuses=(), quota=128, protected=None,
@@ -47,6 +50,9 @@ class FakeGlance:
         self.http_client = mock.Mock()
         self.http_client.get.side_effect = self.on_get
         self.http_client.patch.side_effect = self.on_patch
+        self.http_client.delete.side_effect = self.on_delete
+        self.deletions = iter(())
+        self.deleted_as = []
         self.status = 'queued'
 
     @contextlib.contextmanager
@@ -94,6 +100,13 @@ class FakeGlance:
         self.requests.append('PATCH')
         self.patches.append(json.loads(data))
         self.stored = self.changed(self.patches[-1])
+
+    def on_delete(self, _url):
+        self.requests.append('DELETE')
+        self.deleted_as.append(self.context)
+        error = next(self.deletions, None)
+        if error is not None:
+            raise error
 
     def changed(self, patch):
         """Return the attributes after a change, as Glance makes it or not.

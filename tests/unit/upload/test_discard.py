@@ -8,14 +8,15 @@ from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
 
-from nova_snapext import compat
 from nova_snapext import upload
 from nova_snapext.upload import location
+from nova_snapext.upload import service_user
 from tests.unit import base
 from tests.unit.upload import fake_glance
+from tests.unit.upload import test_connection
 
-NOT_FOUND = nova_exception.ImageNotFound(image_id=base.IMAGE_ID)
-FORBIDDEN = nova_exception.ImageNotAuthorized(image_id=base.IMAGE_ID)
+NOT_FOUND = glanceclient.exc.HTTPNotFound()
+FORBIDDEN = glanceclient.exc.HTTPForbidden('403 Forbidden')
 
 
 class DiscardTestCase(base.TestCase):
@@ -27,13 +28,12 @@ class DiscardTestCase(base.TestCase):
             'user', 'project', auth_token='token')
         self.service = nova_context.RequestContext('nova', 'service')
         self.service_user = self.useFixture(fixtures.MockPatchObject(
-            compat, 'get_nova_service_user_context',
-            return_value=self.service)).mock
+            service_user, 'context', return_value=self.service)).mock
         self.server = fake_glance.FakeGlance()
         self.enterContext(self.server.installed())
 
     def discard(self, *results, context='user', seen_by_nova=False):
-        self.image_api.delete.side_effect = results
+        self.server.deletions = iter(results)
         return upload.discard(
             self.user if context == 'user' else context, self.image_api,
             base.IMAGE_ID, seen_by_nova)
@@ -43,8 +43,9 @@ class DiscardTest(DiscardTestCase):
 
     def test_image_is_deleted_as_its_owner(self):
         self.assertIsNone(self.discard(None))
-        self.image_api.delete.assert_called_once_with(
-            self.user, base.IMAGE_ID)
+        self.assertEqual([self.user], self.server.deleted_as)
+        self.server.http_client.delete.assert_called_once_with(
+            f'/v2/images/{base.IMAGE_ID}')
 
     def test_deleted_image_counts_as_discarded(self):
         self.assertIsNone(self.discard(NOT_FOUND))
@@ -52,14 +53,12 @@ class DiscardTest(DiscardTestCase):
     def test_expired_token_deletes_image_as_service_user(self):
         for refusal in (glanceclient.exc.HTTPUnauthorized(), FORBIDDEN):
             self.assertIsNone(self.discard(refusal, None))
-            self.image_api.delete.assert_called_with(
-                self.service, base.IMAGE_ID)
+            self.assertIs(self.service, self.server.deleted_as[-1])
 
     def test_unknown_user_deletes_image_as_service_user(self):
         for context in (None, nova_context.get_admin_context()):
             self.assertIsNone(self.discard(None, context=context))
-            self.image_api.delete.assert_called_with(
-                self.service, base.IMAGE_ID)
+            self.assertIs(self.service, self.server.deleted_as[-1])
 
     def test_image_hidden_from_service_user_is_not_discarded(self):
         self.assertIn(base.IMAGE_ID, self.discard(
@@ -85,11 +84,11 @@ class DiscardTest(DiscardTestCase):
         self.server.on_get = self.server.http_client.get
         self.server.on_get.side_effect = glanceclient.exc.HTTPUnauthorized()
         reason = self.discard(FORBIDDEN, FORBIDDEN)
-        self.assertEqual(str(FORBIDDEN), reason)
+        self.assertIn('403 Forbidden', reason)
 
     def test_failed_deletion_returns_reason(self):
         self.assertIn('in use', self.discard(
-            nova_exception.ImageDeleteConflict(reason='in use')))
+            glanceclient.exc.HTTPConflict('409 Conflict: in use')))
         self.assertIn('401', self.discard(
             glanceclient.exc.HTTPUnauthorized(),
             glanceclient.exc.HTTPUnauthorized('401')))
@@ -99,6 +98,20 @@ class DiscardTest(DiscardTestCase):
             'no [service_user]')
         self.assertIn('service_user', self.discard(
             glanceclient.exc.HTTPUnauthorized()))
+
+
+class HangingGlanceTest(base.TestCase):
+
+    def test_discard_ends_when_the_time_for_an_answer_is_over(self):
+        # Nova's attempts together, not each of them.
+        self.flags(upload_stall_timeout=1, group='snapext')
+        server = self.enterContext(test_connection.Server(10))
+        self.flags(api_servers=[server.url], num_retries=9, group='glance')
+        context = nova_context.RequestContext(
+            'user', 'project', auth_token='token')
+        reason = upload.discard(context, mock.Mock(), base.IMAGE_ID)
+        self.assertIn('no answer within 1 second', reason)
+        self.assertGreater(5, server.connections)
 
 
 class HashedImageTest(DiscardTestCase):
@@ -112,7 +125,7 @@ class HashedImageTest(DiscardTestCase):
     def test_image_is_not_deleted_before_the_end_of_it(self):
         for context in ('user', None):
             self.assertIn('digest', self.discard(None, context=context))
-        self.image_api.delete.assert_not_called()
+        self.assertEqual([], self.server.deleted_as)
         self.is_hashed.return_value = False
         self.assertIsNone(self.discard(None))
 
