@@ -249,9 +249,6 @@ NAMES: tuple[Name, ...] = (
     # Nova's own fixture has other parameters.
     Name('nova.utils', 'spawn', 'to attach devices in the background',
          last_nova=33),
-    Function('nova.context', 'get_nova_service_user_context',
-             'to delete images as Nova\'s service user', exact=True,
-             first_nova=33),
     Function('nova.monkey_patch', 'patch',
              'to choose the threads of the commands',
              keywords=('backend',), first_nova=NATIVE_THREADS_NOVA),
@@ -489,34 +486,6 @@ def spawn(function: Callable[[], object]) -> None:
     else:
         from nova import utils
         utils.spawn(function)
-
-
-def get_nova_service_user_context() -> ty.Any:
-    """Return a RequestContext of Nova's service user.
-
-    :raises InvalidConfiguration: of Nova: [service_user] has no credentials
-    """
-    from nova import context
-    # Under eventlet, that one has a lock for green threads, which the
-    # worker's native thread must not take.
-    if nova_release() >= 33 and concurrency_mode_threading():
-        return context.get_nova_service_user_context()
-    from keystoneauth1 import loading
-    from nova import conf
-    from nova.conf import service_token
-    from nova import exception
-    group = service_token.SERVICE_USER_GROUP
-    auth: ty.Any = loading.load_auth_from_conf_options(conf.CONF, group)
-    if auth is None:
-        raise exception.InvalidConfiguration(
-            f'[{group}]auth_type is not set')
-    session = loading.load_session_from_conf_options(
-        conf.CONF, group, auth=auth)
-    return context.RequestContext(
-        user_id=auth.get_user_id(session),
-        project_id=auth.get_project_id(session),
-        roles=auth.get_access(session).role_names,
-        user_auth_plugin=auth, overwrite=False)
 
 
 def shutdown_event(virtapi: ty.Any) -> threading.Event | None:

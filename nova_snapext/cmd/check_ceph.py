@@ -175,11 +175,11 @@ def _glance() -> Iterator[Finding]:
 def _location_api(store: str | None) -> Finding:
     """Check that Glance takes locations, and has a store."""
     from nova_snapext import cancel
-    from nova_snapext import compat
     from nova_snapext.upload import location
+    from nova_snapext.upload import service_user
+    token = cancel.CancelToken()
     with location.LocatedImage(
-            compat.get_nova_service_user_context(), NO_IMAGE,
-            cancel.CancelToken()) as image:
+            service_user.context(token), NO_IMAGE, token) as image:
         if not image.needs_service():
             return True, (
                 'Glance is older than release 29: it takes locations if its '

@@ -12,11 +12,8 @@ import types
 from unittest import mock
 
 import fixtures
-from keystoneauth1 import loading
 from nova.compute import manager
-from nova import exception as nova_exception
 from nova import service
-from nova import service_auth
 from nova.virt import fake
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import host
@@ -37,8 +34,7 @@ PUBLIC = {'_exit', '_Element', '_current_frames'}
 # Nova 31 to 34 do not all have these.
 LACKED = ('import thread_pool_factory', 'utils.get_eventlet',
           'utils.tpool_wrap', 'utils.concurrency_mode_threading',
-          'context.get_nova_service_user_context', 'import monkey_patch',
-          '._shutdown_in_progress')
+          'import monkey_patch', '._shutdown_in_progress')
 
 
 class CheckTest(base.BaseTestCase):
@@ -245,21 +241,6 @@ class DifferenceTest(unit_base.TestCase):
         found = queue.Queue()
         compat.spawn(lambda: found.put(oslo_context.get_current()))
         self.assertIs(request, found.get(timeout=10))
-
-    def test_service_user_without_credentials_is_nova_s_error(self):
-        self.assertRaises(nova_exception.InvalidConfiguration,
-                          compat.get_nova_service_user_context)
-
-    def test_service_user_has_the_credentials_of_its_section(self):
-        auth = mock.Mock()
-        auth.get_user_id.return_value = 'nova'
-        auth.get_access.return_value.role_names = ['service']
-        self.useFixture(fixtures.MockPatchObject(
-            loading, 'load_auth_from_conf_options', return_value=auth))
-        self.addCleanup(service_auth.reset_globals)
-        found = compat.get_nova_service_user_context()
-        self.assertEqual(('nova', ['service']), (found.user_id, found.roles))
-        self.assertIs(auth, found.get_auth_plugin())
 
     def test_no_thread_of_a_pool_is_needed_under_eventlet(self):
         """A native thread must not wait for a lock of green threads."""

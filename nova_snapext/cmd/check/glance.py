@@ -99,11 +99,10 @@ def answer(_host: item.Host) -> Iterator[item.Item]:
 def _requests() -> Iterator[tuple[ty.Any, str]]:
     """Return a client for requests as Nova's service user, and its server."""
     from nova_snapext import cancel
-    from nova_snapext import compat
     from nova_snapext.upload import client
     glance = client.ImageClient(cancel.CancelToken(), NO_IMAGE)
     with contextlib.closing(glance):
-        connected = glance.connect(compat.get_nova_service_user_context())
+        connected = glance.connect(glance.service_context())
         yield (connected.http_client,
                str(getattr(glance, 'api_server', None) or 'its endpoint'))
 

@@ -8,7 +8,6 @@ import fixtures
 from oslo_concurrency import processutils
 
 from nova_snapext.cmd import check_ceph
-from nova_snapext import compat
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext.recovery import rbd_leftovers
@@ -42,7 +41,7 @@ class CephFindingsTest(base.TestCase):
                                ('', 'error connecting'))
         self.left = self.patch(rbd_leftovers, 'without_journal', [])
         self.service = self.patch(service_user, 'missing_reason', None)
-        self.patch(compat, 'get_nova_service_user_context', None)
+        self.patch(service_user, 'context', None)
         self.image = self.patch(location, 'LocatedImage', mock.MagicMock()
                                 ).return_value.__enter__.return_value
         self.image.needs_service.return_value = True

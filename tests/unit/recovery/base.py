@@ -13,11 +13,11 @@ from nova import objects
 from nova.virt import fake
 from oslo_utils.fixture import uuidsentinel as uuids
 
-from nova_snapext import compat
 from nova_snapext import driver
 from nova_snapext import journal
 from nova_snapext.recovery import recover
 from nova_snapext.resources import overlay
+from nova_snapext.upload import service_user
 from tests.unit import base
 
 
@@ -36,8 +36,7 @@ class RecoveryTestCase(base.TestCase):
         self.get = self.patch(objects.Instance, 'get_by_uuid')
         self.get.return_value = self.instance_
         self.service = nova_context.RequestContext(user_id='nova')
-        self.patch(compat, 'get_nova_service_user_context'
-                   ).return_value = self.service
+        self.patch(service_user, 'context').return_value = self.service
 
     def patch(self, target, name):
         return self.useFixture(fixtures.MockPatchObject(target, name)).mock
