@@ -169,7 +169,7 @@ def _delete(driver: ty.Any, image: ty.Any) -> bool:
         f'{image.began_at}Z, is not complete'))
     if driver is None:
         return False
-    if recover.recover_image(driver, image):
+    if recover.recover_image(image):
         print('    deleted')
         return True
     print(standalone.printable(f'    not deleted: {image.reason}'),

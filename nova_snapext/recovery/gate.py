@@ -400,7 +400,7 @@ class InstanceGate:
         try:
             for entry in journal.images():
                 if uuid in (None, entry.instance_uuid):
-                    recover.recover_image(self._driver, entry, context)
+                    recover.recover_image(entry, context)
         finally:
             self._images.release()
 

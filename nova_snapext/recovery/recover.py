@@ -177,8 +177,7 @@ def make_way(instance_uuid: str) -> None:
             path=entry.path, reason=str(error)) from error
 
 
-def recover_image(driver: libvirt_driver.LibvirtDriver,
-                  entry: journal.ImageEntry,
+def recover_image(entry: journal.ImageEntry,
                   context: nova_context.RequestContext | None = None) -> bool:
     """Delete the incomplete image of a snapshot that failed.
 
@@ -195,7 +194,7 @@ def recover_image(driver: libvirt_driver.LibvirtDriver,
     owner = (context if context is not None and
              context.project_id == entry.project_id else None)
     try:
-        image.delete(driver._image_api, entry, owner)
+        image.delete(entry, owner)
     except Exception as error:
         # Nobody waits for it, and no error ends the service.
         level = (logging.DEBUG if str(error) == last_reason

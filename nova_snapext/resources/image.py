@@ -9,7 +9,6 @@ import contextlib
 
 from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance
 from oslo_log import log as logging
 
 from nova_snapext import exception
@@ -22,7 +21,7 @@ LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def incomplete_image(
-    image_api: glance.API, plan: planning.Plan, strategy: str,
+    plan: planning.Plan, strategy: str,
 ) -> Iterator[tuple[journal.JournalEntry, journal.ImageEntry,
                     Callable[[], None]]]:
     """Delete the image if the context ends with an error before completion.
@@ -57,11 +56,11 @@ def incomplete_image(
                 yield entry, image, mark_complete
         except Exception as failure:
             if not is_complete:
-                _delete_failed(image_api, plan, image, failure)
+                _delete_failed(plan, image, failure)
             raise
 
 
-def delete(image_api: glance.API, image: journal.ImageEntry,
+def delete(image: journal.ImageEntry,
            context: nova_context.RequestContext | None) -> None:
     """Delete an image, and its journal entry.
 
@@ -73,7 +72,7 @@ def delete(image_api: glance.API, image: journal.ImageEntry,
         image.seen_by_nova = True
         image.save()
     reason = upload.discard(
-        context, image_api, image.image_id, image.seen_by_nova)
+        context, image.image_id, image.seen_by_nova)
     if reason is not None:
         if reason != image.reason:
             image.reason = reason
@@ -82,8 +81,8 @@ def delete(image_api: glance.API, image: journal.ImageEntry,
     image.remove()
 
 
-def _delete_failed(image_api: glance.API, plan: planning.Plan,
-                   image: journal.ImageEntry, failure: Exception) -> None:
+def _delete_failed(plan: planning.Plan, image: journal.ImageEntry,
+                   failure: Exception) -> None:
     """Delete the image of a failed snapshot.
 
     :raises IncompleteImageLeft: it could not be deleted, and Nova would
@@ -93,7 +92,7 @@ def _delete_failed(image_api: glance.API, plan: planning.Plan,
         image.remove()
         return
     try:
-        delete(image_api, image, plan.context)
+        delete(image, plan.context)
     except exception.UnexpectedState as error:
         left = exception.IncompleteImageLeft(
             failure=str(failure), image=plan.image_id, reason=str(error))

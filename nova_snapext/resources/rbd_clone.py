@@ -7,7 +7,6 @@ from collections.abc import Callable
 import contextlib
 import typing as ty
 
-from nova.image import glance
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 from oslo_utils import uuidutils
@@ -44,9 +43,8 @@ class RbdClone(journal.Resource):
         pool=schema.TEXT, image=schema.TEXT, offered=schema.FLAG,
         seen_by_nova=schema.FLAG, rbd_id=schema.OPTIONAL_TEXT)
 
-    def __init__(self, image_api: glance.API, target: planning.Target,
-                 spec: ceph.ImageSpec, seen_by_nova: bool):
-        self._image_api = image_api
+    def __init__(self, target: planning.Target, spec: ceph.ImageSpec,
+                 seen_by_nova: bool):
         self._target = target
         self.spec = spec
         self._offered = False
@@ -70,8 +68,7 @@ class RbdClone(journal.Resource):
                 spec.name):
             raise exception.JournalRecordError(
                 reason=f'{spec} is not of the image {target.image_id}')
-        clone = cls(driver._image_api, target, spec,
-                    bool(record['seen_by_nova']))
+        clone = cls(target, spec, bool(record['seen_by_nova']))
         clone._offered = bool(record['offered'])
         clone._rbd_id = record['rbd_id']
         return clone
@@ -162,7 +159,7 @@ class RbdClone(journal.Resource):
 
     def _delete_image(self) -> None:
         reason = upload.discard(
-            self._target.context, self._image_api, self._target.image_id,
+            self._target.context, self._target.image_id,
             self._seen_by_nova)
         if reason is not None:
             raise self._failed(

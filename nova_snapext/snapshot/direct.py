@@ -207,7 +207,7 @@ class DirectImage:
         """
         stack = self._making.stack
         clone = rbd_clone.RbdClone(
-            self._making.driver._image_api, self._plan,
+            self._plan,
             ceph.ImageSpec(self._pool, self._plan.image_id),
             self._making.seen_by_nova)
         self._token.raise_if_cancelled()

@@ -141,7 +141,7 @@ class SnapshotJob:
             with completion.keep_complete_image(
                     self._instance, self._image_id) as completed, \
                     image.incomplete_image(
-                        self._driver._image_api, plan,
+                        plan,
                         strategy.name) as (entry, unfinished, mark_complete):
                 self._seen_by_nova = unfinished.seen_by_nova
 

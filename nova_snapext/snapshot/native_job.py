@@ -187,7 +187,7 @@ class NativeJob:
         if pool is None:
             return
         self._clone = rbd_clone.RbdClone(
-            self._driver._image_api, self._plan,
+            self._plan,
             ceph.ImageSpec(pool, self._plan.image_id), self._seen_by_nova)
         # Nova does not say when it offers it to Glance.
         self._clone.set_offered(True)

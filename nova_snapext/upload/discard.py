@@ -10,7 +10,6 @@ import threading
 import glanceclient.exc
 from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance as nova_glance
 from oslo_log import log as logging
 
 from nova_snapext import cancel
@@ -31,7 +30,7 @@ HASHED_NOW = ('Glance reads it for its digest, and would save it again, '
 
 
 def discard(context: nova_context.RequestContext | None,
-            _image_api: nova_glance.API, image_id: str,
+            image_id: str,
             seen_by_nova: bool = False) -> str | None:
     """Delete the image of a failed snapshot, as Nova's user if necessary.
 

@@ -137,7 +137,7 @@ def recover(driver: ty.Any) -> Iterator[item.Item]:
         driver, {entry.instance_uuid for entry in entries})
     for image in journal.images():
         text = f'The image {image.image_id}, which an earlier trial had left,'
-        if recovery.recover_image(driver, image):
+        if recovery.recover_image(image):
             yield item.ok(name, f'{text} is deleted')
         else:
             yield item.failed(name, f'{text} could not be deleted: '

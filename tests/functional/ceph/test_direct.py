@@ -269,8 +269,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         plan = self.guest(self.cloned_rbd(BEFORE))
         snapshot = rbd_snapshot.RbdSnapshot.allocate(
             plan.instance.uuid, ceph.image_of(plan.disk))
-        clone = rbd_clone.RbdClone(
-            self.driver._image_api, plan, self.image_of(plan), True)
+        clone = rbd_clone.RbdClone(plan, self.image_of(plan), True)
         with journal.new_entry(plan, 'rbd') as entry:
             entry.add(snapshot)
             snapshot.open()
@@ -324,7 +323,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
     def test_crash_while_glance_may_know_of_it_deletes_the_image_first(self):
         seen = []
 
-        def discard(_context, _image_api, image_id, *args, **kwargs):
+        def discard(_context, image_id, *args, **kwargs):
             seen.append(image_id in self.cluster.images('images'))
 
         with mock.patch.object(rbd_clone.upload, 'discard', discard):
@@ -518,7 +517,7 @@ class RemovalTest(base.CephTestCase):
         snapshot, image = self.cloned()
         plan = self.guest(self.disk(snapshot.image), running=False)
         plan = dataclasses.replace(plan, image_id=image.name)
-        clone = rbd_clone.RbdClone(self.driver._image_api, plan, image, True)
+        clone = rbd_clone.RbdClone(plan, image, True)
         with journal.new_entry(plan, 'rbd') as entry:
             entry.add(clone)
             clone.flatten(cancel.CancelToken(), lambda *args: None)

@@ -845,7 +845,7 @@ class GlanceTest(CheckTestCase):
             locked.status, 'it is locked' in locked.text))
         discard.return_value = None
         self.assertTrue(recover.recover_trials(driver))
-        self.assertEqual(self.created(), discard.call_args.args[2])
+        self.assertEqual(self.created(), discard.call_args.args[1])
         self.assertEqual(([], []), (trial.left(), os.listdir(self.journal)))
 
     def test_trial_that_runs_is_not_disturbed(self):

@@ -143,11 +143,11 @@ class RecoverTest(base.TestCase):
         code, printed = self.run_()
         self.assertEqual(0, code)
         self.assertIn('deleted', printed)
-        [(_, image), _] = self.recover_image.call_args
+        [(image,), _] = self.recover_image.call_args
         self.assertEqual(base.IMAGE_ID, image.image_id)
 
     def test_image_that_can_not_be_deleted_is_reported(self):
-        def refuse(_driver, image):
+        def refuse(image):
             image.reason = 'it is protected'
             return False
 

@@ -396,14 +396,14 @@ class ImageTest(base.RecoveryTestCase):
     def test_all_are_tried_at_the_start(self):
         self.driver.gate.recover_all_in_background()
         self.assertEqual(
-            [mock.call(self.driver, entry, None) for entry in self.images],
+            [mock.call(entry, None) for entry in self.images],
             self.recover_image.mock_calls)
 
     def test_next_snapshot_tries_those_of_its_instance_as_its_user(self):
         self.driver.gate.delete_images_in_background(
             self.service, self.instance_.uuid)
         self.recover_image.assert_called_once_with(
-            self.driver, self.images[0], self.service)
+            self.images[0], self.service)
 
     def test_no_image_costs_no_thread(self):
         journal.images.return_value = []

@@ -28,7 +28,7 @@ class RecoverImageTest(base.RecoveryTestCase):
 
     def recover(self, context=None):
         [image] = journal.images()
-        return recover.recover_image(self.driver, image, context)
+        return recover.recover_image(image, context)
 
     def test_deleted_image_leaves_the_journal_and_one_line(self):
         self.discard.return_value = None

@@ -7,7 +7,6 @@ from unittest import mock
 import fixtures
 from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance as nova_glance
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_snapext import exception
@@ -22,7 +21,6 @@ class ImageTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
         self.discard = self.patch('discard', None)
         self.seen = self.patch('is_seen_by_nova', True)
         self.context = nova_context.RequestContext('u', uuids.project)
@@ -35,7 +33,7 @@ class ImageTestCase(base.TestCase):
 
     def run_snapshot(self, failure=None, complete=False):
         with image.incomplete_image(
-                self.image_api, self.snapshot_plan,
+                self.snapshot_plan,
                 'backup') as (entry, _image, mark_complete):
             self.assertEqual([], entry.records)
             self.assertEqual(
@@ -60,7 +58,7 @@ class ImageTestCase(base.TestCase):
 
     def assert_discarded(self, seen_by_nova=True):
         self.discard.assert_called_once_with(
-            self.context, self.image_api, base.IMAGE_ID, seen_by_nova)
+            self.context, base.IMAGE_ID, seen_by_nova)
 
 
 class IncompleteImageTest(ImageTestCase):
@@ -85,7 +83,7 @@ class IncompleteImageTest(ImageTestCase):
     def test_image_that_is_complete_on_a_full_disk_is_not_deleted(self):
         def snapshot():
             with image.incomplete_image(
-                    self.image_api, self.snapshot_plan,
+                    self.snapshot_plan,
                     'backup') as (_entry, _image, mark_complete), \
                     mock.patch.object(directory, 'write', side_effect=OSError(
                         errno.ENOSPC, 'full')):
@@ -99,7 +97,7 @@ class IncompleteImageTest(ImageTestCase):
     def test_image_that_can_not_be_marked_complete_is_not_deleted(self):
         with mock.patch('os.unlink', wraps=os.unlink) as unlink:
             with image.incomplete_image(
-                    self.image_api, self.snapshot_plan,
+                    self.snapshot_plan,
                     'backup') as (_entry, _image, mark_complete):
                 unlink.side_effect = OSError('read-only')
                 mark_complete()
@@ -134,7 +132,7 @@ class IncompleteImageTest(ImageTestCase):
         for uuid in (uuids.second, uuids.third):
             object.__setattr__(self.snapshot_plan, 'image_id', uuid)
             with image.incomplete_image(
-                    self.image_api, self.snapshot_plan, 'backup'):
+                    self.snapshot_plan, 'backup'):
                 pass
         self.assertEqual(3, len(journal.images()))
 
@@ -150,7 +148,7 @@ class IncompleteImageTest(ImageTestCase):
         with journal.new_entry(self.snapshot_plan, 'external'):
             self.assertRaises(
                 exception.SnapshotInProgress, image.incomplete_image(
-                    self.image_api, self.snapshot_plan, 'backup').__enter__)
+                    self.snapshot_plan, 'backup').__enter__)
         self.assert_discarded()
         self.assertEqual([], os.listdir(self.journal))
 
@@ -165,7 +163,7 @@ class DeleteTest(ImageTestCase):
     def test_deleted_image_leaves_the_journal(self):
         left = self.leave()
         self.discard.return_value = None
-        image.delete(self.image_api, left, self.context)
+        image.delete(left, self.context)
         self.assert_discarded()
         self.assertEqual([], os.listdir(self.journal))
 
@@ -175,7 +173,7 @@ class DeleteTest(ImageTestCase):
         self.assertFalse(left.seen_by_nova)
         self.seen.return_value = True
         self.assertRaises(exception.UnexpectedState, image.delete,
-                          self.image_api, left, self.context)
+                          left, self.context)
         self.assert_discarded()
         self.assertTrue(journal.images()[0].seen_by_nova)
 
@@ -183,6 +181,6 @@ class DeleteTest(ImageTestCase):
         left = self.leave()
         self.discard.return_value = 'it is protected'
         error = self.assertRaises(exception.UnexpectedState, image.delete,
-                                  self.image_api, left, self.context)
+                                  left, self.context)
         self.assertEqual('it is protected', str(error))
         self.assertEqual('it is protected', journal.images()[0].reason)

@@ -19,8 +19,7 @@ class RbdCloneTest(base.TestCase):
         self.remove = self.useFixture(
             fixtures.MockPatchObject(ceph, 'remove_image')).mock
         self.spec = ceph.ImageSpec('images', base.IMAGE_ID)
-        self.clone = rbd_clone.RbdClone(
-            mock.Mock(), self.plan(), self.spec, True)
+        self.clone = rbd_clone.RbdClone(self.plan(), self.spec, True)
 
     def test_id_is_recorded_before_the_removal_and_used_after_a_crash(self):
         # Ceph may move it into the trash first, where the name is no use.

@@ -114,7 +114,7 @@ class MakeImageTest(DirectTestCase):
     def test_service_user_s_sight_of_the_image_is_passed_on(self):
         # Under eventlet, this thread can't ask for it.
         self.make()
-        self.assertIs(True, rbd_clone.RbdClone.call_args.args[3])
+        self.assertIs(True, rbd_clone.RbdClone.call_args.args[2])
 
     def test_any_step_that_fails_in_ceph_leaves_the_disk_to_be_streamed(self):
         for step in (self.clone.create, self.clone.flatten,
@@ -290,7 +290,7 @@ class PoolTest(DirectTestCase):
 
     def pool(self):
         self.assertTrue(self.make())
-        return rbd_clone.RbdClone.call_args.args[2].pool
+        return rbd_clone.RbdClone.call_args.args[1].pool
 
     def test_parent_of_the_disk_precedes_all_else(self):
         self.parent_pool.return_value = 'parent'

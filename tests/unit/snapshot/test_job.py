@@ -303,7 +303,7 @@ class AbortTest(snapshot_base.SnapshotTestCase):
         self.discard_failure = None
         self.cause = exception.ServiceStopping(instance='i')
 
-    def record_discard(self, _context, _image_api, image_id, _seen_by_nova):
+    def record_discard(self, _context, image_id, _seen_by_nova):
         self.steps.append(f'discard {image_id}')
         return self.discard_failure
 

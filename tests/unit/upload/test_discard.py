@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
-from unittest import mock
-
 import fixtures
 import glanceclient.exc
 from nova import context as nova_context
 from nova import exception as nova_exception
-from nova.image import glance as nova_glance
 
 from nova_snapext import upload
 from nova_snapext.upload import location
@@ -23,7 +20,6 @@ class DiscardTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.image_api = mock.create_autospec(nova_glance.API, instance=True)
         self.user = nova_context.RequestContext(
             'user', 'project', auth_token='token')
         self.service = nova_context.RequestContext('nova', 'service')
@@ -35,7 +31,7 @@ class DiscardTestCase(base.TestCase):
     def discard(self, *results, context='user', seen_by_nova=False):
         self.server.deletions = iter(results)
         return upload.discard(
-            self.user if context == 'user' else context, self.image_api,
+            self.user if context == 'user' else context,
             base.IMAGE_ID, seen_by_nova)
 
 
@@ -109,7 +105,7 @@ class HangingGlanceTest(base.TestCase):
         self.flags(api_servers=[server.url], num_retries=9, group='glance')
         context = nova_context.RequestContext(
             'user', 'project', auth_token='token')
-        reason = upload.discard(context, mock.Mock(), base.IMAGE_ID)
+        reason = upload.discard(context, base.IMAGE_ID)
         self.assertIn('no answer within 1 second', reason)
         self.assertGreater(5, server.connections)
 
