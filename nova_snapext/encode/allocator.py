@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Allocation of compressed and uncompressed clusters, side by side.
 
+Where a cluster is follows from the sizes of those before it. So only the sizes
+are kept; refcounts and L2 table entries are computed from them when they are
+sent.
+
 The descriptors are those of "L2 table entry" in QEMU's docs/interop/qcow2.txt.
 """
 
 from __future__ import annotations
 
 import array
+from collections.abc import Iterator
 
 from nova_snapext.encode import base
 from nova_snapext.encode import layout
+from nova_snapext.encode import sizes
 
 # The content of one cluster in the image: shorter than a cluster if it is
 # compressed, None if it is all zeros and takes no space. Uncompressed clusters
@@ -27,30 +33,40 @@ SECTORS_SHIFT = 62 - (layout.CLUSTER_BITS - 8)
 # the batch's last cluster is lost, 1 % on average.
 BATCH_SIZE = 16 * layout.CLUSTER_SIZE
 
+# Size of an uncompressed cluster. Its real size does not fit into 16 bits, and
+# compressed clusters are smaller.
+UNCOMPRESSED = (1 << 16) - 1
+
+
+def sizes_of(cluster: EncodedCluster) -> list[int]:
+    """Return the size of one cluster, or of several that come at once.
+
+    :returns: in bytes; UNCOMPRESSED, or 0 if a cluster takes no space
+    """
+    if cluster is None:
+        return [0]
+    if len(cluster) >= layout.CLUSTER_SIZE:
+        return [UNCOMPRESSED] * (len(cluster) // layout.CLUSTER_SIZE)
+    return [len(cluster)]
+
 
 class ClusterAllocator:
-    """Allocates consecutive space for clusters, from offset 0 on.
+    """Allocates consecutive space for clusters.
 
-    :ivar entries: L2 table entry of each added cluster; 0 if it takes no
-        space
-    :ivar refcounts: of the clusters of the image
+    :ivar sizes: of the added clusters, see :func:`sizes_of`
+    :ivar end: size of the allocated space, in clusters
     """
 
     def __init__(self) -> None:
-        self.entries = array.array('Q')
-        self.refcounts = array.array('H')
+        self.sizes = sizes.ClusterSizes()
+        self.end = 0
         self._batch = bytearray()
-        # Index of the entry, and offset in the batch, of each of its clusters.
-        self._batch_members: list[tuple[int, int]] = []
-
-    @property
-    def final_entries(self) -> int:
-        """The number of entries, from the first, that won't change."""
-        return (self._batch_members[0][0] if self._batch_members
-                else len(self.entries))
+        # Of each flushed batch, its first cluster: 4 bytes for each MiB of
+        # compressed data. They are enough for 256 TiB.
+        self._batches = array.array('I')
 
     def end_after(self, cluster: EncodedCluster) -> int:
-        """Return the size of the image with one more cluster, in clusters."""
+        """Return the size of the space with one more cluster, in clusters."""
         batch = len(self._batch)
         if cluster is None:
             more = 0
@@ -60,8 +76,7 @@ class ClusterAllocator:
             more, batch = 0, batch + len(cluster)
         else:
             more = 1
-        return (len(self.refcounts) + more +
-                base.ceil_div(batch, layout.CLUSTER_SIZE))
+        return self.end + more + base.ceil_div(batch, layout.CLUSTER_SIZE)
 
     def add(self, cluster: EncodedCluster) -> list[base.Chunk]:
         """Allocate space for the next cluster, or for several.
@@ -69,45 +84,88 @@ class ClusterAllocator:
         :returns: the next chunks of the image, as far as they are complete,
             in whole clusters
         """
+        self.sizes.extend(sizes_of(cluster))
+        return self.place(cluster)
+
+    def place(self, cluster: EncodedCluster) -> list[base.Chunk]:
+        """Allocate space as :meth:`add` does, but do not keep the size."""
         if cluster is None:
-            self.entries.append(0)
             return []
         if len(cluster) >= layout.CLUSTER_SIZE:
-            count = len(cluster) // layout.CLUSTER_SIZE
-            self.entries += layout.offsets(
-                len(self.refcounts), count, layout.OFLAG_COPIED)
-            self.refcounts.extend([1] * count)
+            self.end += len(cluster) // layout.CLUSTER_SIZE
             return [cluster]
         chunks = []
         if len(self._batch) + len(cluster) > BATCH_SIZE:
             chunks = self.flush()
-        self._batch_members.append((len(self.entries), len(self._batch)))
-        self.entries.append(len(cluster))
         self._batch += cluster
         return chunks
 
     def flush(self) -> list[base.Chunk]:
         """Allocate space for the batch of compressed clusters.
 
+        To be called from outside after the last cluster only.
+
         :returns: the next chunks of the image, in whole clusters
         """
-        first = len(self.refcounts)
-        self.refcounts.extend(
-            [0] * base.ceil_div(len(self._batch), layout.CLUSTER_SIZE))
-        for number, begin in self._batch_members:
-            self._set_descriptor(number, first * layout.CLUSTER_SIZE + begin)
-        batch = memoryview(layout.pad_to_cluster(bytes(self._batch)))
+        if self._batch:
+            self._batches.append(self.end)
+        self._batch += bytes(-len(self._batch) % layout.CLUSTER_SIZE)
+        batch = memoryview(bytes(self._batch))
+        self.end += len(batch) // layout.CLUSTER_SIZE
         self._batch = bytearray()
-        self._batch_members = []
         step = len(base.ZEROS)
         return [batch[begin:begin + step]
                 for begin in range(0, len(batch), step)]
 
-    def _set_descriptor(self, number: int, offset: int) -> None:
-        last = offset + self.entries[number] - 1
-        sectors = last // layout.SECTOR_SIZE - offset // layout.SECTOR_SIZE
-        self.entries[number] = (
-            OFLAG_COMPRESSED | sectors << SECTORS_SHIFT | offset)
-        for cluster in range(offset // layout.CLUSTER_SIZE,
-                             last // layout.CLUSTER_SIZE + 1):
-            self.refcounts[cluster] += 1
+    def refcounts(self) -> Iterator[int]:
+        """Return the refcount of each allocated cluster, after the end."""
+        batch = 0
+        counts: list[int] = []
+        for size in self.sizes:
+            if size == UNCOMPRESSED:
+                yield 1
+            elif size:
+                if batch + size > BATCH_SIZE:
+                    yield from counts
+                    batch, counts = 0, []
+                first = batch // layout.CLUSTER_SIZE
+                batch += size
+                end = base.ceil_div(batch, layout.CLUSTER_SIZE)
+                counts += [0] * (end - len(counts))
+                for cluster in range(first, end):
+                    counts[cluster] += 1
+        yield from counts
+
+    def entries(self, first: int) -> Iterator[int]:
+        """Return the L2 table entry of each added cluster, after the end.
+
+        :param first: number of the space's first cluster in the image
+        :returns: 0 for a cluster that takes no space
+        """
+        end = first
+        batches = iter(self._batches)
+        begin, batch = next(batches, 0), 0
+        for size in self.sizes:
+            if size == UNCOMPRESSED:
+                yield layout.OFLAG_COPIED | end * layout.CLUSTER_SIZE
+                end += 1
+            elif size:
+                if batch + size > BATCH_SIZE:
+                    end += base.ceil_div(batch, layout.CLUSTER_SIZE)
+                    begin, batch = next(batches), 0
+                yield _descriptor(
+                    (first + begin) * layout.CLUSTER_SIZE + batch, size)
+                batch += size
+            else:
+                yield 0
+
+
+def _descriptor(offset: int, size: int) -> int:
+    """Return the L2 table entry of a compressed cluster.
+
+    :param offset: in the image, in bytes
+    :param size: in bytes
+    """
+    sectors = ((offset + size - 1) // layout.SECTOR_SIZE -
+               offset // layout.SECTOR_SIZE)
+    return OFLAG_COMPRESSED | sectors << SECTORS_SHIFT | offset

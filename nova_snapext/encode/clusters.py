@@ -64,6 +64,10 @@ class ClusterMap:
         """Return the numbers of the L2 tables with data, ascending."""
         return sorted(self._tables)
 
+    def count(self, table: int) -> int:
+        """Return the number of clusters with data in a table."""
+        return self._tables[table].bit_count()
+
     def runs(self, table: int) -> Iterator[tuple[int, int]]:
         """Return the runs of clusters with data in a table, ascending.
 

@@ -148,14 +148,14 @@ def _encode_cluster(codec: codecs.Codec,
 class _Tail(ty.NamedTuple):
     """The clusters after the tables.
 
-    :ivar allocated: all of them
-    :ivar buffered: the chunks in the buffer, from the start of the tail
-    :ivar buffered_clusters: the number of clusters in these chunks
+    :ivar buffered: those in the buffer
+    :ivar chunks: their content
+    :ivar rest: those that follow, whose content is not kept
     """
 
-    allocated: allocator.ClusterAllocator
-    buffered: list[base.Chunk]
-    buffered_clusters: int
+    buffered: allocator.ClusterAllocator
+    chunks: list[base.Chunk]
+    rest: allocator.ClusterAllocator
 
 
 class StreamingQcow2Image:
@@ -208,9 +208,10 @@ class StreamingQcow2Image:
         with contextlib.closing(self._clusters()) as found:
             left_over = yield from self._head(head, found)
             tail = self._tail(itertools.chain(left_over, found))
-        yield from self._tables(head, tail.allocated)
-        yield from tail.buffered
-        yield from self._unbuffered_tail(len(head.entries), tail)
+        yield from self._tables(head, tail)
+        yield from tail.chunks
+        yield from self._unbuffered_tail(
+            len(head.sizes) + len(tail.buffered.sizes), tail.rest.sizes)
 
     def _head(
         self, head: allocator.ClusterAllocator,
@@ -229,87 +230,76 @@ class StreamingQcow2Image:
             yield from head.add(cluster)
         yield from head.flush()
         yield from base.zeros(
-            (limit - len(head.refcounts)) * layout.CLUSTER_SIZE)
+            (limit - head.end) * layout.CLUSTER_SIZE)
         return left_over
 
-    def _tail(self, found: Iterable[allocator.EncodedCluster]) -> _Tail:
+    def _tail(self, found: Iterator[allocator.EncodedCluster]) -> _Tail:
         """Allocate the clusters after the tables."""
-        tail = allocator.ClusterAllocator()
-        buffered: list[base.Chunk] = []
-        left, buffered_clusters = self._buffer_size, 0
+        buffered = allocator.ClusterAllocator()
+        chunks: list[base.Chunk] = []
+        left = self._buffer_size
         for cluster in found:
             # A view would keep the whole read buffer in use.
-            if isinstance(cluster, memoryview) and left > 0:
+            if isinstance(cluster, memoryview):
                 cluster = bytes(cluster)
-            chunks = tail.add(cluster)
-            if left > 0:
-                left -= len(cluster or b'')
-                buffered += chunks
-                buffered_clusters = len(tail.entries)
-                if left <= 0:
-                    buffered += tail.flush()
-        last = tail.flush()
-        if left > 0:
-            buffered += last
-        return _Tail(tail, buffered, buffered_clusters)
+            chunks += buffered.add(cluster)
+            left -= len(cluster or b'')
+            if left <= 0:
+                break
+        chunks += buffered.flush()
+        rest = allocator.ClusterAllocator()
+        for cluster in found:
+            rest.add(cluster)
+        rest.flush()
+        return _Tail(buffered, chunks, rest)
 
-    def _unbuffered_tail(self, head_clusters: int,
-                         tail: _Tail) -> Iterator[base.Chunk]:
+    def _unbuffered_tail(self, skip: int,
+                         expected: Iterable[int]) -> Iterator[base.Chunk]:
         """Read and compress the part of the tail that was not buffered.
 
-        :param head_clusters: number of clusters before the tail
+        :param skip: number of clusters before it
+        :param expected: sizes of its clusters
         :raises EncodeError: the result differs from the first one
         """
         repeated = allocator.ClusterAllocator()
-        skip = head_clusters + tail.buffered_clusters
-        expected = tail.allocated.entries[tail.buffered_clusters:]
-        offset = sum(map(len, tail.buffered))
-        checked = 0
-
-        def verified(chunks: list[base.Chunk]) -> list[base.Chunk]:
-            nonlocal checked
-            now = _shifted(repeated.entries[checked:repeated.final_entries],
-                           offset)
-            if now != expected[checked:repeated.final_entries]:
-                raise base.EncodeError(
-                    image_format='qcow2',
-                    reason='a cluster was read twice, with different results')
-            checked = repeated.final_entries
-            return chunks
-
+        left = iter(expected)
         with contextlib.closing(self._clusters(skip)) as found:
             for cluster in found:
-                yield from verified(repeated.add(cluster))
-        yield from verified(repeated.flush())
+                sizes = allocator.sizes_of(cluster)
+                if sizes != list(itertools.islice(left, len(sizes))):
+                    raise base.EncodeError(
+                        image_format='qcow2',
+                        reason='a cluster was read twice, with different '
+                               'results')
+                yield from repeated.place(cluster)
+        yield from repeated.flush()
 
     def _tables(self, head: allocator.ClusterAllocator,
-                tail: allocator.ClusterAllocator) -> Iterator[base.Chunk]:
+                tail: _Tail) -> Iterator[base.Chunk]:
         """Return the refcounts and mappings of all clusters."""
-        counts = [sum(end - begin for begin, end in self._map.runs(table))
-                  for table in self._map.tables()]
-        ranges = dict(zip(self._map.tables(), itertools.pairwise(
-            itertools.accumulate(counts, initial=0)), strict=True))
-        entries = head.entries + tail.entries
-        tables = [table for table, (begin, end) in ranges.items()
-                  if any(entries[begin:end])]
+        sizes = itertools.chain(
+            head.sizes, tail.buffered.sizes, tail.rest.sizes)
+        # All sizes of a table are taken, also those after the first above 0.
+        tables = [table for table in self._map.tables()
+                  if max(itertools.islice(sizes, self._map.count(table)))]
         final = layout.make_layout(
-            self._disk.size, len(tables), len(tail.refcounts),
+            self._disk.size, len(tables), tail.buffered.end + tail.rest.end,
             refcount_table=self._layout.refcount_table,
             refcount_table_clusters=self._layout.refcount_table_clusters)
-        entries = (_shifted(head.entries, layout.CLUSTER_SIZE) +
-                   _shifted(tail.entries,
-                            final.first_data * layout.CLUSTER_SIZE))
         self._size = final.end * layout.CLUSTER_SIZE
         yield from layout.refcount_table(final)
         yield from layout.l1_table(final, tables)
-        yield from layout.table(_refcounts(final, head, tail))
-        for table in tables:
-            begin, _end = ranges[table]
+        yield from _refcount_blocks(final, head, tail)
+        entries = itertools.chain(
+            head.entries(1), tail.buffered.entries(final.first_data),
+            tail.rest.entries(final.first_data + tail.buffered.end))
+        for table in self._map.tables():
             content = layout.empty_table(layout.TABLE_ENTRIES)
-            for first, end in self._map.runs(table):
-                content[first:end] = entries[begin:begin + end - first]
-                begin += end - first
-            yield from layout.table(content)
+            for begin, end in self._map.runs(table):
+                content[begin:end] = array.array(
+                    'Q', itertools.islice(entries, end - begin))
+            if any(content):
+                yield from layout.table(content)
 
     def _clusters(
         self, skip: int = 0,
@@ -340,20 +330,14 @@ class StreamingQcow2Image:
             pool.shutdown(cancel_futures=True)
 
 
-def _shifted(entries: array.array[int], offset: int) -> array.array[int]:
-    """Return the L2 table entries of clusters that are moved in the image.
-
-    :param offset: in bytes, a multiple of the cluster size
-    """
-    return array.array('Q', (entry + offset if entry else 0
-                             for entry in entries))
-
-
-def _refcounts(final: layout.Layout, head: allocator.ClusterAllocator,
-               tail: allocator.ClusterAllocator) -> array.array[int]:
+def _refcount_blocks(final: layout.Layout, head: allocator.ClusterAllocator,
+                     tail: _Tail) -> Iterator[base.Chunk]:
     """Return the refcount of each cluster of an image."""
-    unused = final.refcount_table - 1 - len(head.refcounts)
-    tables = final.first_data - final.refcount_table
-    return (array.array('H', [1]) + head.refcounts +
-            array.array('H', [0] * unused) +
-            array.array('H', [1] * tables) + tail.refcounts)
+    counts = itertools.chain(
+        [1], head.refcounts(),
+        itertools.repeat(0, final.refcount_table - 1 - head.end),
+        itertools.repeat(1, final.first_data - final.refcount_table),
+        tail.buffered.refcounts(), tail.rest.refcounts())
+    while block := array.array(
+            'H', itertools.islice(counts, layout.BLOCK_REFCOUNTS)):
+        yield from layout.table(block)

@@ -20,7 +20,8 @@ from tests.unit.encode import images
 
 KIB = 1024
 MIB = 1024 * KIB
-TIB = 1024 * 1024 * MIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
 CLUSTER = 64 * KIB
 
 
@@ -192,14 +193,48 @@ class EstimateTest(base.BaseTestCase):
         self.assertLess(5 * one_run.error, scattered.error)
 
 
+class Noise(fake_disk.FakeDisk):
+    """Contains parts of one piece of noise, to be read as fast as possible."""
+
+    NOISE = random.Random(1).randbytes(2 * MIB)
+
+    def content(self, offset, length):
+        begin = offset // (256 * KIB) * 977 % MIB
+        return memoryview(self.NOISE)[begin:begin + length]
+
+
+class RandomSizes(codec.Codec):
+    """Takes no time, and gives each cluster another size."""
+
+    compression_type = 0
+
+    def compress(self, cluster):
+        return cluster[:1 + int.from_bytes(cluster[:2]) % 4096]
+
+
 class MemoryTest(base.BaseTestCase):
+
+    def peak(self, disk, chosen=CODECS[-1]):
+        """Return the memory that a stream takes, in bytes."""
+        tracemalloc.start()
+        try:
+            encoder = streaming_encoder(disk, chosen, buffer_size=MIB)
+            for _chunk in encoder.stream():
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
 
     def test_one_gib_scattered_over_one_tib_takes_less_than_16_mib(self):
         disk = fake_disk.FakeDisk(TIB, [
             (number * 64 * MIB, CLUSTER) for number in range(16384)])
-        tracemalloc.start()
-        self.addCleanup(tracemalloc.stop)
-        encoder = streaming_encoder(disk, buffer_size=MIB)
-        for _chunk in encoder.stream():
-            pass
-        self.assertLess(tracemalloc.get_traced_memory()[1], 16 * MIB)
+        self.assertLess(self.peak(disk), 16 * MIB)
+
+    def test_uncompressed_data_takes_next_to_no_memory(self):
+        disk = Noise(TIB, [(0, 32 * GIB)])
+        self.assertLess(self.peak(disk, CODECS[0]), 4 * MIB)
+
+    def test_compressed_data_takes_2_bytes_for_each_cluster(self):
+        whole = self.peak(Noise(TIB, [(0, 16 * GIB)]), RandomSizes(0))
+        half = self.peak(Noise(TIB, [(0, 8 * GIB)]), RandomSizes(0))
+        self.assertLess((whole - half) / (8 * GIB // CLUSTER), 2.5)
