@@ -9,7 +9,8 @@ compressed, is not known when the header is sent. So the tables are placed
 clusters before the tables are sent as soon as they are read and compressed.
 Only the clusters after the tables have to be read before the tables can be
 sent. These are few, and are kept in a buffer; clusters that exceed the buffer
-are read and compressed a second time.
+are read and compressed a second time. However long that takes, and however
+many zeros follow each other, some bytes are sent every few seconds.
 
 The codecs are deterministic and the disk is frozen: all streams are identical.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import array
 import collections
+from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -28,11 +30,14 @@ import itertools
 import statistics
 import typing as ty
 
+from oslo_utils import timeutils
+
 from nova_snapext import compat
 from nova_snapext.encode import allocator
 from nova_snapext.encode import base
 from nova_snapext.encode import clusters
 from nova_snapext.encode import codec as codecs
+from nova_snapext.encode import keepalive
 from nova_snapext.encode import layout
 from nova_snapext.encode import sample
 from nova_snapext import read
@@ -45,6 +50,9 @@ MIN_CLUSTER_SAVING = 1 / 16
 # Chunks of 512 KiB that are being compressed, or are compressed and not sent
 # yet: for each thread, and in total.
 CHUNKS_PER_THREAD, MAX_CHUNKS = 8, 32
+
+# What a cluster gives that completes no chunk, for keepalive.
+NO_CHUNKS = (None,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,16 +174,19 @@ class StreamingQcow2Image:
     :param buffer_size: bytes of the image to keep in memory
     :param threads: number of threads that compress; 0: the thread that reads
         the stream compresses
+    :param clock: returns seconds; it must not jump
     """
 
     def __init__(self, disk: read.Disk, data_clusters: clusters.ClusterMap,
                  codec: codecs.Codec, estimate: Estimate, buffer_size: int,
-                 threads: int) -> None:
+                 threads: int,
+                 clock: Callable[[], float] = timeutils.now) -> None:
         self._disk = disk
         self._map = data_clusters
         self._codec = codec
         self._buffer_size = buffer_size
         self._threads = threads
+        self._clock = clock
         self._size: int | None = None
         # So that the tail is likely to fit into the buffer.
         head = (len(data_clusters) * (estimate.mean + estimate.error) -
@@ -202,12 +213,16 @@ class StreamingQcow2Image:
         return self._size or self._expected_size
 
     def chunks(self) -> Iterator[base.Chunk]:
+        return keepalive.keep_alive(self._chunks(), self._clock)
+
+    def _chunks(self) -> Iterator[base.Chunk | None]:
+        """Return the image, and None for clusters that complete no chunk."""
         yield layout.header(self._layout, self._disk.size,
                             self._codec.compression_type)
         head = allocator.ClusterAllocator()
         with contextlib.closing(self._clusters()) as found:
             left_over = yield from self._head(head, found)
-            tail = self._tail(itertools.chain(left_over, found))
+            tail = yield from self._tail(itertools.chain(left_over, found))
         yield from self._tables(head, tail)
         yield from tail.chunks
         yield from self._unbuffered_tail(
@@ -216,7 +231,7 @@ class StreamingQcow2Image:
     def _head(
         self, head: allocator.ClusterAllocator,
         found: Iterator[allocator.EncodedCluster],
-    ) -> Generator[base.Chunk, None, list[allocator.EncodedCluster]]:
+    ) -> Generator[base.Chunk | None, None, list[allocator.EncodedCluster]]:
         """Return the clusters before the tables, and pad up to these.
 
         :returns: the cluster that was read and does not fit any more, if any
@@ -227,18 +242,21 @@ class StreamingQcow2Image:
             if head.end_after(cluster) > limit:
                 left_over = [cluster]
                 break
-            yield from head.add(cluster)
+            yield from head.add(cluster) or NO_CHUNKS
         yield from head.flush()
         yield from base.zeros(
             (limit - head.end) * layout.CLUSTER_SIZE)
         return left_over
 
-    def _tail(self, found: Iterator[allocator.EncodedCluster]) -> _Tail:
+    def _tail(
+        self, found: Iterator[allocator.EncodedCluster],
+    ) -> Generator[None, None, _Tail]:
         """Allocate the clusters after the tables."""
         buffered = allocator.ClusterAllocator()
         chunks: list[base.Chunk] = []
         left = self._buffer_size
         for cluster in found:
+            yield None
             # A view would keep the whole read buffer in use.
             if isinstance(cluster, memoryview):
                 cluster = bytes(cluster)
@@ -249,12 +267,14 @@ class StreamingQcow2Image:
         chunks += buffered.flush()
         rest = allocator.ClusterAllocator()
         for cluster in found:
+            yield None
             rest.add(cluster)
         rest.flush()
         return _Tail(buffered, chunks, rest)
 
     def _unbuffered_tail(self, skip: int,
-                         expected: Iterable[int]) -> Iterator[base.Chunk]:
+                         expected: Iterable[int],
+                         ) -> Iterator[base.Chunk | None]:
         """Read and compress the part of the tail that was not buffered.
 
         :param skip: number of clusters before it
@@ -271,7 +291,7 @@ class StreamingQcow2Image:
                         image_format='qcow2',
                         reason='a cluster was read twice, with different '
                                'results')
-                yield from repeated.place(cluster)
+                yield from repeated.place(cluster) or NO_CHUNKS
         yield from repeated.flush()
 
     def _tables(self, head: allocator.ClusterAllocator,

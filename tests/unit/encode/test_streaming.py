@@ -14,6 +14,7 @@ import zstandard
 from nova_snapext import encode
 from nova_snapext.encode import clusters
 from nova_snapext.encode import codec
+from nova_snapext.encode import keepalive
 from nova_snapext.encode import streaming
 from tests.unit.encode import fake_disk
 from tests.unit.encode import images
@@ -49,7 +50,8 @@ class Mixed(fake_disk.FakeDisk):
 CODECS = (codec.NoCompression(), codec.Zlib(1), codec.Zstd(1))
 
 
-def streaming_encoder(disk, chosen=CODECS[-1], buffer_size=MIB, factor=1.0):
+def streaming_encoder(disk, chosen=CODECS[-1], buffer_size=MIB, factor=1.0,
+                      **options):
     """Return an encoder with a wrong estimate of the image's size.
 
     :param factor: the estimate, divided by the true size
@@ -59,7 +61,7 @@ def streaming_encoder(disk, chosen=CODECS[-1], buffer_size=MIB, factor=1.0):
     return images.encoder_of(disk, streaming.StreamingQcow2Image(
         disk, found, chosen,
         streaming.Estimate(array.array('I', [int(factor * estimate.mean)])),
-        buffer_size, threads=0 if chosen is CODECS[0] else 2))
+        buffer_size, threads=0 if chosen is CODECS[0] else 2, **options))
 
 
 def inflated(compression_type, cluster):
@@ -163,6 +165,50 @@ class StreamingQcow2ImageTest(base.BaseTestCase):
         disk = fake_disk.FakeDisk(MIB + 512, [(MIB, 512)])
         found = self.mapped(b''.join(streaming_encoder(disk).stream()))
         self.assertEqual({16: b'x' * 512 + bytes(CLUSTER - 512)}, found)
+
+
+class SlowDisk(Mixed):
+    """Takes a second to read a cluster, and has zeros at the end."""
+
+    now = 0
+
+    def read(self, ranges):
+        for offset, length in ranges:
+            for begin in range(offset, offset + length, CLUSTER):
+                self.now += 1
+                yield begin, memoryview(self.cluster(begin))
+
+    @staticmethod
+    def cluster(offset):
+        return (Mixed.cluster(offset) if offset < 8 * MIB else
+                bytes(CLUSTER))
+
+
+class SilenceTest(base.BaseTestCase):
+
+    def stream(self, chosen, factor):
+        """Return an image, and its longest time without a byte."""
+        disk = SlowDisk(16 * MIB, [(0, 16 * MIB)])
+        encoder = streaming_encoder(disk, chosen, MIB, factor,
+                                    clock=lambda: disk.now)
+        image, last, longest = b'', disk.now, 0
+        for chunk in encoder.stream():
+            image += chunk
+            last, longest = disk.now, max(longest, disk.now - last)
+        return image, longest
+
+    def test_some_bytes_are_sent_every_few_seconds(self):
+        for chosen in CODECS[:2]:
+            # The disk is read after the tables' position, before it, or both.
+            for factor in (0, 0.5, 1, 2):
+                _image, longest = self.stream(chosen, factor)
+                self.assertLess(longest, 4 * keepalive.MAX_SILENCE)
+
+    def test_image_does_not_depend_on_the_time_that_it_takes(self):
+        slow, _longest = self.stream(CODECS[0], 0.5)
+        disk = SlowDisk(16 * MIB, [(0, 16 * MIB)])
+        fast = streaming_encoder(disk, CODECS[0], MIB, 0.5, clock=lambda: 0)
+        self.assertEqual(slow, b''.join(fast.stream()))
 
 
 class EstimateTest(base.BaseTestCase):
