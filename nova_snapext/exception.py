@@ -405,5 +405,7 @@ def free_frames(error: BaseException | None,
         return
     # Functions that have not ended keep theirs.
     traceback.clear_frames(error.__traceback__)
+    # The errors of requests have it, and it has the body.
+    vars(error).pop('request', None)
     free_frames(error.__cause__, error, *others)
     free_frames(error.__context__, error, *others)

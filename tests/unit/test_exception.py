@@ -4,11 +4,13 @@ import gc
 import importlib
 import pkgutil
 import re
+from unittest import mock
 import weakref
 
 from nova.compute import utils as compute_utils
 from nova import exception as nova_exception
 from oslotest import base
+import requests
 
 import nova_snapext
 from nova_snapext import exception
@@ -145,6 +147,14 @@ class FreeFramesTest(base.BaseTestCase):
         except ZeroDivisionError as error:
             exception.free_frames(error)
         self.assertIsNotNone(buffer)
+
+    def test_body_of_a_failed_request_is_freed(self):
+        def fail():
+            buffer = Buffer()
+            self.buffers.append(weakref.ref(buffer))
+            raise requests.ConnectionError(request=mock.Mock(body=buffer))
+
+        self.assert_freed(fail)
 
     def test_error_of_the_caller_is_left_alone(self):
         outer = self.raised_by(self.fail)
