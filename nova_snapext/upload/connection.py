@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import http
 import socket
 import ssl
 import typing as ty
 
+from keystoneauth1 import exceptions as ks_exceptions
 from keystoneauth1 import loading
 from keystoneauth1 import service_token
 from keystoneauth1 import session as ks_session
@@ -147,7 +149,14 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
     def send(self, *args: ty.Any, **kwargs: ty.Any) -> ty.Any:
         self._token.raise_if_cancelled()
         with self._token.prefer_cause():
-            return super().send(*args, **kwargs)
+            response = super().send(*args, **kwargs)
+            if response.status_code == http.HTTPStatus.GATEWAY_TIMEOUT:
+                # A proxy has waited for too long. python-glanceclient has no
+                # class for this, and it tells no more than no response.
+                response.close()
+                raise ks_exceptions.ConnectTimeout(
+                    f'504 {response.reason}: {response.url}')
+            return response
 
 
 # A class refers to itself, and only the garbage collector frees it: with one

@@ -62,16 +62,6 @@ CLIENT_ERRORS = (
 FIRST_RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1, 30
 
 
-def is_unanswered(error: BaseException) -> bool:
-    """Return whether Glance may have got a request, but did not answer.
-
-    glanceclient has no class for status 504, the answer of a proxy that has
-    waited for too long.
-    """
-    return (isinstance(error, CONNECTION_ERRORS) or
-            type(error) is glanceclient.exc.HTTPException)
-
-
 class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
     """One image in Glance, as the user that a context belongs to.
 
@@ -181,9 +171,8 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         attempts = tenacity.Retrying(
             # GlanceConnectionFailed: a request for the image's status fails
             # with it while Glance restarts.
-            retry=tenacity.retry_if_exception(
-                lambda error: is_unanswered(error) or isinstance(
-                    error, nova_exception.GlanceConnectionFailed)),
+            retry=tenacity.retry_if_exception_type(
+                (*CONNECTION_ERRORS, nova_exception.GlanceConnectionFailed)),
             stop=tenacity.stop_after_attempt(1 + CONF.glance.num_retries),
             wait=tenacity.wait_exponential(
                 FIRST_RETRY_INTERVAL, MAX_RETRY_INTERVAL),
@@ -193,11 +182,10 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             for attempt in attempts:
                 with attempt:
                     self._attempt(encoder, attempt.retry_state.attempt_number)
-        except (*CONNECTION_ERRORS, glanceclient.exc.HTTPException) as error:
-            if is_unanswered(error):
-                if self._has_arrived():
-                    return
+        except CONNECTION_ERRORS as error:
+            if not self._has_arrived():
                 raise self._unreachable(error) from error
+        except glanceclient.exc.HTTPException as error:
             self._raise_if_deleted()
             raise self._refused(error) from error
 
@@ -213,17 +201,15 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         """
         # After other errors, Nova's client has made its own attempts.
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_unanswered),
+            retry=tenacity.retry_if_exception_type(CONNECTION_ERRORS),
             stop=tenacity.stop_after_attempt(2),
             wait=tenacity.wait_fixed(FIRST_RETRY_INTERVAL),
             sleep=self._token.wait, reraise=True)
         with self._errors_translated():
             try:
                 stored = attempts(self._stored)
-            except Exception as error:
-                if is_unanswered(error):
-                    raise self._unreachable(error) from error
-                raise
+            except CONNECTION_ERRORS as error:
+                raise self._unreachable(error) from error
         mismatch = _mismatch(stored, encoder, self._sent_digest)
         if mismatch:
             raise exception.ImageMismatch(

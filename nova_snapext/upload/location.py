@@ -47,7 +47,7 @@ UNREACHABLE = (*glance.CONNECTION_ERRORS,
                glanceclient.exc.HTTPInternalServerError,
                nova_exception.GlanceConnectionFailed)
 
-# All errors of a request. See _is_unanswered().
+# All errors of a request.
 REQUEST_ERRORS = (*UNREACHABLE, glanceclient.exc.HTTPException)
 
 
@@ -123,7 +123,7 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
                 raise nova_exception.ImageNotFound(
                     image_id=self._image_id) from error
             except REQUEST_ERRORS as error:
-                if _is_unanswered(error):
+                if isinstance(error, UNREACHABLE):
                     last: Exception = error
                     LOG.debug('Attempt %(number)d to add a location to image '
                               '%(image)s got no answer: %(error)s',
@@ -198,7 +198,8 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             try:
                 image, task = self._state()
             except REQUEST_ERRORS as error:
-                if not _is_unanswered(error) or watch.elapsed() > limit:
+                if (not isinstance(error, UNREACHABLE) or
+                        watch.elapsed() > limit):
                     raise
                 self._log_unreachable(error)
             else:
@@ -231,7 +232,7 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
             try:
                 image, task = self._state()
             except REQUEST_ERRORS as error:
-                if not _is_unanswered(error):
+                if not isinstance(error, UNREACHABLE):
                     raise
                 self._log_unreachable(error)
             else:
@@ -276,11 +277,6 @@ class LocatedImage(contextlib.AbstractContextManager['LocatedImage']):
     def _refused(self, reason: object) -> exception.LocationRefused:
         return exception.LocationRefused(
             image=self._image_id, reason=str(reason))
-
-
-def _is_unanswered(error: Exception) -> bool:
-    """Return whether an error does not tell if Glance got the request."""
-    return isinstance(error, UNREACHABLE) or glance.is_unanswered(error)
 
 
 def is_hashed_now(connected: client.ImageRequests) -> bool:

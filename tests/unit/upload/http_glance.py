@@ -13,6 +13,7 @@ class HttpGlance(server.ThreadingHTTPServer):
     :ivar requests: method and path of each request, in order
     :ivar connections: number of connections that were accepted
     :ivar refused_tokens: users' tokens that have expired
+    :ivar status: of each response to a PUT
     """
 
     def __init__(self):
@@ -21,6 +22,7 @@ class HttpGlance(server.ThreadingHTTPServer):
         self.requests = []
         self.connections = 0
         self.refused_tokens = set()
+        self.status = 204
         self.patch = None
         self.content = b''
         self.thread = threading.Thread(target=self.serve_forever)
@@ -78,4 +80,8 @@ class _Handler(server.BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         self.server.content = content
-        self.respond()
+        if self.server.status == 204:
+            self.respond()
+        else:
+            self.server.requests.append(f'{self.command} {self.path}')
+            self.send_error(self.server.status)

@@ -621,6 +621,14 @@ class UploadTest(GlanceTestCase):
             self.assertIn(base.IMAGE_ID, str(error))
             self.assertEqual(1, len(server.received))
 
+    def test_refusal_that_glanceclient_has_no_class_for_is_not_retried(self):
+        server = fake_glance.FakeGlance(glanceclient.exc.HTTPException(
+            '415 Unsupported Media Type'))
+        error = self.assertRaises(exception.GlanceRefused,
+                                  self.upload, server)
+        self.assertIn('415', str(error))
+        self.assertEqual(1, len(server.received))
+
     def test_refusal_for_deleted_image_raises_image_not_found(self):
         # python-glanceclient has no class for Glance's 410.
         for refusal in (glanceclient.exc.HTTPException('410 Gone'),
@@ -640,8 +648,8 @@ class UploadTest(GlanceTestCase):
         def upload(image_id, image_data, image_size=None):
             fake_glance.FakeGlance.upload(server, image_id, image_data)
             if len(server.received) <= answers:
-                # python-glanceclient has no class for it.
-                raise glanceclient.exc.HTTPException('504 Gateway Time-out')
+                raise glanceclient.exc.CommunicationError(
+                    '504 Gateway Time-out')
 
         server.upload = upload
         return server
@@ -874,6 +882,25 @@ class HttpTest(GlanceTestCase):
             [{'op': 'add', 'path': '/name', 'value': 'snap'},
              {'op': 'remove', 'path': '/requested'}], self.server.patch)
         self.assertEqual(CONTENT, self.server.content)
+
+    def upload_to_server(self):
+        upload.upload(self.context, base.IMAGE_ID, {}, {}, self.encoder,
+                      self.token, lambda _sent, _size: None)
+
+    def uploads(self):
+        return self.server.requests.count(f'PUT {self.url}/file')
+
+    def test_complete_image_of_a_proxy_that_gives_up_is_kept(self):
+        self.server.status = 504
+        self.upload_to_server()
+        self.assertEqual(1, self.uploads())
+
+    def test_status_without_a_class_is_a_refusal(self):
+        self.server.status = 415
+        error = self.assertRaises(exception.GlanceRefused,
+                                  self.upload_to_server)
+        self.assertIn('415', str(error))
+        self.assertEqual(1, self.uploads())
 
     def test_requests_share_no_headers(self):
         # python-glanceclient adds to them.
