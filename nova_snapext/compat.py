@@ -151,6 +151,16 @@ NAMES: tuple[Name, ...] = (
         parameters=('context', 'live_snapshot', 'current_power_state',
                     'instance'),
         exact=True, used_by=('snapshot',)),
+    *(Function(
+        DRIVER, name, 'to thaw after an error of Nova\'s own snapshot',
+        parameters=('context', 'instance', 'image_meta'), exact=True,
+        used_by=('_live_snapshot',)) for name in ('quiesce', 'unquiesce')),
+    Function(
+        DRIVER, 'pause', 'to pause no guest that a merge will resume',
+        parameters=('instance',), exact=True),
+    Function(
+        DRIVER, 'cleanup_host', 'to leave no guest paused at the end',
+        parameters=('host',), exact=True),
     Function(
         DRIVER, '_cleanup_lvm', 'to delete disks that nobody has opened',
         parameters=('instance',), used_by=('_cleanup',)),

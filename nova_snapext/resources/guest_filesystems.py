@@ -34,6 +34,10 @@ AGENT_CHANNEL = 'org.qemu.guest_agent.0'
 # qemu_agent.c, qemuAgentCheckError.
 ANSWERED = 'unable to execute QEMU agent command'
 
+# What the agent says if its hook failed: execute_fsfreeze_hook of QEMU's
+# qga/commands-posix.c.
+HOOK = 'fsfreeze hook'
+
 # With these errors libvirt refuses before it calls the agent: the guest is
 # paused or off, or has no agent channel.
 NOTHING_SENT = (libvirt.VIR_ERR_OPERATION_INVALID,
@@ -234,9 +238,10 @@ def _has_frozen_nothing(error: libvirt.libvirtError) -> bool:
 
     A thaw would then end the freeze of somebody else, such as a backup
     program. An agent that answers with an error has thawed what it had
-    frozen: QEMU's qga/commands-posix.c, qmp_guest_fsfreeze_freeze_list.
+    frozen, unless its hook failed: a part of the hook may have quiesced an
+    application (QEMU's qga/commands-posix.c, qmp_guest_fsfreeze_freeze_list).
     """
-    if connection.is_disconnect(error):
+    if connection.is_disconnect(error) or HOOK in str(error):
         return False
     code = error.get_error_code()
     return code in NOTHING_SENT or (

@@ -110,9 +110,16 @@ class NativeJob:
     def on_quiesce(self) -> None:
         """Freeze the guest's filesystems.
 
-        :raises NovaException: it can't be done; Nova logs the reason
+        :raises InstanceQuiesceFailed: it can't be done; Nova logs the reason
         """
-        reason = self._filesystems.freeze()
+        try:
+            reason = self._filesystems.freeze()
+        except exception.ThawFailed as error:
+            # They may still become frozen. After no error Nova calls
+            # on_unquiesce(), which tries the thaw again.
+            LOG.warning('It is not known whether the guest is frozen: %s',
+                        error, instance=self._plan.instance)
+            return
         if reason is not None:
             raise nova_exception.InstanceQuiesceFailed(reason=reason)
 

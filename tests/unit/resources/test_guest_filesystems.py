@@ -118,8 +118,11 @@ class FrozenTest(FilesystemsTestCase):
         plan.guest.thaw_filesystems.assert_not_called()
 
     def test_freeze_with_an_unknown_end_is_thawed(self):
-        for error in (LOST, base.libvirt_error(
-                libvirt.VIR_ERR_INTERNAL_ERROR, 'Missing agent reply object')):
+        for error in (LOST, *(base.libvirt_error(
+                libvirt.VIR_ERR_INTERNAL_ERROR, text) for text in (
+                    'Missing agent reply object',
+                    REFUSED.partition(': Command')[0] +
+                    ': fsfreeze hook has failed with status 1'))):
             plan = self.agent_plan()
             plan.guest.freeze_filesystems.side_effect = error
             self.assertEqual(CRASH, self.consistency(plan))

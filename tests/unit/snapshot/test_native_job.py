@@ -117,6 +117,21 @@ class AgentTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(libvirt.libvirtError, self.snapshot)
         self.domain.fsThaw.assert_called_once()
 
+    def test_freeze_with_an_unknown_end_is_thawed_before_nova_goes_on(self):
+        self.domain.fsFreeze.side_effect = base.libvirt_error(
+            libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+        self.domain.fsThaw.side_effect = [base.libvirt_error(
+            libvirt.VIR_ERR_AGENT_UNRESPONSIVE), None]
+
+        def take(driver, _context, instance, *_args):
+            driver.quiesce(None, instance, instance.image_meta)
+            driver.unquiesce(None, instance, instance.image_meta)
+            self.assertEqual(2, self.domain.fsThaw.call_count)
+
+        self.native.side_effect = take
+        self.snapshot()
+        self.assertEqual(2, self.domain.fsThaw.call_count)
+
     def test_freeze_that_fails_does_not_fail_the_snapshot(self):
         self.domain.fsFreeze.side_effect = base.libvirt_error(
             libvirt.VIR_ERR_OPERATION_INVALID)
