@@ -422,11 +422,13 @@ class _Pace:
         # QEMU 7.2).
         if not CONF.snapext.merge_min_write_kbps and not self._limit.is_set:
             return True
+        if self.is_paused:
+            return left == 0
         if limits.PAUSES.are_forbidden:
             # This process ends. The next one finds the commit, and ends it.
             return False
         if self._pause_timer.has_started():
-            return left == 0 or not self.is_paused
+            return True
         if left > max(MAX_LEFT_AT_PAUSE, self._convergence.copied_per_second *
                       MAX_SECONDS_AT_PAUSE):
             return False

@@ -292,13 +292,14 @@ class WriteLimit:
         """
         if not self.is_set:
             return
-        is_late = False
-        if guest.is_active():
-            is_late = self._paused and self._resume(guest)
+        is_late = (self._paused and guest.is_active() and
+                   self._resume(guest))
+        # From here on only a user pauses it.
+        self._paused = False
         PAUSES.end(self._instance.uuid)
         if self._limits and guest.is_active():
             self._put_back(guest)
-        self._original, self._limits, self._paused = {}, [], False
+        self._original, self._limits = {}, []
         self._save()
         if is_late:
             with guest.agent_timeout(CONF.snapext.agent_timeout):

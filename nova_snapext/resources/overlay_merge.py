@@ -272,6 +272,8 @@ class OverlayMerge:
         """
         guest = domain.find(self._host, self._instance)
         running = _is_running(guest)
+        if not running:
+            write_limit.PAUSES.end(self._instance.uuid)
         # Nova may be clearing the volume: what is merged into it now would
         # stay on the storage, for the next owner of its space.
         if (not running and self._disk.storage == 'block' and

@@ -272,6 +272,19 @@ class ActiveCommitTest(base.TestCase):
         self.limit.pause.assert_not_called()
         self.pivot.assert_not_called()
 
+    def test_guest_that_is_paused_already_pivots_in_a_process_that_ends(self):
+        self.limit.is_set = True
+        pauses = write_limit.Pauses()
+        chain = ('/i/overlay', '/i/disk')
+        self.guest.block_job_info.side_effect = [
+            {'cur': 7, 'end': 8}, {'cur': 8, 'end': 8}]
+        self.limit.pause.side_effect = (
+            lambda _guest: pauses.stop(0) == [])
+        ready = definition(*chain, mirror=COMMIT_READY)
+        with mock.patch.object(write_limit, 'PAUSES', pauses):
+            self.run_commit(ready, ready, definition(chain[1]))
+        self.pivot.assert_called_once_with(async_=True, pivot=True)
+
     def test_guest_that_does_not_pivot_is_paused(self):
         self.useFixture(fixtures.MockPatchObject(
             block_commit, 'PIVOT_PATIENCE', 0))

@@ -211,6 +211,17 @@ class WriteLimitTest(base.TestCase):
         self.limit.restore(self.limit.record())
         self.assertEqual([self.uuid], self.pauses.stop(0))
 
+    def test_guest_that_a_user_pauses_after_the_merge_is_not_resumed(self):
+        self.limit.lower(self.guest, RATE)
+        self.paused()
+        self.guest.set_block_tuning.side_effect = base.libvirt_error(1)
+        self.assertRaises(libvirt.libvirtError, self.limit.remove, self.guest)
+        self.guest.resume.assert_called_once_with()
+        self.guest.set_block_tuning.side_effect = self.set
+        self.limit.remove(self.guest)
+        self.guest.resume.assert_called_once_with()
+        self.assertEqual(NONE, self.now)
+
     def test_nobody_waits_for_a_guest_that_could_not_be_paused(self):
         self.guest.pause.side_effect = base.libvirt_error(1)
         self.assertRaises(

@@ -441,6 +441,15 @@ class MergeTest(MergeTestCase):
         self.define(self.path)
         return self.patch(checks, 'find_deletion')
 
+    def test_nobody_waits_for_a_guest_that_is_off(self):
+        self.useFixture(fixtures.MockPatchObject(
+            write_limit, 'PAUSES', write_limit.Pauses()))
+        self.merge.restore({**self.merge.record(), 'write_limit': {
+            'original': {}, 'limits': [], 'paused': True}})
+        self.define(self.path)
+        self.merge.run()
+        self.assertEqual([], write_limit.PAUSES.stop(0))
+
     def test_guest_does_not_wait_for_a_nova_that_does_not_answer(self):
         answered = threading.Event()
         self.addCleanup(answered.set)
