@@ -446,7 +446,7 @@ when zeros are left out of a qcow2 image or when it is compressed.
 The tables of such an image are placed behind the amount of data that a sample
 of the disk predicts, less this buffer. Data that belongs behind the tables and
 exceeds the buffer is read and compressed a second time. Compression takes
-another 16 MiB.
+another 16 MiB, and up to 34 MiB for each TiB of data.
 """),
     cfg.IntOpt(
         'compression_min_saving_percent',
