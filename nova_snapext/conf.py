@@ -340,7 +340,8 @@ READ_OPTS = [
         min=1,
         help="""
 Seconds that the frozen disk may leave all reads unanswered before the snapshot
-fails.
+fails. In Ceph, also the seconds that the copy or the removal of an image, or
+the search for its data, may make no progress.
 """),
     cfg.IntOpt(
         'read_rate_limit_mbps',
@@ -479,6 +480,8 @@ chunk, which costs a quarter of the upload time.
         help="""
 Seconds that Glance may take to detect a broken upload and to reset the image
 to ``queued``. If it takes longer, the snapshot fails without another attempt.
+If only the answer to an upload was lost, such as by the timeout of a proxy,
+Glance may take as long to make the image active.
 
 For an image that is made inside Ceph: seconds until Glance has made the image
 active, and how much longer than its size explains Glance may read it for its
@@ -499,6 +502,9 @@ stalls for longer is broken off and tried again, as after a lost connection.
 Glance answers an upload when its store has all of the data. A store that still
 writes after the last byte needs time for that. If ``[glance]timeout`` is set,
 it is used instead, as for all requests that Nova sends to Glance.
+
+The deletion of the image of a failed snapshot may take this long in all,
+whatever ``[glance]timeout`` is. If it takes longer, it is tried again later.
 
 Related options:
 
