@@ -117,14 +117,22 @@ class GuestFilesystems(journal.Resource):
             finally:
                 self.thaw()
             return
+        self.check_not_required(reason)
+        LOG.info('The guest\'s filesystems are not frozen for the snapshot: '
+                 '%s', reason, instance=self._instance)
+        yield planning.Consistency.CRASH
+
+    def check_not_required(self, reason: str) -> None:
+        """Check that the image does not require a quiesce, which has failed.
+
+        :param reason: why it has failed
+        :raises QuiesceFailed: it does
+        """
         if self._instance.image_meta.properties.get(
                 'os_require_quiesce', False):
             raise exception.QuiesceFailed(
                 instance=self._instance.uuid, reason=reason,
                 user_reason=reasons.for_users(reason))
-        LOG.info('The guest\'s filesystems are not frozen for the snapshot: '
-                 '%s', reason, instance=self._instance)
-        yield planning.Consistency.CRASH
 
     def thaw(self) -> None:
         """Thaw the filesystems, if they are frozen.

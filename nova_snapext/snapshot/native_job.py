@@ -35,6 +35,10 @@ from nova_snapext.snapshot import worker
 LOG = logging.getLogger(__name__)
 
 
+class NotQuiesced(Exception):
+    """Ends Nova's own snapshot, which goes on after any error of Nova's."""
+
+
 class NativeJob:
     """Nova's own snapshot of one instance.
 
@@ -68,6 +72,7 @@ class NativeJob:
         :param complete: called when the image is complete
         :raises DirectSnapshotRefused: Nova would have suspended the guest;
             nothing is left of the attempt
+        :raises QuiesceFailed: the image requires it, and it has failed
         """
         plan = self._plan
         with journal.ReleaseStack(entry) as stack:
@@ -80,9 +85,12 @@ class NativeJob:
             stack.add(self._snapshot)
             # They are thawed before all else.
             stack.add(self._filesystems)
-            libvirt_driver.LibvirtDriver.snapshot(
-                self._driver, plan.context, plan.instance, plan.image_id,
-                update_task_state)
+            try:
+                libvirt_driver.LibvirtDriver.snapshot(
+                    self._driver, plan.context, plan.instance, plan.image_id,
+                    update_task_state)
+            except NotQuiesced as error:
+                raise error.__cause__ or error from None
             if self._clone is not None and self._clone.is_offered:
                 # It is the image.
                 stack.mark_released(self._clone)
@@ -111,17 +119,26 @@ class NativeJob:
         """Freeze the guest's filesystems.
 
         :raises InstanceQuiesceFailed: it can't be done; Nova logs the reason
+        :raises NotQuiesced: the snapshot ends, as the image requires it
         """
         try:
             reason = self._filesystems.freeze()
         except exception.ThawFailed as error:
+            self._require_quiesce(str(error))
             # They may still become frozen. After no error Nova calls
             # on_unquiesce(), which tries the thaw again.
             LOG.warning('It is not known whether the guest is frozen: %s',
                         error, instance=self._plan.instance)
             return
         if reason is not None:
+            self._require_quiesce(reason)
             raise nova_exception.InstanceQuiesceFailed(reason=reason)
+
+    def _require_quiesce(self, reason: str) -> None:
+        try:
+            self._filesystems.check_not_required(reason)
+        except exception.QuiesceFailed as error:
+            raise NotQuiesced from error
 
     def on_unquiesce(self) -> None:
         """Thaw the guest's filesystems.

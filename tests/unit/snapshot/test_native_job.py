@@ -95,10 +95,11 @@ class AgentTest(snapshot_base.SnapshotTestCase):
         self.domain.XMLDesc.return_value = snapshot_base.DOMAIN.format(
             'ploop').replace('</devices>', f'{AGENT}</devices>')
         self.native.side_effect = self.take
+        self.properties = {}
         self.error = None
 
-    def instance(self, **properties):
-        return super().instance(hw_qemu_guest_agent='yes', **properties)
+    def instance(self):
+        return super().instance(hw_qemu_guest_agent='yes', **self.properties)
 
     def take(self, driver, _context, instance, *_args):
         driver.quiesce(None, instance, instance.image_meta)
@@ -131,6 +132,15 @@ class AgentTest(snapshot_base.SnapshotTestCase):
         self.native.side_effect = take
         self.snapshot()
         self.assertEqual(2, self.domain.fsThaw.call_count)
+
+    def test_freeze_that_fails_ends_a_snapshot_that_requires_it(self):
+        self.properties = {'os_require_quiesce': 'yes'}
+        for code in (libvirt.VIR_ERR_OPERATION_INVALID,
+                     libvirt.VIR_ERR_AGENT_UNRESPONSIVE):
+            self.domain.fsFreeze.side_effect = base.libvirt_error(code)
+            self.assertRaises(exception.QuiesceFailed, self.snapshot)
+            self.domain.fsFreeze.reset_mock()
+        self.assertEqual(2, self.discard.call_count)
 
     def test_freeze_that_fails_does_not_fail_the_snapshot(self):
         self.domain.fsFreeze.side_effect = base.libvirt_error(
