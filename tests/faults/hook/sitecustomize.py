@@ -35,8 +35,11 @@ import signal
 import sys
 import time
 
-# The original, whether it is wrapped later or not.
+# The originals, whether they are wrapped later, or replaced by eventlet, or
+# not.
+from _thread import start_new_thread
 from os import rename
+from time import sleep
 
 DIRECTORY = os.environ.get('SNAPEXT_FAULTS', '')
 ARMED, OCCURRED, REACHED = (os.path.join(DIRECTORY, name)
@@ -71,7 +74,7 @@ class Faults:
                 return
             rename(ARMED, OCCURRED)
         if moment == 'during':
-            _thread.start_new_thread(_kill, (function, fault['delay']))
+            start_new_thread(_kill, (function, fault['delay']))
         else:
             ACTIONS[fault['action']](function)
 
@@ -93,7 +96,7 @@ class Faults:
 
 
 def _kill(_function, delay=0.0):
-    time.sleep(delay)
+    sleep(delay)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
