@@ -24,6 +24,7 @@ exit codes:
   1  something was found: a check failed, or something waits or is left
   2  the command line is wrong
   3  the command could not find out, or could not do, all of it
+  130  Ctrl-C has ended it
 """
 
 

@@ -176,9 +176,8 @@ def delete_disks_of_deleted(uuid: str) -> None:
         raise exception.ReleaseFailed(
             instance=uuid,
             reason=f'its snapshot in Ceph is gone, but {root} may stay: '
-                   f'{reason}. If Nova has deleted the instance, remove what '
-                   f'"rbd snap ls {root}" lists, then the disk: "rbd rm '
-                   f'{root}"') from error
+                   f'{reason}. If Nova has deleted the instance, '
+                   f'{_remedy(root)}') from error
 
 
 def _has_recorded_snapshot(uuid: str, root: ceph.ImageSpec) -> bool:
@@ -219,6 +218,14 @@ def _remove_clone(clone: ceph.ImageSpec, image_id: str) -> None:
         # Of native threads, also under eventlet.
         sleep=tenacity.sleep_using_event(cancel.native_threading().Event()),
         reraise=True)(ceph.remove_image, clone, image_id)
+
+
+def _remedy(image: ceph.ImageSpec) -> str:
+    """Return how an operator removes a disk with all of its snapshots."""
+    return (f'remove each snapshot that "rbd snap ls {image}" lists: first '
+            f'its clones ("rbd children {image}@NAME") that Glance does not '
+            f'know, then "rbd snap unprotect {image}@NAME" and "rbd snap rm '
+            f'{image}@NAME"; then "rbd rm {image}"')
 
 
 def _is_used() -> bool:
@@ -273,7 +280,6 @@ def remove_of_instance(uuid: str, in_progress: bool) -> None:
     except Exception as error:
         # Whatever it is, the instance is deleted.
         LOG.error('%(image)s of the deleted instance %(instance)s may stay '
-                  'in Ceph: %(error)s Remove its snapshots and their clones, '
-                  'then the image: "rbd snap ls %(image)s", "rbd children '
-                  '%(image)s@NAME"',
-                  {'image': image, 'instance': uuid, 'error': error})
+                  'in Ceph: %(error)s To clean up, %(remedy)s',
+                  {'image': image, 'instance': uuid, 'error': error,
+                   'remedy': _remedy(image)})
