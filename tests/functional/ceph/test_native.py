@@ -42,7 +42,7 @@ class NativeTest(base.CephTestCase):
         self.discarded = []
         self.useFixture(functional_base.fixtures.MockPatchObject(
             rbd_clone.upload, 'discard',
-            lambda _context, _api, image, *_args: self.discarded.append(
+            lambda _context, image, *_args: self.discarded.append(
                 image in self.cluster.images('images'))))
 
     def guest(self, disk, **kwargs):
