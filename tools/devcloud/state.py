@@ -59,7 +59,7 @@ class State:
     @classmethod
     def default(cls) -> 'State':
         """Return the directory in SNAPEXT_CLOUD_DIR, or the usual one."""
-        path = os.environ.get('SNAPEXT_CLOUD_DIR', '/var/lib/snapext-cloud')
+        path = os.environ.get('SNAPEXT_CLOUD_DIR') or '/var/lib/snapext-cloud'
         return cls(pathlib.Path(path).absolute())
 
     @property
