@@ -11,6 +11,10 @@ import typing as ty
 
 _R = ty.TypeVar('_R')
 
+# Seconds to wait for Nova's answer about an instance. A message has no limit
+# of its own while RabbitMQ is away.
+NOVA_TIMEOUT = 10
+
 # Whom the code of a module, or of a package, waits for.
 PEERS = {'libvirt': 'libvirtd',
          'oslo_messaging': 'RabbitMQ or nova-conductor',

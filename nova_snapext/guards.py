@@ -32,6 +32,7 @@ from nova_snapext.hypervisor import write_limit
 from nova_snapext import journal
 from nova_snapext.recovery import gate as recovery_gate
 from nova_snapext.recovery import state
+from nova_snapext.resources import passthrough_devices
 
 LOG = logging.getLogger(__name__)
 
@@ -115,9 +116,11 @@ class RecoveryGuards:
     LibvirtDriver among the base classes.
 
     :ivar gate: the gate of this driver
+    :ivar pending_unplugs: devices whose removal libvirt has yet to report
     """
 
     gate: recovery_gate.InstanceGate
+    pending_unplugs: passthrough_devices.PendingUnplugs
 
     check_can_live_migrate_source = _guarded(
         driver.LibvirtDriver.check_can_live_migrate_source, _fail_check)
@@ -170,6 +173,7 @@ class RecoveryGuards:
             except exception.SnapshotInProgress:
                 LOG.debug('The snapshot in progress suspends the guest',
                           instance=instance)
+            self.pending_unplugs.discard(instance.uuid)
             super().suspend(context, instance)  # type: ignore[misc]
 
     def _require_no_job(self, instance: objects.Instance) -> None:
@@ -215,6 +219,9 @@ class RecoveryGuards:
             raise refuse(refused, instance) from error
         except exception.SnapshotInProgress as error:
             raise refuse(error, instance) from error
+        # What Nova detaches from now on, such as for a live migration, is not
+        # to be attached again.
+        self.pending_unplugs.discard(instance.uuid)
 
 
 def _power_off(error: exception.SnapextError,

@@ -425,8 +425,11 @@ class _Pace:
         if self.is_paused:
             return left == 0
         if limits.PAUSES.are_forbidden:
-            # This process ends. The next one finds the commit, and ends it.
-            return False
+            raise exception.CommitFailed(
+                disk=self._disk, guest=self._instance.name,
+                reason='is merged when nova-compute has started again: it '
+                       'stops, and may not pause the guest for the end any '
+                       'more. The commit continues until then')
         if self._pause_timer.has_started():
             return True
         if left > max(MAX_LEFT_AT_PAUSE, self._convergence.copied_per_second *

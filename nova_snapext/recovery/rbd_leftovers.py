@@ -24,6 +24,7 @@ from oslo_log import log as logging
 from oslo_utils import uuidutils
 import tenacity
 
+from nova_snapext import bounded
 from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext import exception
@@ -155,7 +156,9 @@ def delete_disks_of_deleted(uuid: str) -> None:
     pool = CONF.libvirt.images_rbd_pool
     root = ceph.ImageSpec(pool, f'{uuid}{ceph.DISK_SUFFIX}')
     try:
-        instance = _find_instance(uuid)
+        # What is released after it may have to thaw the guest.
+        instance = bounded.call(lambda: _find_instance(uuid),
+                                bounded.NOVA_TIMEOUT)
         if instance is not None and not (
                 instance.deleted and _was_here(instance)):
             return

@@ -20,6 +20,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 import oslo_messaging
 
+from nova_snapext import bounded
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import journal
@@ -292,13 +293,16 @@ def get_instance(uuid: str, name: str) -> objects.Instance:
     :returns: an UnknownInstance, if Nova does not have it or does not answer
     """
     try:
-        return objects.Instance.get_by_uuid(
+        # The guest may be paused or frozen until it is recovered.
+        return bounded.call(lambda: objects.Instance.get_by_uuid(
             nova_context.get_admin_context(), uuid,
-            expected_attrs=['flavor', 'system_metadata', 'numa_topology'])
+            expected_attrs=['flavor', 'system_metadata', 'numa_topology']),
+            bounded.NOVA_TIMEOUT)
     except nova_exception.InstanceNotFound:
         LOG.info('Instance %s, whose snapshot was interrupted, is deleted',
                  uuid)
-    except oslo_messaging.MessagingException as error:
+    except (oslo_messaging.MessagingException,
+            bounded.NoResponse) as error:
         LOG.warning('Could not ask Nova for instance %(instance)s, whose '
                     'snapshot was interrupted: %(error)s',
                     {'instance': uuid, 'error': error})

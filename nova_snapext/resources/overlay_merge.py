@@ -57,9 +57,6 @@ MERGE_ERRORS: tuple[type[Exception], ...] = (
     nova_exception.InstanceNotFound,
 )
 
-# Seconds that Nova may take to tell whether it deletes an instance.
-DELETION_TIMEOUT = 10
-
 
 class GuestState(enum.Enum):
     """What the guest uses when a step of the merge begins."""
@@ -293,7 +290,7 @@ class OverlayMerge:
             # A guest may wait for this merge, and RabbitMQ may be away.
             deletion = bounded.call(lambda: checks.find_deletion(
                 self._target.context, self._instance.uuid,
-                (task_states.DELETING,)), DELETION_TIMEOUT)
+                (task_states.DELETING,)), bounded.NOVA_TIMEOUT)
         except Exception as error:
             LOG.warning('Could not find out whether the instance is being '
                         'deleted: %s', error, instance=self._instance)

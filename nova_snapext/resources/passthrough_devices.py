@@ -144,6 +144,11 @@ class PendingUnplugs:
         with self._lock:
             self._expected.pop(instance_uuid, None)
 
+    def discard_device(self, instance_uuid: str, alias: str | None) -> None:
+        """Expect no removal of one device any more."""
+        with self._lock:
+            self._expected.get(instance_uuid, {}).pop(alias, None)
+
     def on_event(self, event: virtevent.InstanceEvent) -> None:
         """Handle an event of any guest, without a call to libvirt.
 
@@ -416,6 +421,10 @@ class PassthroughDevices(journal.Resource):
                             instance=self._instance)
                 reasons[device.name] = str(error)
             else:
+                # The guest has followed the request, and the next one may be
+                # Nova's.
+                self._pending_unplugs.discard_device(
+                    self._instance.uuid, device.alias)
                 LOG.info('%s is attached again', device.name,
                          instance=self._instance)
         return reasons

@@ -13,6 +13,7 @@ from nova.compute import task_states
 from nova.compute import vm_states
 from nova import exception as nova_exception
 from nova.virt.libvirt import driver as nova_driver
+from nova.virt.libvirt import event
 
 from nova_snapext import driver
 from nova_snapext import exception
@@ -140,6 +141,18 @@ class GuardTest(GuardTestCase):
         device.get_job_info.return_value = None
         self.call('suspend')
         nova.assert_called_once_with(None, self.instance_)
+
+    def test_device_that_nova_detaches_next_is_not_attached_again(self):
+        for name, arguments in (('suspend', ()),
+                                ('check_can_live_migrate_source', (None,))):
+            self.patch(nova_driver.LibvirtDriver, name)
+            attach_again = mock.Mock()
+            self.driver.pending_unplugs.expect(
+                self.instance_.uuid, 'hostdev0', attach_again)
+            getattr(self.driver, name)(None, self.instance_, *arguments)
+            self.driver.pending_unplugs.on_event(event.DeviceRemovedEvent(
+                self.instance_.uuid, 'hostdev0'))
+            attach_again.assert_not_called()
 
     def test_user_pauses_no_guest_that_a_merge_will_resume(self):
         def pause(_instance):

@@ -267,8 +267,9 @@ class ActiveCommitTest(base.TestCase):
         pauses.stop(0)
         ready = definition('/i/overlay', '/i/disk', mirror=COMMIT_READY)
         with mock.patch.object(write_limit, 'PAUSES', pauses):
-            self.assertRaises(StopIteration, self.run_commit,
-                              ready, ready, ready)
+            self.assertIn('when nova-compute has started again', str(
+                self.assertRaises(exception.CommitFailed, self.run_commit,
+                                  ready, ready)))
         self.limit.pause.assert_not_called()
         self.pivot.assert_not_called()
 

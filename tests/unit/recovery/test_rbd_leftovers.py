@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import threading
 from unittest import mock
 
 import fixtures
@@ -8,6 +9,7 @@ from nova import objects
 from nova.storage import rbd_utils
 import tenacity
 
+from nova_snapext import bounded
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
@@ -103,6 +105,14 @@ class DeleteDisksTest(RbdLeftoversTestCase):
     def test_disks_go_with_the_last_snapshot_that_the_journal_has(self):
         self.left.return_value = ['snapext-1']
         self.delete(deleted=True, host=CONF.host)
+        self.removed.assert_not_called()
+
+    def test_release_does_not_wait_for_a_nova_that_does_not_answer(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        self.get.side_effect = lambda *_args, **_kwargs: answer.wait()
+        with mock.patch.object(bounded, 'NOVA_TIMEOUT', 0):
+            self.assertIn('did not respond', self.delete_fails())
         self.removed.assert_not_called()
 
     def test_disk_of_an_instance_that_nova_does_not_know_is_reported(self):

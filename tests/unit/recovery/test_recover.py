@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import os
+import threading
 from unittest import mock
 
 import fixtures
 from nova import exception as nova_exception
 import oslo_messaging
 
+from nova_snapext import bounded
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
@@ -142,6 +144,15 @@ class RecoverTest(base.RecoveryTestCase):
             self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
             self.assertTrue(self.recover_all())
             self.assertEqual([], os.listdir(self.journal))
+
+    def test_guest_is_thawed_while_nova_does_not_answer(self):
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        self.get.side_effect = lambda *_args, **_kwargs: answer.wait()
+        self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
+        with mock.patch.object(bounded, 'NOVA_TIMEOUT', 0):
+            self.assertTrue(self.recover_all())
+        self.assertEqual([], os.listdir(self.journal))
 
     def test_failed_recovery_does_not_keep_other_instances_from_theirs(self):
         self.leave(('spell', {}))

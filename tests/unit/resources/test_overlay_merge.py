@@ -16,6 +16,7 @@ from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 import tenacity
 
+from nova_snapext import bounded
 from nova_snapext import checks
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_commit
@@ -454,7 +455,7 @@ class MergeTest(MergeTestCase):
         answered = threading.Event()
         self.addCleanup(answered.set)
         self.on_volume().side_effect = lambda *_: answered.wait()
-        with mock.patch.object(overlay_merge, 'DELETION_TIMEOUT', 0):
+        with mock.patch.object(bounded, 'NOVA_TIMEOUT', 0):
             self.merge.run()
         self.commit.assert_called_once()
 

@@ -170,6 +170,23 @@ class DetachedTest(base.TestCase):
         self.assertEqual(ALL[1:], self.calls('attach'))
         self.assert_has_all_devices()
 
+    def test_device_that_was_attached_again_is_novas_to_detach(self):
+        devices = self.guest(GPU, PORT)
+        devices.capture_state(self.domain_plan.guest)
+        devices.detached_by_nova()
+        gpu = self.domain.live.pop(0)
+        devices.expect_late_unplugs()
+        devices.release()
+        self.assertEqual([GPU], self.calls('attach'))
+        # The port has not followed the request yet.
+        self.assertEqual(['hostdev1'], list(
+            self.driver.pending_unplugs._expected[
+                self.domain_plan.instance.uuid]))
+        [attached] = [device for device in self.domain.live
+                      if device.tag == gpu.tag]
+        self.domain.end_request(attached, released=True)
+        self.assertEqual([GPU], self.calls('attach'))
+
     def test_device_of_qemu_stays_attached(self):
         devices = self.guest(GPU, *STAYS)
         self.assertEqual(len(STAYS), len(self.detached(devices)))

@@ -196,7 +196,13 @@ class DevicesTest(snapshot_base.SnapshotTestCase):
             reason='busy', dev='gpu')
         self.assertRaises(nova_exception.PciDeviceDetachFailed, self.snapshot)
         self.attached.assert_called_once()
-        # It may leave the guest later.
+
+    def test_device_that_may_still_leave_the_guest_is_attached_then(self):
+        self.native.side_effect = self.take
+        self.driver.suspend.side_effect = (
+            nova_exception.PciDeviceDetachFailed(reason='slow', dev='gpu'))
+        self.assertRaises(nova_exception.PciDeviceDetachFailed, self.snapshot)
+        self.attached.assert_not_called()
         [expected] = self.driver.pending_unplugs._expected.values()
         self.assertEqual(['hostdev0'], list(expected))
 
