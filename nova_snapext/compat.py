@@ -277,12 +277,12 @@ NAMES: tuple[Name, ...] = (
              'to raise Glance\'s errors as Nova does',
              parameters=('image_id', 'exc_value'), exact=True),
     # glanceclient.
-    Function('glanceclient.v2.images:Controller', 'upload',
-             # Its parameter image_size, new in 4.10, is optional for us.
-             'to send an image', parameters=('image_id', 'image_data')),
     Attribute('glanceclient.v2.client:Client', 'http_client',
               'to replace the session of a client'),
     # keystoneauth1.
+    Function('keystoneauth1.session:Session', 'request',
+             'to send an image once',
+             keywords=('allow_reauth', 'redirect')),
     Attribute('keystoneauth1.adapter:Adapter', 'session',
               'to replace the session of a client'),
     # The parameters for TLS options, new in 5.14, are optional for us.

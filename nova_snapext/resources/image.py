@@ -93,7 +93,8 @@ def _delete_failed(plan: planning.Plan, image: journal.ImageEntry,
         return
     try:
         delete(image, plan.context)
-    except exception.UnexpectedState as error:
+    except Exception as error:
+        # Whatever it is, it must not hide why the snapshot failed.
         left = exception.IncompleteImageLeft(
             failure=str(failure), image=plan.image_id, reason=str(error))
         if not isinstance(failure, exception.GONE):

@@ -17,30 +17,39 @@ class ImageDeletedCheck(checks.Check):
 
     Once the user's token has expired, Nova's service user is asked.
 
+    :param context: of a user who may see the image; None: not known
     :param seen_by_nova: the service user has seen the image, see
         is_seen_by_nova()
     """
 
-    def __init__(self, context: nova_context.RequestContext, image_id: str,
-                 seen_by_nova: bool = False):
+    def __init__(self, context: nova_context.RequestContext | None,
+                 image_id: str, seen_by_nova: bool = False):
         self._context = context
+        self._expired: glanceclient.exc.HTTPUnauthorized | None = None
+        if context is None:
+            self._expired = glanceclient.exc.HTTPUnauthorized(
+                'the user is not known')
         self._image_id = image_id
         self._seen_by_nova = seen_by_nova
         self._token = cancel.CancelToken()
         self._client = client.ImageClient(self._token, image_id)
 
     def run(self) -> nova_exception.ImageNotFound | None:
-        try:
-            return self._find_deletion(self._context)
-        except glanceclient.exc.HTTPUnauthorized as expired:
-            deleted = self._find_deletion(self._client.service_context())
-            if deleted is not None and not self._seen_by_nova:
-                # This user may only not be allowed to see the image.
-                raise expired from None
+        if self._expired is None:
+            try:
+                return self._find_deletion(self._context)
+            except glanceclient.exc.HTTPUnauthorized as error:
+                # A new one, as that would keep its frames.
+                self._expired = glanceclient.exc.HTTPUnauthorized(
+                    error.details)
+        deleted = self._find_deletion(self._client.service_context())
+        if deleted is not None and not self._seen_by_nova:
+            # This user may only not be allowed to see the image.
+            raise self._expired
         self._seen_by_nova = True
         return deleted
 
-    def _find_deletion(self, context: nova_context.RequestContext,
+    def _find_deletion(self, context: nova_context.RequestContext | None,
                        ) -> nova_exception.ImageNotFound | None:
         # Nova's client would retry by itself, and log each attempt.
         image = self._client.connect(context).snapext_image

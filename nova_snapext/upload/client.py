@@ -12,6 +12,7 @@ import glanceclient.exc
 from nova import context as nova_context
 
 from nova_snapext import cancel
+from nova_snapext.upload import body
 from nova_snapext.upload import connection
 from nova_snapext.upload import service_user
 
@@ -24,6 +25,9 @@ LOCATION_API = 'v2.17'
 
 # The type of Glance's task, see get_flow() of its location_import.py.
 LOCATION_TASK = 'location_import'
+
+# The codes of HTTP for a request that has succeeded.
+SUCCESS = range(200, 300)
 
 PATCH_HEADERS = {
     'Content-Type': 'application/openstack-images-v2.1-json-patch'}
@@ -76,6 +80,30 @@ class ImageRequests:
             self._http_client.patch(self._url, data=json.dumps(patch),
                                     headers=dict(PATCH_HEADERS))
         return [*changed, *removed]
+
+    def upload(self, data: body.Body, size: int | None) -> None:
+        """Send the image's data in one request, which is made once.
+
+        keystoneauth would log in again after a 401, or follow a redirect, and
+        then send what it has not yet read of the data: Glance would take
+        that for the image.
+
+        :param size: of the image, in bytes; None if it is not known yet
+        """
+        headers = {'Content-Type': 'application/octet-stream'}
+        if size is not None:
+            # Glance uses it since release 31, and ignores it before.
+            headers['x-openstack-image-size'] = str(size)
+        response, _body = self._http_client.put(
+            f'{self._url}/file', headers=headers, data=data,
+            allow_reauth=False, redirect=False)
+        if response.status_code not in SUCCESS:
+            error = glanceclient.exc.HTTPException(
+                f'it is redirected to {response.headers.get("Location")}. '
+                f'Nova must send images to Glance itself: correct its '
+                f'endpoint in Keystone, or [glance]endpoint_override')
+            error.code = response.status_code
+            raise error
 
     def delete(self) -> None:
         """Delete the image, as Nova's image API does."""

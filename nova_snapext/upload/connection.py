@@ -11,6 +11,7 @@ import socket
 import ssl
 import typing as ty
 
+import glanceclient.exc
 from keystoneauth1 import exceptions as ks_exceptions
 from keystoneauth1 import loading
 from keystoneauth1 import service_token
@@ -156,7 +157,29 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
                 response.close()
                 raise ks_exceptions.ConnectTimeout(
                     f'504 {response.reason}: {response.url}')
+            if not response.ok:
+                _make_readable(response)
             return response
+
+
+def _make_readable(response: ty.Any) -> None:
+    """Let python-glanceclient read an error that not Glance has sent.
+
+    It fails at JSON and at content types that no service of OpenStack sends.
+    A code that it has no class for is treated as the first one of its
+    hundred: RFC 9110, 15. After too many requests a later one succeeds.
+    """
+    code = response.status_code
+    if code == http.HTTPStatus.TOO_MANY_REQUESTS:
+        response.status_code = http.HTTPStatus.SERVICE_UNAVAILABLE
+    elif type(glanceclient.exc.from_response(response)) is (
+            glanceclient.exc.HTTPException):
+        response.status_code = code // 100 * 100
+    try:
+        glanceclient.exc.from_response(response, response.content)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        response.headers['Content-Type'] = 'text/plain; charset=utf-8'
+        response._content = response.text.encode()
 
 
 # A class refers to itself, and only the garbage collector frees it: with one

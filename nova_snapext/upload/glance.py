@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import hashlib
-import inspect
 import typing as ty
 
 import glanceclient.exc
@@ -88,6 +87,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         self._client = image_client.ImageClient(token, image_id)
         self._sent_digest: str | None = None
         self._has_expired = False
+        self._has_logged_in_again = False
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
@@ -338,12 +338,26 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 self._on_progress)
             self._sent_digest = None
             try:
-                client.images.upload(self._image_id, data,
-                                     **_size_argument(client, encoder.size))
+                client.snapext_image.upload(data, encoder.size)
+            except glanceclient.exc.HTTPUnauthorized as error:
+                if self._log_in_again(client):
+                    raise glanceclient.exc.CommunicationError(
+                        message=str(error)) from error
+                raise
             finally:
                 # The image may be complete without an answer.
                 if data.is_sent:
                     self._sent_digest = digest.hexdigest()
+
+    def _log_in_again(self, client: ty.Any) -> bool:
+        """Forget the service token that Glance has refused, but only once.
+
+        :returns: whether another attempt will have a new one
+        """
+        if self._has_logged_in_again:
+            return False
+        self._has_logged_in_again = True
+        return bool(client.http_client.invalidate())
 
     def _has_arrived(self) -> bool:
         """Return whether the last attempt made the image active.
@@ -476,20 +490,6 @@ def _reason(error: glanceclient.exc.HTTPException) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ', '.join(names) or 'none'
-
-
-def _size_argument(client: ty.Any, size: int | None) -> dict[str, int]:
-    """Return the argument for the image's size, if glanceclient has it.
-
-    :param size: in bytes; None if it is not known yet
-    """
-    if size is None:
-        return {}
-    # Since python-glanceclient 4.10. Glance uses the header since release 31,
-    # and ignores it before.
-    if 'image_size' in inspect.signature(client.images.upload).parameters:
-        return {'image_size': size}
-    return {}
 
 
 def _mismatch(stored: dict[str, ty.Any], encoder: encode.Encoder,

@@ -46,9 +46,10 @@ class FakeGlance:
         self.stored = stored
         self.quota = quota
         self.protected = protected or {}
-        self.images = self
         self.http_client = mock.Mock()
         self.http_client.get.side_effect = self.on_get
+        self.http_client.put.side_effect = self.on_put
+        self.http_client.invalidate.return_value = False
         self.http_client.patch.side_effect = self.on_patch
         self.http_client.delete.side_effect = self.on_delete
         self.deletions = iter(())
@@ -67,9 +68,14 @@ class FakeGlance:
                                '_create_onetime_client', client):
             yield
 
-    def upload(self, image_id, image_data, image_size=None):
+    def on_put(self, url, headers, data, allow_reauth, redirect):
+        assert not allow_reauth and not redirect
+        self.sizes.append(headers.get('x-openstack-image-size'))
+        self.upload(data)
+        return mock.Mock(status_code=204), None
+
+    def upload(self, image_data):
         self.requests.append('PUT')
-        self.sizes.append(image_size)
         limit = next(self.failures, None)
         if isinstance(limit, Exception):
             self.received.append(b'')

@@ -14,6 +14,8 @@ class HttpGlance(server.ThreadingHTTPServer):
     :ivar connections: number of connections that were accepted
     :ivar refused_tokens: users' tokens that have expired
     :ivar status: of each response to a PUT
+    :ivar refusals: for the first responses to a PUT or a DELETE, their codes,
+        headers and content
     """
 
     def __init__(self):
@@ -23,6 +25,7 @@ class HttpGlance(server.ThreadingHTTPServer):
         self.connections = 0
         self.refused_tokens = set()
         self.status = 204
+        self.refusals = []
         self.patch = None
         self.content = b''
         self.thread = threading.Thread(target=self.serve_forever)
@@ -57,6 +60,24 @@ class _Handler(server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def refuse(self):
+        """Send the next refusal, if there is one."""
+        if not self.server.refusals:
+            return False
+        self.server.requests.append(f'{self.command} {self.path}')
+        code, headers, content = self.server.refusals.pop(0)
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        return True
+
+    def do_DELETE(self):
+        if not self.refuse():
+            self.respond()
+
     def do_GET(self):
         if self.headers['X-Auth-Token'] in self.server.refused_tokens:
             self.send_error(401)
@@ -79,6 +100,8 @@ class _Handler(server.BaseHTTPRequestHandler):
             content += self.rfile.read(length)
             self.rfile.readline()
         self.rfile.readline()
+        if self.refuse():
+            return
         self.server.content = content
         if self.server.status == 204:
             self.respond()

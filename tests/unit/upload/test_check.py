@@ -66,7 +66,15 @@ class ImageDeletedCheckTest(base.TestCase):
         check = upload.ImageDeletedCheck(self.user, base.IMAGE_ID, True)
         self.assertIsNone(check.run())
         self.assertIsInstance(check.run(), nova_exception.ImageNotFound)
-        self.assertEqual([self.user, self.service] * 2, self.contexts)
+        self.assertEqual([self.user, self.service, self.service],
+                         self.contexts)
+
+    def test_unknown_user_lets_service_user_find_the_deletion(self):
+        self.expire_token((None, {}), glanceclient.exc.HTTPNotFound())
+        check = upload.ImageDeletedCheck(None, base.IMAGE_ID)
+        self.assertIsNone(check.run())
+        self.assertIsInstance(check.run(), nova_exception.ImageNotFound)
+        self.assertEqual([self.service] * 2, self.contexts)
 
     def test_image_that_service_user_may_not_see_is_no_deletion(self):
         self.expire_token(glanceclient.exc.HTTPNotFound())

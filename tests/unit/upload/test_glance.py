@@ -14,6 +14,7 @@ import glanceclient.exc
 from keystoneauth1 import exceptions as ks_exceptions
 from keystoneauth1 import identity
 from keystoneauth1 import loading
+from keystoneauth1 import token_endpoint
 from nova import context as nova_context
 from nova import exception as nova_exception
 from nova.image import glance as nova_glance
@@ -465,7 +466,13 @@ class UploadTest(GlanceTestCase):
         server = fake_glance.FakeGlance()
         self.upload(server)
         self.assertEqual([CONTENT], server.received)
-        self.assertEqual([len(CONTENT)], server.sizes)
+        self.assertEqual([str(len(CONTENT))], server.sizes)
+
+    def test_image_of_unknown_size_is_sent_without_one(self):
+        server = fake_glance.FakeGlance()
+        self.encoder.size = None
+        self.assertRaises(exception.ImageMismatch, self.upload, server)
+        self.assertEqual([None], server.sizes)
 
     def test_metadata_is_set_before_data_is_sent(self):
         server = fake_glance.FakeGlance()
@@ -497,23 +504,14 @@ class UploadTest(GlanceTestCase):
         self.assertEqual(1, len(server.patches))
         self.assertEqual([CONTENT], server.received)
 
-    def test_old_glanceclient_gets_no_size(self):
-        server = fake_glance.FakeGlance()
-        server.upload = (
-            lambda image_id, image_data: fake_glance.FakeGlance.upload(
-                server, image_id, image_data))
-        self.upload(server)
-        self.assertEqual([None], server.sizes)
-        self.assertEqual([CONTENT], server.received)
-
     def test_chunk_size_option_is_in_kib(self):
         self.flags(upload_chunk_kb=4, group='snapext')
         server, lengths = fake_glance.FakeGlance(), []
 
-        def upload(image_id, image_data, image_size=None):
+        def upload(image_data):
             image_data = mock.Mock(wraps=image_data)
             image_data.read = self.recorded(image_data.read, lengths)
-            fake_glance.FakeGlance.upload(server, image_id, image_data)
+            fake_glance.FakeGlance.upload(server, image_data)
 
         server.upload = upload
         self.upload(server)
@@ -645,8 +643,8 @@ class UploadTest(GlanceTestCase):
         server = fake_glance.FakeGlance(
             statuses=['queued', *statuses])
 
-        def upload(image_id, image_data, image_size=None):
-            fake_glance.FakeGlance.upload(server, image_id, image_data)
+        def upload(image_data):
+            fake_glance.FakeGlance.upload(server, image_data)
             if len(server.received) <= answers:
                 raise glanceclient.exc.CommunicationError(
                     '504 Gateway Time-out')
@@ -901,6 +899,96 @@ class HttpTest(GlanceTestCase):
                                   self.upload_to_server)
         self.assertIn('415', str(error))
         self.assertEqual(1, self.uploads())
+
+    def with_service_token(self):
+        """Send a service token, from a Keystone that has many.
+
+        :returns: the tokens that were sent
+        """
+        self.flags(send_service_user_token=True, group='service_user')
+        tokens = map('service-{}'.format, itertools.count())
+
+        class Plugin(token_endpoint.Token):
+            def get_token(self, _session):
+                self.token = self.token or next(tokens)
+                return self.token
+
+            def invalidate(self):
+                self.token = None
+                return True
+
+        self.patch(loading, 'load_auth_from_conf_options', mock.Mock(
+            return_value=Plugin(self.server.url, None)))
+        return tokens
+
+    def test_refused_service_token_lets_the_next_attempt_send_all(self):
+        tokens = self.with_service_token()
+        self.server.refusals = [(401, {}, b'')]
+        self.upload_to_server()
+        self.assertEqual(2, self.uploads())
+        self.assertEqual(CONTENT, self.server.content)
+        self.assertEqual('service-2', next(tokens))
+
+    def test_token_that_is_refused_twice_is_a_refusal(self):
+        self.with_service_token()
+        self.server.refusals = [(401, {}, b'')] * 2
+        self.assertRaises(exception.GlanceRefused, self.upload_to_server)
+        self.assertEqual(2, self.uploads())
+        self.assertEqual(b'', self.server.content)
+
+    def test_refused_user_token_is_a_refusal(self):
+        self.server.refusals = [(401, {}, b'')]
+        self.assertRaises(exception.GlanceRefused, self.upload_to_server)
+        self.assertEqual(1, self.uploads())
+
+    def test_redirect_is_a_refusal_that_names_where_to(self):
+        for code in (301, 302, 303, 307, 308):
+            self.server.requests.clear()
+            self.server.refusals = [
+                (code, {'Location': f'{self.server.url}/other'}, b'')]
+            error = self.assertRaises(exception.GlanceRefused,
+                                      self.upload_to_server)
+            self.assertIn('/other', str(error))
+            self.assertIn(f'HTTP {code}', str(error))
+            self.assertEqual(1, self.uploads())
+        self.assertEqual(b'', self.server.content)
+
+    #: Answers of gateways, which python-glanceclient can't read.
+    UNREADABLE = (
+        ({'Content-Type': 'application/json'}, b'{"message": "busy"}'),
+        ({'Content-Type': 'application/json'}, b'["busy"]'),
+        ({'Content-Type': 'application/json'}, b'{"a": {"message": 1}}'),
+        ({'Content-Type': 'application/json'}, b'busy'),
+        ({}, b'busy'),
+        ({'Content-Type': 'text/plain'}, b'\xff busy'))
+
+    def test_gateway_that_is_unavailable_is_retried(self):
+        for headers, content in self.UNREADABLE:
+            for code in (429, 503):
+                self.server.requests.clear()
+                self.server.content = b''
+                self.server.refusals = [(code, headers, content)]
+                self.upload_to_server()
+                self.assertEqual(2, self.uploads())
+
+    def test_refusal_of_a_gateway_is_told_in_its_words(self):
+        for headers, content in self.UNREADABLE:
+            for code in (400, 410, 500, 507):
+                self.server.requests.clear()
+                self.server.refusals = [(code, headers, content)]
+                error = self.assertRaises(exception.GlanceRefused,
+                                          self.upload_to_server)
+                self.assertIn('1' if b': 1' in content else 'busy',
+                              str(error))
+                self.assertIn(f'(HTTP {code // 100}00)', str(error))
+                self.assertEqual(1, self.uploads())
+
+    def test_discard_tells_what_a_gateway_has_answered(self):
+        for headers, content in self.UNREADABLE:
+            # Glance is first asked whether it reads the image.
+            self.server.refusals = [(507, headers, content)]
+            self.assertIn('1' if b': 1' in content else 'busy',
+                          upload.discard(self.context, base.IMAGE_ID))
 
     def test_requests_share_no_headers(self):
         # python-glanceclient adds to them.
