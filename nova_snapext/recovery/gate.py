@@ -317,6 +317,8 @@ class InstanceGate:
             with self._slot_for(uuid), self._admit(uuid, self._recoveries):
                 LOG.debug('Recovery of instance %s begins', uuid)
                 recover.recover_instance(self._driver, uuid)
+            # It may have kept its image from its deletion.
+            self.delete_images_in_background(uuid=uuid)
         except exception.SnapshotInProgress:
             LOG.debug('Instance %s is recovered by the operation that has '
                       'just begun', uuid)

@@ -405,6 +405,10 @@ class ImageTest(base.RecoveryTestCase):
         self.recover_image.assert_called_once_with(
             self.images[0], self.service)
 
+    def test_recovery_tries_those_that_it_may_have_kept(self):
+        self.driver.gate.recover_in_background(self.instance_.uuid)
+        self.recover_image.assert_called_once_with(self.images[0], None)
+
     def test_no_image_costs_no_thread(self):
         journal.images.return_value = []
         self.driver.gate.delete_images_in_background()
