@@ -39,6 +39,11 @@ class CephFaults(base.CephTestCase):
 
     def assert_image_complete(self, image, image_format=None,
                               acknowledged=0):
+        # Glance computes the digest of an image that was made inside Ceph
+        # when it is active.
+        wait.until('the digest of the image',
+                   lambda: self.image(image)['os_hash_value'],
+                   RECOVERY_TIMEOUT)
         return super().assert_image_complete(
             image, image_format or self.image(image)['disk_format'],
             acknowledged)
