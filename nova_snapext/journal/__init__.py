@@ -24,6 +24,7 @@ from nova_snapext.journal.file import set_aside_files
 from nova_snapext.journal.file import set_aside_unreadable
 from nova_snapext.journal.file import unusable
 from nova_snapext.journal.file import UnusableFile
+from nova_snapext.journal.image import has_image
 from nova_snapext.journal.image import ImageEntry
 from nova_snapext.journal.image import images
 from nova_snapext.journal.image import new_image
@@ -43,6 +44,7 @@ __all__ = [
     'find',
     'find_all',
     'finish_writes',
+    'has_image',
     'images',
     'is_locked_by_another',
     'locked',

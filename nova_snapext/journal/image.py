@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import os
 
 from oslo_log import log as logging
 from oslo_utils import timeutils
@@ -149,6 +150,12 @@ def images() -> list[ImageEntry]:
                                  exception.JournalRecordError):
             found.append(load(directory.path_of(name)))
     return found
+
+
+def has_image(image_id: str) -> bool:
+    """Return whether an image is neither complete nor deleted."""
+    path = directory.path_of(f'{image_id}{SUFFIX}')
+    return os.path.exists(path) and path not in _unremoved
 
 
 def load(path: str) -> ImageEntry:

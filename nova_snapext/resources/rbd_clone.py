@@ -30,7 +30,8 @@ class RbdClone(journal.Resource):
     Recorded: pool and name, whether Glance may have taken it over, and before
     the removal the id in Ceph. Restored: as recorded. Released: removed. If
     Glance may have taken it over, its image is deleted first: removing the
-    data alone would leave an active image without data.
+    data alone would leave an active image without data. If the image is
+    complete, and the journal could not be written then, nothing is removed.
 
     :param seen_by_nova: see :func:`upload.is_seen_by_nova`
     :ivar spec: pool and name, which is the image's id in Glance
@@ -52,6 +53,7 @@ class RbdClone(journal.Resource):
         self._rbd_id: str | None = None
         self._flatten: ceph.Flatten | None = None
         self._is_forbidden = False
+        self._is_restored = False
 
     def record(self) -> dict[str, ty.Any]:
         return {'pool': self.spec.pool, 'image': self.spec.name,
@@ -71,6 +73,7 @@ class RbdClone(journal.Resource):
         clone = cls(target, spec, bool(record['seen_by_nova']))
         clone._offered = bool(record['offered'])
         clone._rbd_id = record['rbd_id']
+        clone._is_restored = True
         return clone
 
     def __str__(self) -> str:
@@ -128,6 +131,11 @@ class RbdClone(journal.Resource):
         if self._is_forbidden:
             return  # it was never created
         if self._offered:
+            if self._is_restored and self._is_complete():
+                LOG.warning('Image %(image)s is complete, and keeps %(clone)s',
+                            {'image': self._target.image_id, 'clone': self},
+                            instance=self._target.instance)
+                return
             self._delete_image()
         try:
             if self._flatten is not None:
@@ -156,6 +164,30 @@ class RbdClone(journal.Resource):
         # Only a crash during the removal makes it needed.
         with contextlib.suppress(OSError):
             self.save()
+
+    def _is_complete(self) -> bool:
+        """Return whether the image is complete, after a restart.
+
+        The journal drops an image that is complete or deleted, even if its
+        file system is full: then it may still have the clone of that image.
+
+        :raises ReleaseFailed: Glance does not tell
+        """
+        if journal.has_image(self._target.image_id):
+            return False
+        context = self._target.context
+        has_token = context is not None and context.auth_token is not None
+        check = upload.ImageDeletedCheck(
+            context if has_token else None, self._target.image_id,
+            self._seen_by_nova)
+        try:
+            return check.run() is None
+        except Exception as error:
+            raise self._failed(
+                f'it is not known whether image {self._target.image_id} is '
+                f'deleted, which may have {self}: {error}') from error
+        finally:
+            check.close()
 
     def _delete_image(self) -> None:
         reason = upload.discard(

@@ -82,10 +82,12 @@ class NativeTest(base.CephTestCase):
         """End a snapshot as a kill does, and recover it."""
         with mock.patch.object(journal.ReleaseStack, '_release'):
             self.assertRaises(CrashError, self.take, plan)
-        with mock.patch.object(objects.Instance, 'get_by_uuid',
-                               return_value=objects.Instance(
-                                   uuid=plan.instance.uuid, host=CONF.host,
-                                   deleted=False)):
+        # A kill leaves the image in the journal, and an error does not.
+        with mock.patch.object(journal, 'has_image', return_value=True), \
+                mock.patch.object(objects.Instance, 'get_by_uuid',
+                                  return_value=objects.Instance(
+                                      uuid=plan.instance.uuid, host=CONF.host,
+                                      deleted=False)):
             self.recover(plan)
 
     def assert_clean(self, plan):
