@@ -14,7 +14,9 @@ https://docs.ceph.com/en/latest/rbd/api/librbdpy/
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -379,7 +381,7 @@ def _remove_snapshot(snapshot: SnapSpec) -> None:
 
 def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
               timeout: float | None = None,
-              ) -> tuple[int, list[tuple[int, int]]]:
+              ) -> tuple[int, Iterable[tuple[int, int]]]:
     """Find out what of a snapshot holds data, in its parents too.
 
     All else reads as zeros. QEMU asks librbd for the same, but before librbd
@@ -391,7 +393,7 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
     :param token: its cancellation ends the search
     :param timeout: seconds that it may take; None: as long as it finds parts
     :returns: the size of the image in bytes, and offset and length of each
-        part, in bytes and ascending order
+        part, in bytes and ascending order; the parts can be read once
     :raises CephError: Ceph does not tell, or not in time, or finds no part
         for [snapext]read_timeout
     :raises Exception: the token's cause
@@ -405,13 +407,22 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
         if watch.expired():
             raise exception.CephTimeout(action=action, seconds=f'{timeout:g}')
 
-    def diff(on_progress: OnProgress) -> tuple[int, list[tuple[int, int]]]:
-        found: list[tuple[int, int]] = []
+    def diff(on_progress: OnProgress,
+             ) -> tuple[int, Iterable[tuple[int, int]]]:
+        # An array takes 16 bytes for a part, and a list of tuples 120.
+        offsets, lengths = array.array('Q'), array.array('Q')
+        is_ascending = True
 
         def on_part(offset: int, length: int, exists: bool) -> int:
+            nonlocal is_ascending
             on_progress(offset, size)
-            if exists:
-                found.append((offset, length))
+            end = offsets[-1] + lengths[-1] if offsets else -1
+            if exists and offset == end:
+                lengths[-1] += length
+            elif exists:
+                is_ascending = is_ascending and offset > end
+                offsets.append(offset)
+                lengths.append(length)
             # This result ends the search, after the objects in flight.
             return 0 if is_wanted else -errno.ECANCELED
 
@@ -419,7 +430,8 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
             size = volume.size()
             volume.diff_iterate(0, size, None, on_part, include_parent=True,
                                 whole_object=False)
-        return size, sorted(found)
+        parts = zip(offsets, lengths, strict=True)
+        return size, parts if is_ascending else sorted(parts)
 
     try:
         return _call_with_progress(action, diff, check=check)

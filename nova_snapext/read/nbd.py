@@ -86,7 +86,7 @@ def is_zero(view: memoryview) -> bool:
     return bool(nbd.Buffer.from_buffer(view).is_zero())
 
 
-KnownExtents = Callable[[], Iterable[extent.Extent] | None] | None
+KnownExtents = Callable[[], extent.ExtentMap | None] | None
 
 
 class _Request(ty.NamedTuple):
@@ -124,6 +124,7 @@ class Disk:
         self._timeout = timeout
         self._rate_limit = rate_limit
         self._known_extents = known_extents
+        self._known: extent.ExtentMap | None = None
         self._lost_reason = lost_reason
         self._aborted = False
         self._reports_extents = False
@@ -210,30 +211,21 @@ class Disk:
 
         :raises DiskReadError: the server fails, or its reply is invalid
         """
-        known = list(self._known_extents() or ()) if self._known_extents else (
-            [])
+        self.ask_storage()
         # QEMU rounds the size of an odd image up. Its own extents fit then.
-        if known and known[-1].end == self.size:
-            return extent.coalesced(self._checked(known))
+        if self._known is not None and self._known.end == self.size:
+            return iter(self._known)
         if not self._reports_extents:
             return iter((extent.Extent(0, self.size, True),))
         return extent.coalesced(self._reported_extents())
 
-    def _checked(self, known: Iterable[extent.Extent],
-                 ) -> Iterator[extent.Extent]:
-        """Check that extents cover the whole disk.
+    def ask_storage(self) -> None:
+        """Ask the storage for the extents, where it knows them better.
 
-        :raises DiskReadError: they do not
+        That takes some seconds for each TiB, and is done only once.
         """
-        position = 0
-        for part in known:
-            if part.offset != position:
-                break
-            position = part.end
-            yield part
-        if position != self.size:
-            raise self._error(f'its storage knows the extents of '
-                              f'{position} bytes of {self.size}')
+        if self._known_extents is not None:
+            self._known, self._known_extents = self._known_extents(), None
 
     def read(self, ranges: Iterable[tuple[int, int]]
              ) -> Iterator[tuple[int, memoryview]]:

@@ -84,7 +84,7 @@ class FrozenDisk:
     frozen_at: datetime.datetime = dataclasses.field(
         default_factory=timeutils.utcnow)
     extents: Callable[[cancel.CancelToken],
-                      list[read.Extent] | None] | None = None
+                      read.ExtentMap | None] | None = None
     lost_reason: Callable[[], str | None] = lambda: None
 
 

@@ -6,6 +6,9 @@ QEMU with librbd 16 or older takes all of a disk that is a clone for data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Iterator
+
 from lxml import etree
 from oslo_log import log as logging
 
@@ -23,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 
 def of_snapshot(snapshot: ceph.SnapSpec, token: cancel.CancelToken,
-                timeout: float | None = None) -> list[read.Extent] | None:
+                timeout: float | None = None) -> read.ExtentMap | None:
     """Return the extents of a snapshot, as Ceph knows them.
 
     :param token: its cancellation ends the search
@@ -37,7 +40,17 @@ def of_snapshot(snapshot: ceph.SnapSpec, token: cancel.CancelToken,
         LOG.warning('All that QEMU takes for data of %(snapshot)s is read: '
                     '%(error)s', {'snapshot': snapshot, 'error': error})
         return None
-    extents = []
+    return read.ExtentMap(_extents(size, parts))
+
+
+def _extents(size: int, parts: Iterable[tuple[int, int]],
+             ) -> Iterator[read.Extent]:
+    """Return the extents of a disk whose other parts are zeros.
+
+    :param size: of the disk, in bytes
+    :param parts: offset and length of each part that is data, in bytes and
+        ascending order
+    """
     position = 0
     for offset, length in parts:
         # Parts of a snapshot that is smaller than its image end with it, and
@@ -46,16 +59,15 @@ def of_snapshot(snapshot: ceph.SnapSpec, token: cancel.CancelToken,
         if begin >= end:
             continue
         if begin > position:
-            extents.append(read.Extent(position, begin - position, False))
-        extents.append(read.Extent(begin, end - begin, True))
+            yield read.Extent(position, begin - position, False)
+        yield read.Extent(begin, end - begin, True)
         position = end
     if position < size:
-        extents.append(read.Extent(position, size - position, False))
-    return list(read.coalesced(extents))
+        yield read.Extent(position, size - position, False)
 
 
 def superset_of_frozen(plan: planning.Plan, stack: journal.ReleaseStack,
-                       ) -> list[read.Extent] | None:
+                       ) -> read.ExtentMap | None:
     """Return extents for the disk of a backup job, after the job has begun.
 
     QEMU has frozen the disk, and Ceph knows nothing of that. A snapshot

@@ -142,7 +142,7 @@ class RbdTest(contract.FreezeAssertions, base.CephTestCase):
             self.assertEqual(
                 [read.Extent(0, 4 * units.Mi, True),
                  read.Extent(4 * units.Mi, DISK_SIZE - 4 * units.Mi, False)],
-                frozen.extents(cancel.CancelToken()))
+                list(frozen.extents(cancel.CancelToken())))
 
     def test_search_for_extents_ends_inside_librbd_when_it_is_cancelled(self):
         count, found = 64, []

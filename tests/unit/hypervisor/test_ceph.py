@@ -171,12 +171,21 @@ class LongCallTest(base.TestCase):
         with mock.patch.object(ceph, '_opened') as opened:
             opened.return_value.__enter__.return_value = volume
             opened.return_value.__exit__.return_value = None
-            return ceph.allocated(ceph.SnapSpec(
+            size, parts = ceph.allocated(ceph.SnapSpec(
                 ceph.ImageSpec('vms', 'disk'), 'name'), *args)
+            return size, list(parts)
 
     def test_list_of_what_is_allocated_may_take_long(self):
-        self.assertEqual((4, [(0, 1), (1, 1), (3, 1)]), self.allocated(
+        self.assertEqual((4, [(0, 2), (3, 1)]), self.allocated(
             self.diff_iterate, cancel.CancelToken()))
+
+    def test_list_of_what_is_allocated_is_in_order(self):
+        def find_parts(_offset, _size, _from, on_part, **_kwargs):
+            for offset, length in ((2, 1), (0, 1), (1, 4)):
+                on_part(offset, length, True)
+
+        self.assertEqual((4, [(0, 5), (2, 1)]), self.allocated(
+            find_parts, cancel.CancelToken()))
 
     def test_list_of_what_is_allocated_ends_in_time_or_if_cancelled(self):
         cancelled = cancel.CancelToken()

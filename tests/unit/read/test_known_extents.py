@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from unittest import mock
+
+from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext import read
 from tests.unit import base
@@ -9,7 +12,8 @@ class KnownExtentsTest(base.TestCase):
     """Extents that the storage knows better than the server."""
 
     def extents(self, known, size=8):
-        disk = read.Disk('nbd://', known_extents=lambda: known)
+        disk = read.Disk('nbd://', known_extents=lambda: (
+            None if known is None else read.ExtentMap(known)))
         disk.size = size
         return list(disk.extents())
 
@@ -28,11 +32,16 @@ class KnownExtentsTest(base.TestCase):
                       []):
             self.assertEqual([read.Extent(0, 8, True)], self.extents(known))
 
-    def test_extents_with_a_gap_are_an_error(self):
-        for known in ([read.Extent(0, 4, True), read.Extent(5, 3, True)],
-                      [read.Extent(1, 7, True)]):
-            self.assertRaises(
-                exception.DiskReadError, self.extents, known)
+    def test_storage_is_asked_once_and_before_the_first_byte_of_an_image(self):
+        ask = mock.Mock(return_value=read.ExtentMap(
+            [read.Extent(0, 8, False)]))
+        disk = read.Disk('nbd://', known_extents=ask)
+        disk.size = 8
+        for _ in range(2):
+            with encode.RawEncoder(disk) as encoder:
+                ask.assert_called_once_with()
+                self.assertEqual([bytes(8)], list(encoder.stream()))
+        ask.assert_called_once_with()
 
 
 class LostDiskTest(base.TestCase):

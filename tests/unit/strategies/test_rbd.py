@@ -78,7 +78,7 @@ class ExtentsTest(base.TestCase):
     def test_extents_are_those_of_the_reader(self):
         with mock.patch.object(ceph, 'allocated', return_value=(4, [])):
             self.assertEqual([read.Extent(0, 4, False)],
-                             rbd_extents.of_snapshot(SPEC, TOKEN))
+                             list(rbd_extents.of_snapshot(SPEC, TOKEN)))
 
 
 class SupersetTest(base.TestCase):
