@@ -269,7 +269,10 @@ def _unsupported_reason(disk: vconfig.LibvirtConfigGuestDisk,
                         device: str) -> str | None:
     if device != 'disk':
         return reasons.UserReason(f'its root disk is a {device}')
+    # Nova's name for a mapped volume tells, also if its option was on only
+    # when the instance was created.
     if (CONF.ephemeral_storage_encryption.enabled or
+            str(disk.source_path).endswith('-dmcrypt') or
             disk.ephemeral_encryption or disk.volume_encryption):
         return reasons.UserReason('its root disk is encrypted')
     return None

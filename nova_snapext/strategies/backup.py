@@ -53,6 +53,12 @@ class BackupStrategy(base.FreezingStrategy):
         if not plan.running:
             return reasons.UserReason(
                 'the guest is shut off, and has no QEMU to run the job')
+        if etree.fromstring(plan.guest.get_xml_desc()).xpath(
+                './devices/disk[target/@dev=$target]/shareable',
+                target=plan.disk.target):
+            return reasons.UserReason(
+                'its root disk is shared with other guests, and the job does '
+                'not see what they write')
         base.check_no_jobs(plan)
         _qemu_owner(plan.guest)
         return None

@@ -16,6 +16,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import host as libvirt_host
 from oslo_utils import timeutils
+from oslo_utils import units
 
 from nova_snapext import cancel
 from nova_snapext import checks
@@ -37,6 +38,7 @@ from nova_snapext.resources import disk_definition
 from nova_snapext.resources import nbd_export
 from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import work_directory
+from nova_snapext import space
 
 CONF = conf.CONF
 
@@ -436,6 +438,26 @@ def memory_reason(plan: planning.Plan,
             f'the memory of the guest can\'t be saved, because it has a host '
             f'device of the type {", ".join(sorted(map(str, kinds)))}')
     return None
+
+
+def memory_space_reason(plan: planning.Plan, path: str) -> str | None:
+    """Compare the memory of a running guest with the free space for it.
+
+    :param path: the file or directory that libvirt saves it into
+    """
+    needed = plan.guest.memory_size()
+    try:
+        free = space.free_bytes(path)
+    except OSError as error:
+        return f'the free space of {path} is unknown: {error}'
+    if needed <= free:
+        return None
+    # Nova's own snapshot does not need that much.
+    return reasons.UserReason(
+        f'the guest\'s memory of {needed // units.Mi} MiB is saved into '
+        f'{path}, and its file system has only {max(free, 0) // units.Mi} MiB '
+        f'free beyond [DEFAULT]reserved_host_disk_mb',
+        'the host has not enough free space')
 
 
 def failure_of_save(

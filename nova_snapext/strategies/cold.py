@@ -25,6 +25,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import timeutils
 
+from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext.hypervisor import block_device
 from nova_snapext.hypervisor import domain
@@ -39,6 +40,8 @@ from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import work_directory
 from nova_snapext.strategies import base
 from nova_snapext.strategies import native
+
+CONF = conf.CONF
 
 
 class ColdStrategy(base.FreezingStrategy):
@@ -67,6 +70,8 @@ class ColdStrategy(base.FreezingStrategy):
         reason = (base.state_reason(plan, self.host) or
                   base.overlay_reason(plan) or
                   base.memory_reason(plan, self.host) or
+                  base.memory_space_reason(
+                      plan, CONF.snapext.libvirt_save_directory) or
                   devices.unsupported_reason(plan.guest))
         if reason is None:
             overlay_resource.Overlay(self.host, plan).check(plan.guest)

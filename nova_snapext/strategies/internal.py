@@ -17,7 +17,6 @@ from __future__ import annotations
 from lxml import etree
 from nova.virt.libvirt import config as vconfig
 from oslo_utils import timeutils
-from oslo_utils import units
 
 from nova_snapext import exception
 from nova_snapext.hypervisor import image_header
@@ -32,7 +31,6 @@ from nova_snapext.resources import internal_snapshot
 from nova_snapext.resources import nbd_export
 from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import work_directory
-from nova_snapext import space
 from nova_snapext.strategies import base
 
 # From this version on libvirt can delete a snapshot from a guest with UEFI
@@ -67,7 +65,7 @@ class InternalStrategy(base.FreezingStrategy):
             devices = passthrough_devices.PassthroughDevices(self.driver, plan)
             reason = (base.state_reason(plan, self.host) or
                       base.memory_reason(plan, self.host) or
-                      _unsupported_memory_reason(plan) or
+                      base.memory_space_reason(plan, plan.disk.path) or
                       devices.unsupported_reason(plan.guest))
         if reason is None:
             base.check_headers(plan)
@@ -205,21 +203,3 @@ def _unsupported_disk_reason(definition: etree._Element) -> str | None:
         if disk.ephemeral_encryption or disk.volume_encryption:
             return reasons.UserReason(f'{name} is encrypted')
     return None
-
-
-def _unsupported_memory_reason(plan: planning.Plan) -> str | None:
-    """Compare the guest's memory with the free space for it."""
-    needed = plan.guest.memory_size()
-    try:
-        free = space.free_bytes(plan.disk.path)
-    except OSError as error:
-        return f'the free space of its root disk is unknown: {error}'
-    if needed <= free:
-        return None
-    # Nova's own snapshot does not need that much.
-    return reasons.UserReason(
-        f'the guest\'s memory of {needed // units.Mi} MiB is saved into '
-        f'{plan.disk.path}, and its file system has only '
-        f'{max(free, 0) // units.Mi} MiB free beyond '
-        f'[DEFAULT]reserved_host_disk_mb',
-        'the host has not enough free space')

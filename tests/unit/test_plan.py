@@ -159,6 +159,12 @@ class RootDiskTest(RootDiskTestCase):
         self.flags(enabled=True, group='ephemeral_storage_encryption')
         self.assertTrue(self.find(self.own_disk('vda')).unsupported_reason)
 
+    def test_volume_that_was_encrypted_at_its_creation_is_unsupported(self):
+        self.assertIn('encrypted', self.find(
+            "<disk type='block'><source dev='/dev/mapper/"
+            f"{self.target.uuid}_disk-dmcrypt'/><target dev='vda'/>"
+            "</disk>").unsupported_reason)
+
     def test_guest_booted_from_an_iso_is_unsupported(self):
         found = self.find(
             self.own_disk('hda', device='cdrom', bus='ide'),

@@ -410,6 +410,18 @@ class KnownBeforehandTest(base.TestCase):
                              internal.InternalStrategy):
                 self.assert_refused(strategy, text, disk=f'<{element}/>')
 
+    def test_job_does_not_see_the_writes_of_other_guests(self):
+        self.assert_refused(
+            backup.BackupStrategy, 'shared', disk='<shareable/>')
+
+    def test_memory_without_space_is_not_saved(self):
+        self.flags(libvirt_save_directory='/save', group='snapext')
+        space.free_bytes.side_effect = lambda path: (
+            0 if path == '/save' else 1 << 40)
+        self.assertIn('/save', self.reason(cold.ColdStrategy))
+        self.assertIsNone(self.reason(cold.ColdStrategy, running=False))
+        self.assertIsNone(self.reason(backup.BackupStrategy))
+
     def test_attributes_of_a_disk_that_is_only_read_do_not_matter(self):
         for element in ('readonly', 'shareable'):
             self.assertIsNone(self.reason(
