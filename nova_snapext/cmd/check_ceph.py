@@ -11,9 +11,8 @@ from collections.abc import Collection
 from collections.abc import Iterator
 import subprocess
 
-from oslo_concurrency import processutils
-
-# Nova, and each module that imports it, is imported when a check runs.
+# Nova and oslo's packages, and each module that imports them, are imported
+# when a check runs: "nova-snapext check" reports that they are missing.
 
 PACKAGES = 'python3-rbd and python3-rados'
 
@@ -63,6 +62,7 @@ def ceph_findings(local: Collection[str] | None) -> Iterator[Finding]:
 
 def _qemu_driver() -> Finding:
     """Check that qemu-nbd has the block driver for RBD."""
+    from oslo_concurrency import processutils
     try:
         # It fails in any case, at once: there is no monitor to connect to.
         _output, errors = processutils.execute(

@@ -29,6 +29,50 @@ if compat.concurrency_mode_threading():
 main.standalone.end(code)
 """
 
+# A command in a Python that has this package and the standard library only.
+BARE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv[0] = sys.argv.pop(1)
+from nova_snapext.cmd import main
+from nova_snapext.cmd import upgrade
+commands = {'nova-snapext': main, 'nova-snapext-status': upgrade}
+commands[sys.argv[0]].console()
+"""
+
+
+class WithoutNovaTest(base.BaseTestCase):
+    """The commands where no other package is installed."""
+
+    def run_(self, *arguments):
+        run = subprocess.run(
+            [sys.executable, '-S', '-I', '-c', BARE, str(ROOT), *arguments],
+            capture_output=True, text=True, check=False, cwd='/')
+        self.assertNotIn('Traceback', run.stderr)
+        return run
+
+    def test_check_reports_that_nova_is_missing(self):
+        run = self.run_('nova-snapext', 'check')
+        self.assertIn(f'FAIL  nova: Nova is not installed for '
+                      f'{sys.executable}.', run.stdout)
+        self.assertEqual(exits.FOUND, run.returncode)
+
+    def test_version_and_help_are_printed(self):
+        for arguments in (('--version',), ('--help',), ('check', '--help')):
+            run = self.run_('nova-snapext', *arguments)
+            self.assertEqual(('', 0), (run.stderr, run.returncode))
+
+    def test_each_other_command_names_check(self):
+        for code, *arguments in (
+                (exits.NOT_DONE, 'nova-snapext', 'status'),
+                (exits.NOT_DONE, 'nova-snapext', 'recover'),
+                (exits.NOT_DONE, 'nova-snapext', 'drain'),
+                (255, 'nova-snapext-status', 'upgrade', 'check')):
+            run = self.run_(*arguments)
+            self.assertIn('"nova-snapext check" tells what is missing',
+                          run.stderr)
+            self.assertEqual(code, run.returncode)
+
 
 class ProcessTest(base.BaseTestCase):
     def run_(self, *arguments, user=None, **environment):

@@ -15,6 +15,7 @@ from nova_snapext.cmd import exits
 from nova_snapext.cmd import standalone
 from nova_snapext.cmd import status
 from nova_snapext.cmd import upgrade
+from nova_snapext.cmd import upgrade_checks
 from nova_snapext import compat
 from tests.unit import base
 
@@ -25,7 +26,7 @@ class UpgradeTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.commands = upgrade.UpgradeCommands(argparse.Namespace(
+        self.commands = upgrade_checks.UpgradeCommands(argparse.Namespace(
             config_file=[], config_dir=[], debug=False))
         self.commands._host.source = mock.Mock()
         self.become = self.patch(standalone, 'become_owner_of_state')
