@@ -10,14 +10,18 @@ those that a nova-compute without such options looks for.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import glob
+import io
 import os
 import pathlib
 import pwd
 import re
+import typing as ty
 
 from nova_snapext.cmd import exits
 
@@ -44,6 +48,8 @@ VARIABLE = re.compile(r'OS_[A-Z0-9_]+__[A-Z0-9_]+')
 # Of a service of systemd, for programs that a shell does not find: see
 # systemd.exec(5), "Environment Variables in Spawned Processes".
 USUAL_PATH = ('/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin')
+
+UNREADABLE = 'Nova\'s configuration can\'t be read'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,34 @@ class Source:
         """Return the files and directories, in the order of reading."""
         return self.arguments[1::2]
 
+    def files(self) -> Iterator[str]:
+        """Return all files, also those in directories, in that order."""
+        for option, path in zip(self.arguments[::2], self.paths(),
+                                strict=False):
+            if option == '--config-dir':
+                yield from sorted(glob.glob(os.path.join(
+                    glob.escape(path), '*.conf')))
+            else:
+                yield path
+
+    def place_of(self, group: str, name: str) -> str:
+        """Return which file sets an option, in words.
+
+        :param group: DEFAULT, or another one
+        :returns: " in FILE", with the last such file; empty without one
+        """
+        from oslo_config import cfg
+        place = ''
+        for path in self.files():
+            sections: dict[str, dict[str, ty.Any]] = {}
+            with contextlib.suppress(cfg.Error, OSError, ValueError):
+                cfg.ConfigParser(path, sections).parse()
+            if name in {key.replace('-', '_') for section in sections
+                        if section.lower() == group.lower()
+                        for key in sections[section]}:
+                place = f' in {path}'
+        return place
+
 
 def find(options: argparse.Namespace | None = None) -> Source:
     """Return where the configuration of nova-compute is.
@@ -107,16 +141,14 @@ def find(options: argparse.Namespace | None = None) -> Source:
     :raises CommandError: it can't be told
     """
     running = [*processes()]
-    named = tuple(argument for name in ('file', 'dir')
-                  for path in getattr(options, f'config_{name}', ())
-                  for argument in (f'--config-{name}', os.path.abspath(path)))
-    if named:
+    named = of_command_line(options)
+    if named.arguments:
         # The environment of a process decides over options and PATH.
         same = [process for process in running
                 if process.is_here and process.is_trusted and
-                process.arguments == named]
-        return Source(named, same[0] if len(same) == 1 else None,
-                      'named on the command line')
+                process.arguments == named.arguments]
+        return dataclasses.replace(
+            named, process=same[0] if len(same) == 1 else None)
     usable = _of_this_python([process for process in running
                               if process.is_here and process.is_trusted])
     if len({process.arguments for process in usable}) > 1:
@@ -142,6 +174,15 @@ def find(options: argparse.Namespace | None = None) -> Source:
             f'with --config-file.')
     return Source(usual, usable[0] if usable else None,
                   'the usual ones of nova-compute')
+
+
+def of_command_line(options: argparse.Namespace | None) -> Source:
+    """Return the files that a command line names."""
+    return Source(tuple(
+        argument for name in ('file', 'dir')
+        for path in getattr(options, f'config_{name}', ())
+        for argument in (f'--config-{name}', os.path.abspath(path))),
+        None, 'named on the command line')
 
 
 def processes() -> Iterator[Process]:
@@ -283,41 +324,151 @@ def load(source: Source) -> None:
     :raises CommandError: it can't be read
     """
     adopt_environment(source.process)
-    for path in source.paths():
-        if _is_missing(path):
-            raise exits.CommandError(
-                f'Nova\'s configuration can\'t be read: {path}: it does not '
-                f'exist.')
-        # oslo.config finds nothing in a directory that it may not read.
-        if not os.access(path, os.R_OK | (
-                os.X_OK if os.path.isdir(path) else 0)):
-            raise exits.NotAllowed(
-                f'Nova\'s configuration can\'t be read: {path}: this user '
-                f'may not read it. Run this command as root, or as the user '
-                f'of nova-compute.')
+    check_files(source)
     from nova import config
     from oslo_config import cfg
+    errors = io.StringIO()
     try:
         # Only the drivers' own connections are needed.
-        config.parse_args(['nova-compute', *source.arguments],
-                          configure_db=False, init_rpc=False)
+        with contextlib.redirect_stderr(errors):
+            config.parse_args(['nova-compute', *source.arguments],
+                              configure_db=False, init_rpc=False)
     except (cfg.Error, ValueError, OSError) as error:
-        # The text of an error can contain a line of the file.
         raise exits.CommandError(
-            f'Nova\'s configuration can\'t be read: {safe_text(error)}. '
-            f'Correct the file.') from None
+            reading_error_text(error, source)) from None
+    except SystemExit:
+        # oslo.config takes a wrong value of an option that Nova also has on
+        # its command line for a wrong command line, although it is in a file.
+        raise exits.CommandError(
+            _refused_text(source, errors.getvalue())) from None
+
+
+def check_files(source: Source) -> None:
+    """Check that the configuration can be read.
+
+    oslo.config finds nothing in a directory that it may not read, and nothing
+    in a file that it takes for a directory. It does not say which file is not
+    text.
+
+    :raises NotAllowed: this user may not read it
+    :raises CommandError: it does not exist, or is something else
+    """
+    for option, path in zip(source.arguments[::2], source.paths(),
+                            strict=False):
+        if _is_missing(path):
+            raise exits.CommandError(f'{UNREADABLE}: {path}: it does not '
+                                     f'exist.')
+        is_directory = os.path.isdir(path)
+        _check_access(path, os.R_OK | (os.X_OK if is_directory else 0))
+        if is_directory is not (option == '--config-dir'):
+            raise exits.CommandError(
+                f'{UNREADABLE}: {path}: it is '
+                f'{"a" if is_directory else "no"} directory. Name a file with '
+                f'--config-file, and a directory with --config-dir.')
+    for path in source.files():
+        _check_access(path, os.R_OK)
+        try:
+            with open(path) as file:
+                file.read()
+        except UnicodeDecodeError as error:
+            raise exits.CommandError(
+                f'{UNREADABLE}: {path}: it is not text in '
+                f'{error.encoding.upper()} from byte {error.start} on. '
+                f'Correct the file.') from None
+        except OSError as error:
+            raise exits.CommandError(f'{UNREADABLE}: {error}.') from None
+
+
+def _check_access(path: str, mode: int) -> None:
+    if not os.access(path, mode):
+        raise exits.NotAllowed(
+            f'{UNREADABLE}: {path}: this user may not read it. Run this '
+            f'command as root, or as the user of nova-compute.')
+
+
+def reading_error_text(error: Exception, source: Source) -> str:
+    """Return a sentence on an error of oslo.config, and what to do."""
+    # The text of an error can contain a line of the file.
+    text, files = safe_text(error), [*source.files()]
+    # That of a value which names an option that does not exist has no file.
+    wrong = 'the file' if any(path in text for path in files) else (
+        ' or '.join(files) or 'the command line')
+    return f'{UNREADABLE}: {text}. Correct {wrong}.'
+
+
+def _refused_text(source: Source, printed: str) -> str:
+    """Return a sentence on a value that oslo.config took for an argument.
+
+    :param printed: what it printed, as "argument --debug: Invalid Boolean
+        value: perhaps"
+    """
+    # Before it, the usage can be printed.
+    reason = ''.join(printed.strip().splitlines()[-1:])
+    match = re.search(r'argument --([\w-]+): (.*)', reason)
+    if match is None:
+        return (f'{UNREADABLE}: {reason or "oslo.config refuses it"}. '
+                f'Correct {" or ".join(source.files())}.')
+    name = match[1].replace('-', '_')
+    place = source.place_of('DEFAULT', name)
+    return (f'[DEFAULT]{name}{place} can\'t be used: {match[2].rstrip(".")}. '
+            f'Correct it.')
+
+
+def check_values(source: Source | None,
+                 wanted: Iterable[tuple[str, str]]) -> None:
+    """Check that options have values that can be used.
+
+    :param wanted: for each one its group and name
+    :raises CommandError: one has none
+    """
+    for group, name in wanted:
+        if reason := value_error(source, group, name):
+            raise exits.CommandError(f'{reason}. Correct it.')
+
+
+def value_error(source: Source | None, group: str, name: str) -> str:
+    """Return that an option has no value that can be used, and why.
+
+    :returns: a sentence without its full stop; empty if the value can be used
+    """
+    from nova import config
+    try:
+        if group == 'DEFAULT':
+            getattr(config.CONF, name)
+        elif name in config.CONF[group]:
+            config.CONF[group][name]
+    except Exception as error:
+        place = source.place_of(group, name) if source is not None else ''
+        return (f'[{group}]{name}{place} can\'t be used: '
+                f'{value_error_text(error)}')
+    return ''
 
 
 def value_error_text(error: Exception) -> str:
-    """Return why an option has no value.
+    """Return why an option has no value, without its name and file."""
+    # "Value for option X in FILE is not valid: REASON"
+    return re.sub(r'^Value for option \S+ in .*? is not valid: (?=.)', '',
+                  option_error_text(error))
+
+
+def option_error_text(error: Exception) -> str:
+    """Return the text of an error of oslo.config, for people.
 
     If the value of an option of [DEFAULT] names an option that does not exist,
     oslo.config says that the first one does not: ConfigOpts.__getattr__() in
     oslo_config/cfg.py.
     """
-    from oslo_config import cfg
     cause = error.__context__
-    return str(cause if isinstance(cause, cfg.Error) else error).rstrip('.')
+    text = str(cause if is_option_error(cause) else error)
+    # "Value for option X from LocationInfo(location=..., detail='FILE') is
+    # not valid: REASON"
+    return re.sub(r" from LocationInfo\(.*?, detail='(.*?)'\)(?= is not)",
+                  r' in \1', text).rstrip('.')
+
+
+def is_option_error(error: BaseException | None) -> bool:
+    """Return whether an error is one of oslo.config, if that is installed."""
+    return type(error).__module__ == 'oslo_config.cfg'
 
 
 def _is_missing(path: str) -> bool:

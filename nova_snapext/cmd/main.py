@@ -13,6 +13,7 @@ import typing as ty
 import warnings
 
 from nova_snapext.cmd.check import command as check
+from nova_snapext.cmd import compute_config
 from nova_snapext.cmd import drain
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import recover
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _explain(options, f'{error}. "nova-snapext check" tells what is '
                           f'missing.')
     except Exception as error:
+        if compute_config.is_option_error(error):
+            _explain(options, f'An option of Nova can\'t be used: '
+                              f'{compute_config.option_error_text(error)}. '
+                              f'Correct it.')
+            return exits.NOT_DONE
         # Anything that no command expects is a mistake of this package.
         _explain(options, f'{type(error).__name__}: {error}. "nova-snapext '
                           f'--debug" shows more.')

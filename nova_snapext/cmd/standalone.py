@@ -23,6 +23,10 @@ from nova_snapext import compat
 # Seconds that Nova's conductor has to answer a question about an instance.
 RPC_TIMEOUT = 10
 
+# Options that each command uses, with the groups they are in.
+NEEDED = (('DEFAULT', 'host'), ('DEFAULT', 'instances_path'),
+          ('snapext', 'journal_directory'), ('snapext', 'work_directory'))
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for Nova's configuration."""
@@ -55,25 +59,30 @@ def read_configuration(options: argparse.Namespace) -> None:
         the wrong user
     """
     compat.use_native_threads()
-    compute_config.load(compute_config.find(options))
-    become_owner_of_state(state_path())
+    source = compute_config.find(options)
+    compute_config.load(source)
+    check_values(source)
+    become_owner_of_state(state_path(source))
 
 
-def state_path() -> str:
+def check_values(source: compute_config.Source | None) -> None:
+    """Check the options that all commands need.
+
+    :raises CommandError: one has a value that can't be used
+    """
+    from nova_snapext import conf  # registers [snapext]
+    del conf
+    compute_config.check_values(source, NEEDED)
+
+
+def state_path(source: compute_config.Source | None) -> str:
     """Return Nova's directory for its state.
 
     :raises CommandError: the option has no value that can be used
     """
     from nova import config
-    from oslo_config import cfg
-    try:
-        path: str = config.CONF.state_path
-    except (cfg.Error, ValueError) as error:
-        raise exits.CommandError(
-            f'Nova\'s [DEFAULT]state_path can\'t be used: '
-            f'{compute_config.value_error_text(error)}. Correct it.'
-        ) from None
-    return path
+    compute_config.check_values(source, [('DEFAULT', 'state_path')])
+    return str(config.CONF.state_path)
 
 
 def become_owner_of_state(state_path: str) -> None:

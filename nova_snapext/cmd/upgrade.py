@@ -16,7 +16,9 @@ import typing as ty
 import warnings
 
 from nova_snapext.cmd.check import configuration
+from nova_snapext.cmd.check import item
 from nova_snapext.cmd import compute_config
+from nova_snapext.cmd import exits
 from nova_snapext.cmd import standalone
 from nova_snapext import compat
 
@@ -50,12 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(config_file=[], config_dir=[], debug=False)
     commands = upgrade_checks.UpgradeCommands(options)
     upgradecheck.register_cli_options(conf, commands)
+    named = _named(words)
     try:
+        compute_config.check_files(named)
         conf(args=words, project='nova-snapext', prog='nova-snapext-status',
              default_config_files=[], default_config_dirs=[])
+    except exits.CommandError as error:
+        print(error, file=sys.stderr)
+        return ERROR
     except (cfg.Error, ValueError, OSError) as error:
-        print(f'Nova\'s configuration can\'t be read: '
-              f'{compute_config.safe_text(error)}. Correct the file.',
+        print(compute_config.reading_error_text(error, named),
               file=sys.stderr)
         return ERROR
     upgradecheck.CONF = conf
@@ -65,10 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         compat.use_native_threads()
         # Root reads files that Nova's user may not.
-        [*configuration.files(commands._host)]
+        for one in configuration.files(commands._host):
+            if one.status is item.Status.FAILED:
+                print(one.text, file=sys.stderr)
+                return ERROR
     except ImportError:
         pass  # packages() reports it
     return upgradecheck.run(conf)
+
+
+def _named(words: Sequence[str]) -> compute_config.Source:
+    """Return the files that a command line names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in compute_config.OPTIONS:
+        parser.add_argument(option, action='append', default=[])
+    named, _others = parser.parse_known_args(words)
+    return compute_config.of_command_line(named)
 
 
 def console() -> ty.NoReturn:

@@ -64,7 +64,12 @@ class UpgradeCommands(upgradecheck.UpgradeCommands):
                 upgradecheck.Code.WARNING, 'The journal was not read, for '
                                            'want of a configuration.')
         try:
-            standalone.become_owner_of_state(standalone.state_path())
+            standalone.check_values(self._host.source)
+        except exits.CommandError as error:
+            return upgradecheck.Result(upgradecheck.Code.FAILURE, str(error))
+        try:
+            standalone.become_owner_of_state(
+                standalone.state_path(self._host.source))
             found = status.collect()
         except exits.CommandError as error:
             return upgradecheck.Result(upgradecheck.Code.WARNING, str(error))

@@ -152,11 +152,16 @@ class ConfigurationTest(wrong_host.CheckTestCase):
 
     def test_wrong_value_is_reported(self):
         self.assert_found(
-            failed('options', '[snapext]agent_timeout has a value that',
+            failed('options', '[snapext]agent_timeout in '
+                              '$D/nova-compute.d/99-wrong.conf can\'t be used',
                    'snapext.agent_timeout=soon'),
-            failed('options', f'[DEFAULT]instances_path has a value that '
-                              f'can\'t be used: {NOPE}',
+            failed('options', f'[DEFAULT]instances_path in '
+                              f'$D/nova-compute.d/99-wrong.conf can\'t be '
+                              f'used: {NOPE}',
                    'DEFAULT.instances_path=$nope'),
+            failed('configuration', '[DEFAULT]debug in '
+                                    '$D/nova-compute.d/99-wrong.conf can\'t '
+                                    'be used', 'DEFAULT.debug=perhaps'),
             failed('options', 'but found \'qcow3\'',
                    'libvirt.snapshot_image_format=qcow3'),
             failed('options', '[snapext]strategy names bakcup',

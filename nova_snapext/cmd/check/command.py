@@ -129,10 +129,16 @@ def _run(check: item.Check,
     except Exception as error:
         if host.options.debug:
             raise
-        yield item.unknown(
-            name,
-            f'This check could not be made: {type(error).__name__}: {error}.',
-            'See the details with "nova-snapext --debug check".')
+        if compute_config.is_option_error(error):
+            yield item.unknown(
+                name, f'This check could not be made: '
+                      f'{compute_config.option_error_text(error)}.',
+                'Correct the option: see "options".')
+        else:
+            yield item.unknown(
+                name, f'This check could not be made: '
+                      f'{type(error).__name__}: {error}.',
+                'See the details with "nova-snapext --debug check".')
     finally:
         # What a trial has made is removed. One that hangs can't be closed.
         with contextlib.suppress(ValueError):
@@ -142,7 +148,8 @@ def _run(check: item.Check,
 
 def _become_nova(host: item.Host) -> Iterator[item.Item]:
     try:
-        standalone.become_owner_of_state(standalone.state_path())
+        standalone.become_owner_of_state(
+            standalone.state_path(host.source))
     except exits.CommandError as error:
         yield item.unknown(
             'user', f'This user does not see what Nova\'s user may do '

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import configparser
 import datetime
 import difflib
-import glob
 import importlib.metadata
 import os
 import pathlib
@@ -64,19 +63,15 @@ def files(host: item.Host) -> Iterator[item.Item]:
                                    f'{", ".join(source.paths())}')
 
 
-def compute_driver(_host: item.Host) -> Iterator[item.Item]:
+def compute_driver(host: item.Host) -> Iterator[item.Item]:
     """Check that the driver is on, in what nova-compute really reads."""
-    from oslo_config import cfg
-
     from nova_snapext import conf
-    try:
-        name = conf.CONF.compute_driver or ''
-    except (cfg.Error, ValueError) as error:
-        yield item.failed('compute_driver',
-                          f'compute_driver has a value that can\'t be used: '
-                          f'{compute_config.value_error_text(error)}.',
+    if reason := compute_config.value_error(host.source, 'DEFAULT',
+                                            'compute_driver'):
+        yield item.failed('compute_driver', f'{reason}.',
                           f'Set compute_driver = {DRIVER} in [DEFAULT].')
         return
+    name = conf.CONF.compute_driver or ''
     where = _where('compute_driver')
     if name.removeprefix(PREFIX) == DRIVER:
         yield item.ok('compute_driver', f'compute_driver = {name}{where}')
@@ -102,13 +97,13 @@ def _where(name: str, group: str | None = None) -> str:
 
 def running(host: item.Host) -> Iterator[item.Item]:
     """Check that the running nova-compute is what was checked here."""
-    process = host.source and host.source.process
-    if not process:
+    if host.source is None or host.source.process is None:
         yield item.ok('nova-compute', 'nova-compute does not run, or is not '
                                       'seen by this user')
         return
+    process = host.source.process
     started_at = process.started_at()
-    changed = [path for path in _all_files(host)
+    changed = [path for path in host.source.files()
                if started_at > 0 and os.path.exists(path) and
                os.stat(path).st_mtime > started_at + START_ERROR]
     if changed:
@@ -130,23 +125,13 @@ def running(host: item.Host) -> Iterator[item.Item]:
     yield item.ok('nova-compute', f'nova-compute runs, process {process.pid}')
 
 
-def _all_files(host: item.Host) -> Iterator[str]:
-    """Return all files of the configuration, in the order of reading."""
-    for path in host.source.paths() if host.source else ():
-        if os.path.isdir(path):
-            yield from sorted(glob.glob(os.path.join(
-                glob.escape(path), '*.conf')))
-        else:
-            yield path
-
-
 def options(host: item.Host) -> Iterator[item.Item]:
     """Check that each option has a value that the driver can use."""
     from nova_snapext import conf
     from nova_snapext.encode import codec
     from nova_snapext import exception
     from nova_snapext.snapshot import selection
-    found = [*_invalid_values()]
+    found = [*_invalid_values(host)]
     if not found:
         names = importlib.metadata.entry_points(
             group=installation.NAMESPACE).names
@@ -165,22 +150,13 @@ def options(host: item.Host) -> Iterator[item.Item]:
                    f'be used')]
 
 
-def _invalid_values() -> Iterator[item.Item]:
+def _invalid_values(host: item.Host) -> Iterator[item.Item]:
     from nova_snapext import conf
     wanted = {**USED, GROUP: [opt.dest for opt in conf.ALL_OPTS]}
     for group, names in wanted.items():
         for name in names:
-            try:
-                if group == 'DEFAULT':
-                    getattr(conf.CONF, name)
-                elif name in conf.CONF[group]:
-                    conf.CONF[group][name]
-            except Exception as error:
-                yield item.failed(
-                    'options', f'[{group}]{name} has a value that can\'t be '
-                               f'used: '
-                               f'{compute_config.value_error_text(error)}.',
-                    'Correct it.')
+            if reason := compute_config.value_error(host.source, group, name):
+                yield item.failed('options', f'{reason}.', 'Correct it.')
 
 
 def _of_one_kind_of_host() -> Iterator[item.Item]:
@@ -209,7 +185,7 @@ def _unknown_names(host: item.Host) -> Iterator[item.Item]:
     from nova_snapext import conf
     known = {str(name) for opt in conf.ALL_OPTS for name in (
         opt.name, opt.dest, *(old.name for old in opt.deprecated_opts))}
-    for path in _all_files(host):
+    for path in host.source.files() if host.source else ():
         sections: dict[str, dict[str, ty.Any]] = {}
         try:
             cfg.ConfigParser(path, sections).parse()

@@ -42,6 +42,7 @@ from nova_snapext.cmd import compute_config
 from nova_snapext.cmd import exits
 from nova_snapext.cmd import main
 from nova_snapext.cmd import recover
+from nova_snapext.cmd import standalone
 from nova_snapext import compat
 from nova_snapext import finder
 from nova_snapext.hypervisor import confinement
@@ -217,13 +218,28 @@ class ConfigurationTest(CheckTestCase):
             configuration.compute_driver, FAILED))
 
     def test_driver_that_names_an_unknown_option_is_reported_with_it(self):
-        self.configure('compute_driver = $nope')
+        path = self.configure('compute_driver = $nope')
         self.CONF.clear_override('compute_driver')
         self.assertIn('no such option nope', self.found(
             configuration.compute_driver, FAILED))
-        self.assertIn('[DEFAULT]compute_driver has a value that can\'t be '
-                      'used: no such option nope',
+        self.assertIn(f'[DEFAULT]compute_driver in {path} can\'t be used: no '
+                      f'such option nope',
                       self.found(configuration.options, FAILED))
+
+    def test_value_that_no_command_can_use_is_named_with_its_file(self):
+        for group, line, reason in (
+                ('DEFAULT', 'host = h_%st!', 'is not a valid host address'),
+                ('snapext', 'journal_directory = /x/$nope',
+                 'no such option nope')):
+            path, name = self.configure(f'[{group}]', line), line.split()[0]
+            self.CONF.clear_override(name, group=None if group == 'DEFAULT'
+                                     else group)
+            error = self.assertRaises(
+                exits.CommandError, standalone.check_values, self.host.source)
+            self.assertIn(f'[{group}]{name} in {path} can\'t be used: ',
+                          str(error))
+            self.assertIn(reason, str(error))
+            self.assertNotIn('LocationInfo', str(error))
 
     def test_state_path_that_names_an_unknown_option_ends_no_check(self):
         self.configure('state_path = $nope')
@@ -232,11 +248,21 @@ class ConfigurationTest(CheckTestCase):
                       self.found(command._become_nova, UNKNOWN))
 
     def test_value_that_can_not_be_used_is_reported(self):
-        self.configure('[snapext]', 'agent_timeout = soon',
-                       'detect_zeroes = maybe')
+        path = self.configure('[snapext]', 'agent_timeout = soon',
+                              'detect_zeroes = maybe')
         text = self.found(configuration.options, FAILED, FAILED)
-        self.assertIn('[snapext]agent_timeout', text)
-        self.assertIn('[snapext]detect_zeroes', text)
+        self.assertIn(f'[snapext]agent_timeout in {path} can\'t be used: '
+                      f'invalid', text)
+        self.assertIn(f'[snapext]detect_zeroes in {path}', text)
+
+    def test_check_that_needs_such_a_value_names_it_with_its_file(self):
+        path = self.configure('[snapext]', 'min_free_disk_mb = -3')
+        self.CONF.clear_override('min_free_disk_mb', group='snapext')
+        [one] = command._run(directories.space, self.host)
+        self.assertEqual(UNKNOWN, one.status)
+        self.assertIn(f'Value for option min_free_disk_mb in {path} is not '
+                      f'valid', one.text)
+        self.assertIn('"options"', one.remedy)
 
     def test_strategy_that_is_not_installed_is_reported(self):
         self.configure('[snapext]', 'strategy = bakcup')

@@ -187,6 +187,46 @@ class ComputeConfigTest(base.BaseTestCase):
         self.assertIn('as root', str(self.assertRaises(
             exits.NotAllowed, compute_config.load, source)))
 
+    def load(self, *arguments):
+        """Return the error of reading files."""
+        self.patch(compute_config, 'adopt_environment', lambda process: None)
+        return self.assertRaises(
+            exits.CommandError, compute_config.load,
+            compute_config.Source(arguments, None, ''))
+
+    def test_file_that_is_not_text_is_named(self):
+        path = self.proc / 'nova.conf'
+        path.write_bytes(b'[DEFAULT]\nx=\xff\n')
+        self.assertIn(f'{path}: it is not text in UTF-8 from byte 12 on',
+                      str(self.load('--config-file', str(path))))
+
+    def test_file_for_a_directory_is_refused_and_the_other_way_round(self):
+        path = self.proc / 'nova.conf'
+        path.touch()
+        self.assertIn(f'{path}: it is no directory',
+                      str(self.load('--config-dir', str(path))))
+        self.assertIn(f'{self.proc}: it is a directory',
+                      str(self.load('--config-file', str(self.proc))))
+
+    def test_file_in_a_directory_that_may_not_be_read_is_for_another_user(
+            self):
+        path = self.proc / 'b.conf'
+        path.touch()
+        self.patch(os, 'access', lambda name, _mode: name != str(path))
+        error = self.load('--config-dir', str(self.proc))
+        self.assertIsInstance(error, exits.NotAllowed)
+        self.assertIn(f'{path}: this user may not read it', str(error))
+
+    def test_file_that_sets_an_option_last_is_named(self):
+        for name, line in (('a', 'log-file = x'), ('b', 'log_file = y'),
+                           ('c', 'x = y')):
+            (self.proc / f'{name}.conf').write_text(f'[DEFAULT]\n{line}\n')
+        source = compute_config.Source(('--config-dir', str(self.proc)),
+                                       None, '')
+        self.assertEqual(f' in {self.proc}/b.conf',
+                         source.place_of('DEFAULT', 'log_file'))
+        self.assertEqual('', source.place_of('snapext', 'log_file'))
+
     def environment(self, path, content=b''):
         self.run_(7, PYTHON, '/b/nova-compute', '--config-file', '/7.conf',
                   environment=content)

@@ -75,9 +75,10 @@ class WithoutNovaTest(base.BaseTestCase):
 
 
 class ProcessTest(base.BaseTestCase):
-    def run_(self, *arguments, user=None, **environment):
+    def run_(self, *arguments, user=None, module='main', **environment):
         return subprocess.run(
-            [sys.executable, '-P', '-m', 'nova_snapext.cmd.main', *arguments],
+            [sys.executable, '-P', '-c', f'from nova_snapext.cmd import '
+             f'{module}; {module}.console()', *arguments],
             capture_output=True, text=True, check=False, cwd='/', user=user,
             env={'PYTHONPATH': str(ROOT), 'HOME': '/', **environment})
 
@@ -126,6 +127,30 @@ class ProcessTest(base.BaseTestCase):
             self.assertIn('can\'t be read', output)
             self.assertNotIn('geheim', output)
             self.assertNotIn('Traceback', output)
+
+    def test_value_of_an_option_of_the_command_line_is_reported(self):
+        # oslo.config ends the process.
+        _directory, path = self.config('[DEFAULT]\ndebug = yes please\n')
+        for command_, code in ((('check',), exits.FOUND),
+                               (('recover',), exits.NOT_DONE),
+                               (('status', '--format', 'prometheus'),
+                                exits.NOT_DONE)):
+            run = self.run_(*command_, '--config-file', path)
+            self.assertEqual(code, run.returncode)
+            self.assertIn(f'[DEFAULT]debug in {path} can\'t be used: Invalid '
+                          f'Boolean value: yes please. Correct it.',
+                          run.stdout + run.stderr)
+        self.assertIn('nova_snapext_status_success 0', run.stdout)
+        run = self.run_('--config-file', path, 'upgrade', 'check',
+                        module='upgrade')
+        self.assertEqual(255, run.returncode)
+        self.assertIn('[DEFAULT]debug', run.stderr)
+
+    def test_value_that_names_an_unknown_option_is_reported(self):
+        _directory, path = self.config('[DEFAULT]\nlog_file = $nope\n')
+        run = self.run_('recover', '--config-file', path)
+        self.assertIn(f'no such option nope in group [DEFAULT]. Correct '
+                      f'{path}.', run.stderr)
 
     def test_missing_configuration_is_reported(self):
         for command_ in ('check', 'status'):

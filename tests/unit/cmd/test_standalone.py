@@ -105,7 +105,7 @@ class OwnerTest(base.BaseTestCase):
         config.CONF.register_opt(cfg.StrOpt('state_path', default='$nope'))
         config.CONF([])
         self.assertIn('no such option nope', str(self.assertRaises(
-            exits.CommandError, standalone.state_path)))
+            exits.CommandError, standalone.state_path, None)))
 
     def test_text_for_a_terminal_has_no_control_characters(self):
         self.assertEqual('ä\n\\x1b[2J\\udcff\\t',

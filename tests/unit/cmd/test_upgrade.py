@@ -92,7 +92,14 @@ class UpgradeTest(base.TestCase):
                     [option, 'upgrade', 'check']))
             [line] = errors.getvalue().splitlines()
             self.assertIn('can\'t be read', line)
+            self.assertIn(option.split('=')[1], line)
             self.assertNotIn('geheim', line)
+
+    def test_option_of_the_journal_that_can_not_be_used_fails(self):
+        with mock.patch.object(standalone, 'check_values',
+                               side_effect=exits.CommandError('bad host')):
+            result = self.commands.journal()
+        self.assertEqual((FAILURE, 'bad host'), (result.code, result.details))
 
     def test_missing_configuration_fails(self):
         self.commands._host.source = None
