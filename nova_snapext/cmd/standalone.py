@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import contextlib
+import logging
 import os
 import pwd
 import shlex
@@ -43,11 +44,43 @@ def configure(options: argparse.Namespace) -> None:
         the wrong user
     """
     read_configuration(options)
-    from nova import config
     from nova import objects
-    from oslo_log import log as logging
-    logging.setup(config.CONF, 'nova')
+    _set_up_log(options.debug)
     objects.register_all()
+
+
+def _set_up_log(debug: bool) -> None:
+    """Write Nova's log to its file, and nothing to the output of the command.
+
+    Without a file oslo.log writes to it. What an operator has to know, the
+    command prints itself.
+
+    :param debug: write what is not for the file to stderr
+    :raises CommandError: the log can't be written
+    """
+    from nova import config
+    from oslo_log import log
+    try:
+        log.setup(config.CONF, 'nova')
+    except Exception as error:
+        # Also of logging.config, and of a file that it names.
+        raise exits.CommandError(
+            f'Nova\'s log can\'t be written: {error}. Correct '
+            f'[DEFAULT]log_config_append, log_file or log_dir.') from error
+    root = logging.getLogger()
+    loggers = [one for one in root.manager.loggerDict.values()
+               if isinstance(one, logging.Logger)]
+    for logger in (root, *loggers):
+        for handler in [*logger.handlers]:
+            if not (isinstance(handler, logging.StreamHandler) and
+                    handler.stream in (sys.stdout, sys.stderr)):
+                continue
+            if debug:
+                handler.setStream(sys.stderr)
+            else:
+                logger.removeHandler(handler)
+    # Without a handler Python itself writes warnings to stderr.
+    root.addHandler(logging.NullHandler())
 
 
 def read_configuration(options: argparse.Namespace) -> None:
@@ -138,19 +171,30 @@ def run(command: Callable[[ty.Any], bool],
     :param command: returns whether nothing is left
     :param lock: keeps nova-compute from running beside it
     :returns: the exit code
-    :raises CommandError: nova-compute has the lock, or the command stopped
+    :raises CommandError: nova-compute has the lock, the journal can't be
+        used, or libvirtd does not respond
     """
+    import libvirt
+    from nova import exception as nova_exception
+
     from nova_snapext import exception
     try:
         with lock:
             return exits.CLEAN if command(create_driver()) else exits.FOUND
     except (exception.JournalLocked, exception.JournalFailed) as error:
         raise exits.CommandError(str(error)) from error
-    except Exception as error:
+    except exception.SnapextError as error:
+        raise exits.CommandError(f'The command stopped: {error}') from error
+    except (libvirt.libvirtError,
+            nova_exception.HypervisorUnavailable) as error:
+        # Nova's does not say what libvirt said.
+        cause = error.__context__ if isinstance(
+            error.__context__, libvirt.libvirtError) else error
         raise exits.CommandError(
-            f'The command stopped: {error}. Check that libvirtd runs, and '
-            f'that you run this command as the user of nova-compute.'
-        ) from error
+            f'libvirt does not do what this command needs: '
+            f'{str(cause).rstrip(".")}. Check that libvirtd runs, and that '
+            f'{pwd.getpwuid(os.geteuid()).pw_name}, the user of nova-compute, '
+            f'may use it.') from error
 
 
 def create_driver() -> ty.Any:

@@ -152,6 +152,33 @@ class ProcessTest(base.BaseTestCase):
         self.assertIn(f'no such option nope in group [DEFAULT]. Correct '
                       f'{path}.', run.stderr)
 
+    def test_log_of_nova_is_no_output_of_a_command(self):
+        _directory, path = self.config(
+            '[DEFAULT]\nstate_path={directory}\nmy_ip=127.0.0.1\n'
+            'transport_url=fake:/\n[libvirt]\n'
+            'connection_uri=qemu:///system?socket={directory}/none\n')
+        for command_ in ('recover', 'drain'):
+            run = self.run_(command_, '--config-file', path)
+            self.assertEqual(exits.NOT_DONE, run.returncode, run.stderr)
+            self.assertEqual('There is nothing to clean up in the journal.\n',
+                             run.stdout)
+            [line] = run.stderr.splitlines()
+            self.assertIn('/none\': No such file or directory. Check that '
+                          'libvirtd runs', line)
+        # What is asked for goes to stderr.
+        run = self.run_('--debug', 'recover', '--config-file', path)
+        self.assertNotIn('nova.virt', run.stdout)
+        self.assertIn('nova.virt.libvirt.host', run.stderr)
+
+    def test_log_that_can_not_be_written_is_reported(self):
+        for option in ('log_file', 'log_config_append'):
+            _directory, path = self.config(
+                f'[DEFAULT]\nstate_path={{directory}}\n{option}=/no/x\n')
+            run = self.run_('recover', '--dry-run', '--config-file', path)
+            self.assertEqual(exits.NOT_DONE, run.returncode)
+            self.assertIn('Nova\'s log can\'t be written', run.stderr)
+            self.assertIn('/no/x', run.stderr)
+
     def test_missing_configuration_is_reported(self):
         for command_ in ('check', 'status'):
             run = self.run_(command_, '--config-file', '/no/nova.conf')

@@ -6,6 +6,8 @@ import os
 import pathlib
 from unittest import mock
 
+import libvirt
+from nova import exception as nova_exception
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_snapext.cmd.check import trial
@@ -193,7 +195,23 @@ class RecoverTest(base.TestCase):
 
     def test_unreachable_libvirtd_is_reported_with_a_hint(self):
         self.leave()
-        standalone.create_driver.side_effect = RuntimeError('no socket')
+        standalone.create_driver.side_effect = libvirt.libvirtError(
+            'no socket')
         code, printed = self.run_()
         self.assertEqual(exits.NOT_DONE, code)
         self.assertIn('no socket. Check that libvirtd runs', printed)
+
+    def test_what_libvirt_said_to_nova_is_told(self):
+        unavailable = nova_exception.HypervisorUnavailable()
+        unavailable.__context__ = libvirt.libvirtError('no socket')
+        standalone.create_driver.side_effect = unavailable
+        _code, printed = self.run_()
+        self.assertIn('no socket. Check that libvirtd runs', printed)
+
+    def test_another_cause_is_reported_without_that_hint(self):
+        standalone.create_driver.side_effect = PermissionError('no right')
+        code, printed = self.run_()
+        self.assertEqual(exits.NOT_DONE, code)
+        self.assertIn('PermissionError: no right. "nova-snapext --debug" '
+                      'shows more', printed)
+        self.assertNotIn('libvirtd', printed)
