@@ -17,9 +17,6 @@ function install_snapext {
 }
 
 function configure_snapext {
-    sudo install -o root -g root -m 644 \
-        "$SNAPEXT_DIR/etc/nova/rootwrap.d/snapext.filters" \
-        "$NOVA_CONF_DIR/rootwrap.d/snapext.filters"
     # DevStack copies this file to nova-cpu.conf when nova-compute starts.
     iniset "$NOVA_CONF" DEFAULT compute_driver snapext.SnapextDriver
     if [[ -n $SNAPEXT_AUTO_STRATEGIES ]]; then
@@ -40,8 +37,7 @@ function configure_snapext_apparmor {
 }
 
 function remove_snapext {
-    sudo rm -f "$NOVA_CONF_DIR/rootwrap.d/snapext.filters" \
-        "$SNAPEXT_APPARMOR/nova-snapext"
+    sudo rm -f "$SNAPEXT_APPARMOR/nova-snapext"
 }
 
 if is_service_enabled n-cpu; then

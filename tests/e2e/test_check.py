@@ -214,7 +214,7 @@ class PrivilegeTest(wrong_host.CheckTestCase):
             unknown('user', 'belongs to user id 4711',
                     'DEFAULT.state_path=$D', script='chown 4711 $D'))
 
-    def test_rootwrap_that_does_not_allow_the_helper_is_reported(self):
+    def test_rootwrap_that_can_not_start_the_helper_is_reported(self):
         copy = 'cp $S/etc/nova/rootwrap.conf $D\n'
         filters = 'change $S/etc; echo nonsense > ' \
                   '$S/etc/nova/rootwrap.d/compute.filters'
@@ -227,10 +227,15 @@ class PrivilegeTest(wrong_host.CheckTestCase):
             unknown('rootwrap', 'as the user of nova-compute', OWN_ROOTWRAP,
                     user='nobody',
                     script=f'{copy}{READABLE} chmod 600 $D/rootwrap.conf'),
-            # As releases of oslo.rootwrap without a filter of their own.
-            failed('rootwrap', 'no filter in $S/etc/nova/rootwrap.d allows',
-                   script='change $P; sed -i /filterlist.append.privsep/d '
-                          '$P/oslo_rootwrap/wrapper.py'),
+            failed('rootwrap', 'in no directory of exec_dirs', OWN_ROOTWRAP,
+                   script=f'{copy} sed -i "s:^exec_dirs=.*:exec_dirs=/none:" '
+                          f'$D/rootwrap.conf'),
+            warning('rootwrap', 'and not $S/venv/bin/privsep-helper',
+                    OWN_ROOTWRAP,
+                    script=f'{copy} touch $D/privsep-helper; '
+                           f'chmod +x $D/privsep-helper; '
+                           f'sed -i "s:^exec_dirs=:exec_dirs=$D,:" '
+                           f'$D/rootwrap.conf'),
             failed('root-helper', 'Correct the file of [DEFAULT]rootwrap_conf',
                    script=filters))
 

@@ -94,7 +94,7 @@ class ArchivesTest(base.BaseTestCase):
     def test_wheel_has_data_files_where_the_documentation_says(self):
         data = {name.partition('.data/data/')[2] for name in self.wheel}
         wanted = {name for name in self.files
-                  if name.startswith(('etc/nova/', 'etc/apparmor.d/'))}
+                  if name.startswith('etc/apparmor.d/')}
         self.assertEqual(set(), wanted - data)
 
     def test_wheel_starts_the_finder_and_nothing_else(self):

@@ -10,6 +10,8 @@ import difflib
 import importlib.metadata
 import os
 import pathlib
+import shutil
+import sys
 import typing as ty
 
 from nova_snapext.cmd.check import installation
@@ -29,9 +31,8 @@ PREFIX = 'nova.virt.'
 # before it reads a file.
 START_ERROR = 1
 
-FILTERS = 'etc/nova/rootwrap.d/snapext.filters'
-PRIVSEP_CONTEXTS = ('nova_snapext.hypervisor.privsep.context',
-                    'nova_snapext.hypervisor.privsep.label_context')
+# Root's part of the driver is started by this program of oslo.privsep.
+HELPER = 'privsep-helper'
 
 # Options of Nova that each snapshot uses, with the groups they are in.
 USED = {'DEFAULT': ('compute_driver', 'host', 'instances_path', 'state_path',
@@ -232,8 +233,12 @@ def guest_trim(_host: item.Host) -> Iterator[item.Item]:
                             f'requests may ask for it: {reason}')
 
 
-def rootwrap(host: item.Host) -> Iterator[item.Item]:
-    """Check that rootwrap lets Nova start the driver's privileged helper."""
+def rootwrap(_host: item.Host) -> Iterator[item.Item]:
+    """Check that rootwrap can be used, and finds the right helper.
+
+    It needs no filter: load_filters() in oslo_rootwrap/wrapper.py always adds
+    one for the helper.
+    """
     from nova_snapext import conf
     path = conf.CONF.rootwrap_config
     if conf.CONF.workarounds.disable_rootwrap:
@@ -244,15 +249,7 @@ def rootwrap(host: item.Host) -> Iterator[item.Item]:
     try:
         # Not config.read(), which skips what it may not read.
         config.read_string(pathlib.Path(path).read_text())
-        directories = [directory.strip() for directory in config.get(
-            'DEFAULT', 'filters_path', fallback='').split(',')]
-        files = [file for directory in directories
-                 if os.path.exists(directory)
-                 for file in sorted(pathlib.Path(directory).iterdir())]
-        for file in files:
-            file.read_text()
-        refused = [helper for helper in _helpers(host)
-                   if not _allows(directories, helper)]
+        _check_filters(config)
     except FileNotFoundError:
         yield item.failed(
             'rootwrap', f'[DEFAULT]rootwrap_config {path} does not exist: '
@@ -266,35 +263,53 @@ def rootwrap(host: item.Host) -> Iterator[item.Item]:
         yield item.failed('rootwrap', f'The filters of {path} can\'t be '
                                       f'used: {error}.', 'Correct them.')
     else:
-        yield item.ok(
-            'rootwrap', f'the privileged helper is allowed in '
-                        f'{", ".join(directories)}'
-        ) if not refused else item.failed(
-            'rootwrap',
-            f'rootwrap does not allow the privileged helper of '
-            f'{installation.DISTRIBUTION}: no filter in '
-            f'{", ".join(directories)} allows "{refused[0]}".',
-            f'Copy {installation.shipped_file(FILTERS)} there. It allows '
-            f'configuration files below /etc: for others, add a line.')
+        yield _helper(config, path)
 
 
-def _allows(directories: list[str], helper: str) -> bool:
-    """Return whether a filter allows what oslo.privsep runs."""
-    from oslo_rootwrap import wrapper
-    try:
-        wrapper.match_filter(wrapper.load_filters(directories),
-                             helper.split(' '), [])
-    except wrapper.NoFilterMatched:
-        return False
-    except wrapper.FilterMatchNotExecutable:
-        pass  # this depends on its PATH, and is tried later
-    return True
+def _check_filters(config: configparser.RawConfigParser) -> None:
+    """Read the filters as rootwrap does: one that is broken ends it.
+
+    :raises OSError: a file can't be read
+    :raises configparser.Error: a file can't be used
+    """
+    for directory in map(pathlib.Path, _directories(config, 'filters_path')):
+        for file in sorted(directory.iterdir()) if directory.is_dir() else ():
+            if file.is_file() and not file.name.startswith('.'):
+                filters = configparser.RawConfigParser(strict=False)
+                filters.read_string(file.read_text(), str(file))
+                filters.items('Filters')
 
 
-def _helpers(host: item.Host) -> list[str]:
-    """Return the commands of the helpers, as oslo.privsep makes them."""
-    arguments = host.source.arguments if host.source else ()
-    return [' '.join(('privsep-helper', *arguments, '--privsep_context',
-                      context, '--privsep_sock_path',
-                      '/tmp/x/privsep.sock'))  # noqa: S108  # nosec B108
-            for context in PRIVSEP_CONTEXTS]
+def _directories(config: configparser.RawConfigParser,
+                 option: str) -> list[str]:
+    listed = config.get('DEFAULT', option, fallback='').split(',')
+    return [directory.strip() for directory in listed if directory.strip()]
+
+
+def _helper(config: configparser.RawConfigParser, path: str) -> item.Item:
+    """Check which privileged helper rootwrap runs: the first that it finds."""
+    # Without this option rootwrap has sudo's PATH.
+    listed = os.pathsep.join(_directories(config, 'exec_dirs'))
+    where = f'exec_dirs of {path}'
+    if not listed:
+        return item.ok('rootwrap', f'rootwrap can be used; {where} is not '
+                                   f'set, and sudo\'s PATH decides')
+    found = shutil.which(HELPER, path=listed)
+    if found is None:
+        return item.failed(
+            'rootwrap', f'rootwrap does not find {HELPER}: it is in no '
+                        f'directory of {where} ({listed}).',
+            f'Add {_own_directory()} there, as the first one.')
+    own = shutil.which(HELPER, path=_own_directory())
+    if own is not None and not os.path.samefile(found, own):
+        return item.warning(
+            'rootwrap', f'rootwrap runs {found}, and not {own}, which is the '
+                        f'one of this Python: the other one may not find '
+                        f'{installation.DISTRIBUTION}.',
+            f'Name {_own_directory()} first in {where}.')
+    return item.ok('rootwrap', f'rootwrap can be used, and runs {found}')
+
+
+def _own_directory() -> str:
+    """Return where the programs of this Python are."""
+    return os.path.dirname(sys.executable)

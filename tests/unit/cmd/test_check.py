@@ -22,7 +22,6 @@ from keystoneauth1 import exceptions as ks_exceptions
 from nova import objects
 from nova import utils as nova_utils
 import oslo_messaging
-from oslo_privsep import priv_context
 from oslo_rootwrap import wrapper
 
 from nova_snapext import bounded
@@ -46,7 +45,6 @@ from nova_snapext.cmd import standalone
 from nova_snapext import compat
 from nova_snapext import finder
 from nova_snapext.hypervisor import confinement
-from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
 from nova_snapext import libnbd
 from nova_snapext import plan as planning
@@ -58,7 +56,6 @@ ROOT = pathlib.Path(__file__).parents[3]
 SCHEMA = ROOT / 'doc/source/cli/check-schema.json'
 FOUND = mock.Mock(origin='/venv/nova/__init__.py')
 OK, WARNING, UNKNOWN, FAILED = item.Status
-load_filters = wrapper.load_filters
 
 
 class CheckTestCase(base.TestCase):
@@ -346,40 +343,67 @@ class ConfigurationTest(CheckTestCase):
         self.flags(guest_trim='never', group='snapext')
         self.assertIn('is never', self.found(configuration.guest_trim, OK))
 
-    def rootwrap(self, *filters):
+    def rootwrap(self, filters='[Filters]', exec_dirs=()):
         """Configure rootwrap with one file of filters."""
         directory = self.directory()
-        (directory / 'x.filters').write_text('\n'.join(filters))
+        (directory / 'x.filters').write_text(filters)
         config = self.directory() / 'rootwrap.conf'
-        config.write_text(f'[DEFAULT]\nfilters_path = /none,{directory}\n')
+        config.write_text(
+            f'[DEFAULT]\nfilters_path = /none,{directory}\n'
+            f'exec_dirs = {",".join(map(str, exec_dirs))}\n')
         self.flags(rootwrap_config=str(config))
-        self.host.source = compute_config.Source(
-            ('--config-file', '/etc/nova/nova.conf', '--config-file',
-             '/etc/nova/nova-compute.conf'), None, 'usual')
+        return config
+
+    def helper(self):
+        """Return a directory with a privileged helper."""
+        directory = self.directory()
+        (directory / 'privsep-helper').touch(0o755)
         return directory
 
-    def test_helper_with_nova_computes_files_is_allowed(self):
-        self.rootwrap((ROOT / 'etc/nova/rootwrap.d/snapext.filters')
-                      .read_text())
-        self.assertIn('is allowed', self.found(configuration.rootwrap, OK))
+    def test_rootwrap_that_runs_the_helper_of_this_python_is_told(self):
+        own = self.helper()
+        self.patch(sys, 'executable', str(own / 'python3'))
+        link = self.directory()
+        (link / 'privsep-helper').symlink_to(own / 'privsep-helper')
+        for directory in (own, link):
+            self.rootwrap(exec_dirs=(self.directory(), directory))
+            self.assertIn(f'runs {directory}/privsep-helper',
+                          self.found(configuration.rootwrap, OK))
 
-    def test_helper_that_no_filter_allows_is_reported(self):
-        self.rootwrap('[Filters]')
-        # Old versions of oslo.rootwrap do not add one by themselves.
-        self.patch(wrapper, 'load_filters', return_value=[])
+    def test_helper_that_rootwrap_does_not_find_is_reported(self):
+        config = self.rootwrap(exec_dirs=(self.directory(),))
         text = self.found(configuration.rootwrap, FAILED)
-        self.assertIn(configuration.PRIVSEP_CONTEXTS[0], text)
-        self.assertIn('snapext.filters', text)
+        self.assertIn(f'in no directory of exec_dirs of {config}', text)
+        self.assertIn(f'Add {os.path.dirname(sys.executable)}', text)
+
+    def test_helper_of_another_python_is_reported(self):
+        own, other = self.helper(), self.helper()
+        self.patch(sys, 'executable', str(own / 'python3'))
+        self.rootwrap(exec_dirs=(other, own))
+        self.assertIn(f'runs {other}/privsep-helper, and not {own}/privsep',
+                      self.found(configuration.rootwrap, WARNING))
+
+    def test_rootwrap_with_the_path_of_sudo_can_be_used(self):
+        self.rootwrap()
+        self.assertIn('sudo\'s PATH decides',
+                      self.found(configuration.rootwrap, OK))
+
+    def test_rootwrap_allows_the_helper_without_a_filter(self):
+        # So no filter is installed, and none is checked.
+        helper = ['privsep-helper', '--privsep_context', 'nova_snapext.x']
+        self.assertEqual('privsep-helper', wrapper.match_filter(
+            wrapper.load_filters([]), helper, [str(self.helper())]).name)
 
     def test_filters_that_can_not_be_read_are_unknown(self):
-        self.rootwrap('[Filters]')
+        self.rootwrap()
         self.patch(pathlib.Path, 'read_text',
                    side_effect=PermissionError('denied'))
         self.assertIn('as root', self.found(configuration.rootwrap, UNKNOWN))
 
     def test_filters_that_are_broken_are_reported(self):
-        self.rootwrap('not a filter')
-        self.found(configuration.rootwrap, FAILED)
+        for filters in ('not a filter', '[filters]'):
+            self.rootwrap(filters)
+            self.found(configuration.rootwrap, FAILED)
 
     def test_missing_rootwrap_is_reported(self):
         self.flags(rootwrap_config='/no/such/file')
@@ -389,22 +413,6 @@ class ConfigurationTest(CheckTestCase):
     def test_sudo_alone_needs_no_filter(self):
         self.flags(disable_rootwrap=True, group='workarounds')
         self.found(configuration.rootwrap, OK)
-
-    def test_checked_contexts_are_those_of_the_driver(self):
-        self.assertEqual(
-            {value.pypath for value in vars(privsep).values()
-             if isinstance(value, priv_context.PrivContext)},
-            {*configuration.PRIVSEP_CONTEXTS})
-
-    def test_helper_that_only_block_devices_need_is_checked_too(self):
-        self.rootwrap((ROOT / 'etc/nova/rootwrap.d/snapext.filters')
-                      .read_text().replace('(label_)?', ''))
-        self.patch(wrapper, 'load_filters',
-                   wraps=lambda directories: [
-                       one for one in load_filters(directories)
-                       if 'nova_snapext' in ' '.join(one.args)])
-        self.assertIn('privsep.label_context', self.found(
-            configuration.rootwrap, FAILED))
 
 
 class HypervisorTest(CheckTestCase):

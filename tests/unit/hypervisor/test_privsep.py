@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import configparser
 import os
 import pathlib
 import socket
@@ -8,12 +7,10 @@ import subprocess
 import sys
 
 import fixtures
-from oslo_rootwrap import wrapper
 
 from nova_snapext.hypervisor import privsep
 from tests.unit import base
 
-FILTERS = pathlib.Path(__file__).parents[3] / 'etc/nova/rootwrap.d'
 MODULES = ('import sys; import nova_snapext.hypervisor.privsep; '
            'print(*sys.modules)')
 
@@ -33,23 +30,6 @@ class PrivsepTest(base.TestCase):
         modules = [name for name in vars(privsep)
                    if name in ('processutils', 'subprocess')]
         self.assertEqual([], modules)
-
-    def test_rootwrap_filter_allows_the_helper(self):
-        [rule] = [rule for rule in wrapper.load_filters([str(FILTERS)])
-                  if rule.name == 'privsep-rootwrap-snapext']
-        command = privsep.context.helper_command('/tmp/tmp1234/privsep.sock')
-        command = command[command.index('privsep-helper'):]
-        del command[1:command.index('--privsep_context')]
-        command[1:1] = ['--config-file', '/etc/nova/nova.conf']
-        self.assertTrue(rule.match(command))
-        command[command.index('--privsep_context') + 1] = 'os.system'
-        self.assertFalse(rule.match(command))
-
-    def test_filters_are_installed(self):
-        setup = configparser.ConfigParser()
-        setup.read(FILTERS.parents[2] / 'setup.cfg')
-        self.assertIn('etc/nova/rootwrap.d = etc/nova/rootwrap.d/*',
-                      setup['files']['data_files'])
 
 
 class ChownTest(base.TestCase):
