@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -46,19 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         # They are for the developers of other packages.
         warnings.simplefilter('ignore')
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parse(arguments)
+    except OSError as error:
+        return _output_failed(error)
     try:
         code: int = options.run(options)
-        # An error of the output shows here.
-        sys.stdout.flush()
     except exits.CommandError as error:
-        print(error, file=sys.stderr)
-    except BrokenPipeError:
-        # The reader, such as head(1), has enough. Python would complain
-        # again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(str(error))
+    except BrokenPipeError as error:
+        return _output_failed(error)
     except KeyboardInterrupt:
-        print('Interrupted.', file=sys.stderr)
+        _complain('Interrupted.')
         return exits.INTERRUPTED
     except ImportError as error:
         _explain(options, f'{error}. "nova-snapext check" tells what is '
@@ -73,14 +73,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _explain(options, f'{type(error).__name__}: {error}. "nova-snapext '
                           f'--debug" shows more.')
     else:
-        return code
+        return _flushed(code)
+    return exits.NOT_DONE
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options.
+
+    :raises SystemExit: help was printed, or the command line is wrong
+    :raises OSError: help could not be printed
+    """
+    try:
+        return _parser().parse_args(arguments)
+    except SystemExit as error:
+        if error.code == exits.CLEAN:
+            sys.stdout.flush()
+        raise
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code of a command, after an error of its output."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _output_failed(error)
+    return code
+
+
+def _output_failed(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        # The reader, such as head(1), has enough. Python would complain
+        # again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        _complain(f'nova-snapext: The output can\'t be written: {error}.')
     return exits.NOT_DONE
 
 
 def _explain(options: argparse.Namespace, text: str) -> None:
     if options.debug:
         traceback.print_exc()
-    print(f'nova-snapext: {text}', file=sys.stderr)
+    _complain(f'nova-snapext: {text}')
+
+
+def _complain(text: str) -> None:
+    # The exit code says it, too.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +155,7 @@ class _Version(argparse.Action):
 
 def console() -> ty.NoReturn:
     """Run a command, and end the process."""
+    standalone.begin()
     standalone.end(main())
 
 

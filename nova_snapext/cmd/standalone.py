@@ -256,8 +256,31 @@ def printable(text: str) -> str:
         else ascii(character)[1:-1] for character in text)
 
 
+def begin() -> None:
+    """Prepare the process of a command, however it was started.
+
+    A file that is opened gets the number of a descriptor which the caller has
+    closed, and what is printed would be written to it. Nova can't be imported
+    in a directory that was removed.
+    """
+    for number, name, mode in ((0, 'stdin', 'r'), (1, 'stdout', 'w'),
+                               (2, 'stderr', 'w')):
+        try:
+            os.fstat(number)
+        except OSError:
+            # This returns the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir('/')
+
+
 def end(code: int) -> ty.NoReturn:
     """End the process: Nova's threads for libvirt's events never end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)

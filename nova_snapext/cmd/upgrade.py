@@ -77,7 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return ERROR
     except ImportError:
         pass  # packages() reports it
-    return upgradecheck.run(conf)
+    try:
+        code: int = upgradecheck.run(conf)
+        sys.stdout.flush()
+    except OSError as error:
+        print(f'nova-snapext-status: The output can\'t be written: {error}.',
+              file=sys.stderr)
+        return ERROR
+    return code
 
 
 def _named(words: Sequence[str]) -> compute_config.Source:
@@ -91,4 +98,5 @@ def _named(words: Sequence[str]) -> compute_config.Source:
 
 def console() -> ty.NoReturn:
     """Run the upgrade check, and end the process."""
+    standalone.begin()
     standalone.end(main())

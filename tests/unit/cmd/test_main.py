@@ -215,6 +215,51 @@ class ProcessTest(base.BaseTestCase):
     def test_wrong_usage_has_a_code_of_its_own(self):
         self.assertEqual(exits.USAGE, self.run_('chekc').returncode)
 
+    def shell(self, script, *arguments):
+        """Run the commands in a shell, as "$@" and "$STATUS"."""
+        start = 'from nova_snapext.cmd import {0}; {0}.console()'
+        return subprocess.run(
+            ['sh', '-c', script, 'sh', sys.executable, '-P', '-c',
+             start.format('main'), *arguments],
+            capture_output=True, text=True, check=False, cwd='/',
+            env={'PYTHONPATH': str(ROOT), 'HOME': '/', 'STATUS':
+                 f"{sys.executable} -P -c '{start.format('upgrade')}'"})
+
+    def test_descriptors_that_are_closed_end_no_command(self):
+        _directory, path = self.config(
+            '[DEFAULT]\nstate_path={directory}\nmy_ip=127.0.0.1\n')
+        for code, script in (
+                (exits.CLEAN, f'"$@" status --config-file {path} >&-'),
+                (exits.CLEAN, f'"$@" status --config-file {path} <&- >&- '
+                              f'2>&-'),
+                (exits.NOT_DONE, '"$@" status --config-file /none 2>&-'),
+                (exits.FOUND, '"$@" check --config-file /none 2>&-'),
+                (255, 'eval "$STATUS" --config-file /none upgrade check '
+                      '2>&-')):
+            run = self.shell(script)
+            self.assertEqual((code, ''), (run.returncode, run.stderr), script)
+            self.assertNotIn('Traceback', run.stdout)
+
+    def test_output_that_can_not_be_written_is_an_error(self):
+        for arguments in ('--version', '--help', 'check --config-file /none'):
+            run = self.shell(f'"$@" {arguments} > /dev/full')
+            self.assertEqual(exits.NOT_DONE, run.returncode)
+            self.assertIn('No space left on device', run.stderr)
+            self.assertNotIn('Traceback', run.stderr)
+        run = self.shell('"$@" status --config-file /none 2> /dev/full')
+        self.assertEqual(exits.NOT_DONE, run.returncode)
+
+    def test_directory_that_was_removed_is_no_obstacle(self):
+        directory, path = self.config(
+            '[DEFAULT]\nstate_path={directory}\nmy_ip=127.0.0.1\n')
+        gone = f'mkdir {directory}/gone; cd {directory}/gone; rmdir ../gone;'
+        for command_ in (f'"$@" status --config-file {path}',
+                         f'eval "$STATUS" --config-file {path} upgrade '
+                         f'check'):
+            run = self.shell(f'{gone} {command_}')
+            self.assertIn(run.returncode, (0, 1), run.stderr)
+            self.assertEqual('', run.stderr)
+
     def test_reader_that_has_enough_is_no_error(self):
         run = subprocess.run(
             ['sh', '-c', f'{sys.executable} -m nova_snapext.cmd.main check '
