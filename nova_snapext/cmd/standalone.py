@@ -146,10 +146,11 @@ def become_owner_of_state(state_path: str) -> None:
             f'{owner}, which has no name on this host. Run this command '
             f'where nova-compute runs: with a nova-compute in a container, '
             f'in that container.') from None
+    # sudo has a PATH of its own, without that of a virtual environment.
+    command = shlex.join([os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     refused = (f'This command must run as {user.pw_name}, the user of '
                f'nova-compute, who owns {state_path}. Run "sudo -u '
-               f'{user.pw_name} {shlex.join(["nova-snapext", *sys.argv[1:]])}"'
-               f'.')
+               f'{user.pw_name} {command}".')
     if os.geteuid() != 0:
         raise exits.CommandError(refused)
     try:

@@ -202,7 +202,7 @@ class PrivilegeTest(wrong_host.CheckTestCase):
         self.assert_found(
             unknown('configuration', 'this user may not read it',
                     user='nobody'),
-            unknown('user', 'Run "sudo -u nova nova-snapext check',
+            unknown('user', 'Run "sudo -u nova $S/venv/bin/nova-snapext check',
                     user='nobody', script=READABLE),
             unknown('libvirt', 'does not respond to this user',
                     user='nobody', script=READABLE),

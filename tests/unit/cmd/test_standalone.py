@@ -77,7 +77,8 @@ class OwnerTest(base.BaseTestCase):
                                      (1000, 0, 'root')):
                 message = self.become(uid, owner)
                 self.assertIn(
-                    f'sudo -u {name} nova-snapext recover \'a b\'', message)
+                    f'sudo -u {name} /usr/bin/nova-snapext recover \'a b\'',
+                    message)
         self.assertEqual([], self.calls)
 
     def test_root_without_the_capability_is_refused(self):
