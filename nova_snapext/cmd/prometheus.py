@@ -103,10 +103,16 @@ def _instance(snapshot: dict[str, ty.Any]) -> dict[str, str]:
     return {'instance_uuid': snapshot['instance_uuid']}
 
 
-def _timestamp(text_: str) -> float:
-    """Return seconds since 1970 of a time in UTC, in ISO 8601."""
-    return datetime.datetime.fromisoformat(text_).replace(
-        tzinfo=datetime.UTC).timestamp()
+def _timestamp(text_: str) -> float | None:
+    """Return seconds since 1970 of a time in UTC, in ISO 8601.
+
+    :returns: None if it is nonsense, as what is in the journal may be
+    """
+    try:
+        return datetime.datetime.fromisoformat(text_).replace(
+            tzinfo=datetime.UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def _metric(name: str, help_: str,

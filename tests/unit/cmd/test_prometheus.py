@@ -75,6 +75,14 @@ class PrometheusTest(base.BaseTestCase):
                     if key[0] == 'snapshot_info']
         self.assertEqual('a"b\\c\nd\\udcff', labels['strategy'])
 
+    def test_time_that_does_not_exist_hides_no_other_metric(self):
+        for state in ('running', 'waiting'):
+            found = self.samples(prometheus.text({**STATUS, 'snapshots': [
+                {**SNAPSHOT, 'began_at': '2026-13-01T00:00:00',
+                 'state': state}]}))
+            self.assertEqual(1, found['status_success',])
+            self.assertNotIn('timestamp', ' '.join(key[0] for key in found))
+
     def test_status_that_is_not_known_is_told(self):
         self.assertEqual({('status_success',): 0},
                          self.samples(prometheus.failure()))
