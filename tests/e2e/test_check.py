@@ -299,12 +299,14 @@ class DirectoriesTest(wrong_host.CheckTestCase):
         self.assert_found(
             failed('work-directory', 'can have 44', f'{WORK}/{"w" * 44}'),
             failed('work-directory', 'can\'t create', WORK),
-            failed('work-directory', 'Remove $D/work', WORK,
+            failed('work-directory', 'move $D/work away', WORK,
                    script='touch $D/work'),
             failed('work-directory', 'belongs to user root, mode 755', WORK,
                    script='mkdir $D/work'),
             failed('instances-path', 'can\'t create', INSTANCES),
-            failed('journal-directory', 'can\'t create', JOURNAL))
+            failed('journal-directory', 'can\'t create', JOURNAL),
+            failed('journal-directory', 'Run "chmod o+x $D/work"',
+                   f'{JOURNAL}/x', script='mkdir -m 700 $D/work'))
 
     def test_directory_with_a_wrong_mode_is_reported(self):
         make = 'mkdir $D/work; chown nova $D/work; chmod {} $D/work'

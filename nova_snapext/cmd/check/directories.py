@@ -160,18 +160,24 @@ def _writable(name: str, option: str, path: str) -> Iterator[item.Item]:
     if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
         return
     user = pwd.getpwuid(os.geteuid()).pw_name
+    doing = 'write to' if existing == path else 'create'
     if not os.path.isdir(existing):
         reason = f'{existing} is no directory'
+        remedy = f'Change the option, or move {existing} away.'
     else:
         status = os.stat(existing)
         reason = (f'{existing} belongs to user {_name(status.st_uid)}, mode '
                   f'{stat.S_IMODE(status.st_mode):o}')
-    doing = 'write to' if existing == path else 'create'
-    remedy = (f'Run "install -d -o {user} {path}" as root'
-              if os.path.isdir(existing) else f'Remove {existing}')
+        remedy = (f'Run "install -d -o {user} {path}" as root, or change the '
+                  f'option.')
+        if existing != path and not os.access(existing, os.X_OK):
+            # What is below it is not seen, and would not help.
+            doing = 'reach'
+            remedy = (f'Run "chmod o+x {existing}" as root, and this command '
+                      f'again; or change the option.')
     yield item.failed(
         name, f'{user}, the user of nova-compute, can\'t {doing} {option} '
-              f'{path}: {reason}.', f'{remedy}, or change the option.')
+              f'{path}: {reason}.', remedy)
 
 
 def _name(uid: int) -> str:

@@ -676,10 +676,20 @@ class DirectoriesTest(CheckTestCase):
                    group='snapext')
         text = self.found(directories.journal_directory, FAILED)
         self.assertIn(f'{self.top / "file"} is no directory', text)
-        self.assertIn(f'Remove {self.top / "file"}', text)
-        self.patch(os, 'access', return_value=False)
+        self.assertIn(f'Change the option, or move {self.top / "file"} away',
+                      text)
+        self.patch(os, 'access', lambda _path, mode: not mode & os.W_OK)
         self.assertIn('install -d', self.found(
             directories.work_directory, FAILED))
+
+    def test_parent_that_nova_may_not_search_is_named(self):
+        self.host.qemu = None
+        self.patch(os, 'access', lambda _path, mode: not mode & os.X_OK)
+        text = self.found(directories.journal_directory, FAILED)
+        self.assertIn(f'can\'t reach [snapext]journal_directory '
+                      f'{self.top / "journal"}', text)
+        self.assertIn(f'chmod o+x {self.top}', text)
+        self.assertNotIn('install', text)
 
     def test_file_in_the_place_of_a_directory_is_reported_once(self):
         for directory in (self.top, self.top.parent):
