@@ -15,6 +15,12 @@ from nova_snapext.cmd import recover
 from nova_snapext.cmd import standalone
 
 
+DESCRIPTION = """\
+Recover all that snapshots left on this host, and check that it is safe to use
+Nova's own driver again. Run it as the user of nova-compute, which must be
+stopped, or as root.
+"""
+
 EXAMPLES = """\
 examples:
   nova-snapext drain --dry-run
@@ -122,10 +128,7 @@ def add_to(commands: ty.Any) -> None:
         'drain',
         help='recover all that snapshots left on this host, before an '
              'upgrade or another driver',
-        description='Recover all that snapshots left on this host, and check '
-                    'that it is safe to use Nova\'s own driver again. Run it '
-                    'as the user of nova-compute, which must be stopped, or '
-                    'as root.',
+        description=DESCRIPTION,
         epilog=f'{EXAMPLES}\n{exits.TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

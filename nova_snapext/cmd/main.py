@@ -37,6 +37,12 @@ examples:
   nova-snapext drain               before an upgrade, or another driver
 """
 
+# The wheel and the Debian package have no manual page.
+MORE = """\
+more: the page nova-snapext of the documentation, which is
+      doc/source/cli/nova-snapext.rst in the source archive
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -125,13 +131,13 @@ def _complain(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='nova-snapext', description=DESCRIPTION,
-        epilog=f'{EXAMPLES}\n{exits.TEXT}\nmore: man nova-snapext',
+        epilog=f'{EXAMPLES}\n{exits.TEXT}\n{MORE}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action=_Version, nargs=0,
                         help='print the versions of nova-snapext and Nova')
     parser.add_argument('--debug', action='store_true',
-                        help='show warnings of other packages, and where an '
-                             'error comes from')
+                        help='show warnings of other packages, Nova\'s log, '
+                             'and where an error comes from')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for command in (check, status, recover, drain):
         command.add_to(commands)

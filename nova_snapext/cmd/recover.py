@@ -15,6 +15,11 @@ from nova_snapext.cmd import exits
 from nova_snapext.cmd import standalone
 
 
+DESCRIPTION = """\
+Clean up after interrupted snapshots while nova-compute is stopped. Run it as
+the user of nova-compute, or as root.
+"""
+
 EXAMPLES = """\
 examples:
   nova-snapext recover --dry-run
@@ -183,9 +188,7 @@ def add_to(commands: ty.Any) -> None:
         'recover',
         help='clean up after interrupted snapshots while nova-compute is '
              'stopped',
-        description='Clean up after interrupted snapshots while nova-compute '
-                    'is stopped. Run it as the user of nova-compute, or as '
-                    'root.',
+        description=DESCRIPTION,
         epilog=f'{EXAMPLES}\n{exits.TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -194,6 +197,6 @@ def add_to(commands: ty.Any) -> None:
              'changes nothing, and nova-compute may run')
     standalone.add_options(parser)
     parser.add_argument(
-        'instance', nargs='*',
+        'instance', nargs='*', metavar='UUID',
         help='uuid of an instance; by default all instances')
     parser.set_defaults(run=run)

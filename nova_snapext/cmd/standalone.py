@@ -31,9 +31,9 @@ NEEDED = (('DEFAULT', 'host'), ('DEFAULT', 'instances_path'),
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for Nova's configuration."""
-    for name in ('file', 'dir'):
+    for name, value in (('file', 'FILE'), ('dir', 'DIRECTORY')):
         parser.add_argument(
-            f'--config-{name}', action='append', default=[],
+            f'--config-{name}', action='append', default=[], metavar=value,
             help='Nova\'s configuration; by default that of nova-compute')
 
 

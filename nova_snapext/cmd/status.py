@@ -296,6 +296,12 @@ FORMATS: dict[str, Callable[[dict[str, ty.Any]], str]] = {
     'json': lambda status: json.dumps(status, indent=2) + '\n',
     'prometheus': prometheus.text}
 
+DESCRIPTION = """\
+List the snapshots of this host that run, and what waits to be cleaned up, and
+why. It changes nothing, and nova-compute may run. Run it as the user of
+nova-compute, or as root.
+"""
+
 EXAMPLES = """\
 examples:
   nova-snapext status
@@ -310,10 +316,7 @@ def add_to(commands: ty.Any) -> None:
         'status',
         help='list the snapshots of this host that run, and what waits to be '
              'cleaned up',
-        description='List the snapshots of this host that run, and what '
-                    'waits to be cleaned up, and why. It changes nothing, '
-                    'and nova-compute may run. Run it as the user of '
-                    'nova-compute, or as root.',
+        description=DESCRIPTION,
         epilog=f'{EXAMPLES}\n{exits.TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

@@ -245,6 +245,12 @@ def code(found: list[item.Item]) -> int:
                 _worst(found), exits.CLEAN)
 
 
+DESCRIPTION = """\
+Find what could keep snapshots from working on this host, and say what to do.
+Run it as root: other users see less. It changes nothing, and nova-compute may
+run.
+"""
+
 EXAMPLES = """\
 examples:
   nova-snapext check                  before the first snapshot, as root
@@ -257,10 +263,7 @@ def add_to(commands: ty.Any) -> None:
     """Add this command to the parser's commands."""
     parser: argparse.ArgumentParser = commands.add_parser(
         'check', help='find what could keep snapshots from working here',
-        description='Find what could keep snapshots from working on this '
-                    'host, and say what to do. Run it as root: other users '
-                    'see less. It changes nothing, and nova-compute may '
-                    'run.',
+        description=DESCRIPTION,
         epilog=f'{EXAMPLES}\n{exits.TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

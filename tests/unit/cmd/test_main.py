@@ -194,6 +194,9 @@ class ProcessTest(base.BaseTestCase):
             self.assertEqual(0, run.returncode)
             for part in ('examples:', 'exit codes:'):
                 self.assertIn(part, run.stdout)
+            self.assertLess(max(map(len, run.stdout.splitlines())), 80)
+            if arguments:
+                self.assertIn('--config-dir DIRECTORY', run.stdout)
 
     def test_libvirtd_that_hangs_is_reported(self):
         directory, path = self.config(
