@@ -143,12 +143,12 @@ class ConfigurationTest(wrong_host.CheckTestCase):
 
     def test_other_driver_is_reported_with_the_file_that_decides(self):
         self.assert_found(
-            failed('compute_driver', 'compute_driver is libvirt.LibvirtDriver,'
+            failed('compute-driver', 'compute_driver is libvirt.LibvirtDriver,'
                    ' set in $D/nova-compute.d/99-wrong.conf',
                    'DEFAULT.compute_driver=libvirt.LibvirtDriver'),
-            failed('compute_driver', 'compute_driver is not set', script=(
+            failed('compute-driver', 'compute_driver is not set', script=(
                 'sed -i /compute_driver/d $D/nova-compute.d/10-compute.conf')),
-            failed('compute_driver', NOPE, 'DEFAULT.compute_driver=$nope'))
+            failed('compute-driver', NOPE, 'DEFAULT.compute_driver=$nope'))
 
     def test_wrong_value_is_reported(self):
         self.assert_found(
@@ -188,9 +188,9 @@ class ConfigurationTest(wrong_host.CheckTestCase):
             warning('options', 'Did you mean agent_timeout?',
                     'snapext.agent_timeuot=3'),
             warning('options', 'Remove it.', 'snapext.nonsense=3'),
-            warning('guest_trim', 'hw_disk_discard is not unmap',
+            warning('guest-trim', 'hw_disk_discard is not unmap',
                     'snapext.guest_trim=always'),
-            warning('guest_trim', 'preallocate_images is space',
+            warning('guest-trim', 'preallocate_images is space',
                     'snapext.guest_trim=always',
                     'libvirt.hw_disk_discard=unmap',
                     'DEFAULT.preallocate_images=space'))
@@ -374,7 +374,7 @@ class GlanceTest(wrong_host.CheckTestCase):
     def test_glance_that_hangs_is_not_waited_for(self):
         port = 16598
         self.assert_found(unknown(
-            'answer', 'This check was not finished',
+            'glance', 'This check was not finished',
             f'glance.endpoint_override=http://127.0.0.1:{port}',
             script=SILENT.format(f'TCP-LISTEN:{port},bind=127.0.0.1,'
                                  f'reuseaddr,fork') +

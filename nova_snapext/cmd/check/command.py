@@ -57,6 +57,13 @@ TRIAL: tuple[item.Check, ...] = (glance.properties, trial.trial)
 AS_OTHER: tuple[item.Check, ...] = (
     hypervisor.connection, hypervisor.defects)
 
+# Names of items, where they are not those of the functions.
+NAMES: dict[item.Check, str] = {
+    installation.binding: 'libnbd', configuration.files: 'configuration',
+    configuration.running: 'nova-compute', hypervisor.connection: 'libvirt',
+    hypervisor.defects: 'versions', glance.answer: 'glance',
+    glance.properties: 'glance-properties', guests.driver: 'driver-starts'}
+
 # Seconds for a check to find one thing. Calls to libvirtd, and programs, have
 # shorter ones of their own.
 TIMEOUT = 60
@@ -116,7 +123,7 @@ def _run(check: item.Check,
 
     :returns: whether it does not run any more
     """
-    name = check.__name__.replace('_', '-')
+    name = name_of(check)
     seconds = TRIAL_TIMEOUT if check in TRIAL else TIMEOUT
     found = ty.cast(ty.Any, check(host))
     try:
@@ -144,6 +151,11 @@ def _run(check: item.Check,
         with contextlib.suppress(ValueError):
             found.close()
     return True
+
+
+def name_of(check: item.Check) -> str:
+    """Return the name of a check's items, also if it can't be made."""
+    return NAMES.get(check) or check.__name__.replace('_', '-')
 
 
 def _become_nova(host: item.Host) -> Iterator[item.Item]:

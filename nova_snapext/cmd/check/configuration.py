@@ -69,16 +69,16 @@ def compute_driver(host: item.Host) -> Iterator[item.Item]:
     from nova_snapext import conf
     if reason := compute_config.value_error(host.source, 'DEFAULT',
                                             'compute_driver'):
-        yield item.failed('compute_driver', f'{reason}.',
+        yield item.failed('compute-driver', f'{reason}.',
                           f'Set compute_driver = {DRIVER} in [DEFAULT].')
         return
     name = conf.CONF.compute_driver or ''
     where = _where('compute_driver')
     if name.removeprefix(PREFIX) == DRIVER:
-        yield item.ok('compute_driver', f'compute_driver = {name}{where}')
+        yield item.ok('compute-driver', f'compute_driver = {name}{where}')
         return
     yield item.failed(
-        'compute_driver',
+        'compute-driver',
         f'nova-compute does not use the driver: compute_driver is '
         f'{name or "not set"}{where}.',
         f'Set compute_driver = {DRIVER} in [DEFAULT]'
@@ -206,7 +206,7 @@ def _unknown_names(host: item.Host) -> Iterator[item.Item]:
 def guest_trim(_host: item.Host) -> Iterator[item.Item]:
     """Check that guests can give back free space before a snapshot."""
     from nova_snapext import conf
-    name = 'guest_trim'
+    name = 'guest-trim'
     wanted = conf.CONF.snapext.guest_trim
     if wanted == 'never':
         yield item.ok(name, '[snapext]guest_trim is never: guests do not trim '

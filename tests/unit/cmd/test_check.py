@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -1007,6 +1008,16 @@ class CommandTest(CheckTestCase):
         [one] = command._run(broken, self.host)
         self.assertIs(UNKNOWN, one.status)
         self.assertIn('KeyError', one.text)
+
+    def test_check_that_can_not_be_made_has_the_name_of_its_items(self):
+        for check in (*command.INSTALLED, configuration.files,
+                      *command.CONFIGURED, *command.AS_NOVA, *command.TRIAL):
+            self.assertIn(f"'{command.name_of(check)}'",
+                          inspect.getsource(inspect.getmodule(check)))
+        for check, name in ((configuration.guest_trim, 'guest-trim'),
+                            (configuration.compute_driver, 'compute-driver')):
+            [one] = command._run(check, self.host)
+            self.assertEqual(name, one.name)
 
     def test_check_that_hangs_is_not_waited_for(self):
         answered, ended = threading.Event(), threading.Event()
