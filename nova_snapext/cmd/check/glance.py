@@ -23,7 +23,7 @@ NO_IMAGE = '00000000-0000-4000-8000-000000000000'
 NEARLY = 90
 
 
-def service_user(_host: item.Host) -> Iterator[item.Item]:
+def service_user(host: item.Host) -> Iterator[item.Item]:
     """Check [service_user] with a token of its own."""
     from keystoneauth1 import exceptions as ks_exceptions
     from keystoneauth1 import loading
@@ -44,6 +44,7 @@ def service_user(_host: item.Host) -> Iterator[item.Item]:
         auth: ty.Any = loading.load_auth_from_conf_options(
             conf.CONF, 'service_user')
         if auth is None:
+            host.service_user = False
             yield item.failed(
                 name, '[service_user] has no auth_type: incomplete images of '
                       'interrupted snapshots can\'t be deleted.',
@@ -54,6 +55,7 @@ def service_user(_host: item.Host) -> Iterator[item.Item]:
             roles = sorted(auth.get_access(session).role_names)
     except (ks_exceptions.ClientException, ks_exceptions.OptionError,
             OSError, ValueError) as error:
+        host.service_user = False
         yield item.failed(
             name, f'Keystone gives no token to the user of [service_user]: '
                   f'{error}.',
@@ -73,9 +75,12 @@ def service_user(_host: item.Host) -> Iterator[item.Item]:
                             f'{", ".join(roles)}')
 
 
-def answer(_host: item.Host) -> Iterator[item.Item]:
+def answer(host: item.Host) -> Iterator[item.Item]:
     """Check that Glance responds to Nova's service user."""
     name = 'glance'
+    if not host.service_user:
+        yield _not_asked(name)
+        return
     try:
         with _requests() as (requests, server):
             if _is_found(requests):
@@ -93,6 +98,12 @@ def answer(_host: item.Host) -> Iterator[item.Item]:
     yield item.ok('glance-properties', 'properties that Glance protects are '
                                        'not seen by reading: "check --trial" '
                                        'tries to set ours')
+
+
+def _not_asked(name: str) -> item.Item:
+    return item.unknown(
+        name, 'Glance was not asked: Nova has no token for its own requests.',
+        'Correct [service_user]: see "service-user".')
 
 
 @contextlib.contextmanager
@@ -138,7 +149,9 @@ def _quotas(usage: dict[str, dict[str, int]]) -> Iterator[item.Item]:
         name, f'Glance has quotas for projects '
               f'({", ".join(sorted(usage))}): a snapshot fails if that of its '
               f'project is full. Those of other projects are not seen here.',
-        '"openstack limit list --service glance" lists them.')
+        '"openstack registered limit list --service glance" lists the '
+        'defaults, and "openstack limit list --service glance" the quotas of '
+        'single projects.')
     for quota, numbers in sorted(usage.items()):
         limit, used = numbers.get('limit', -1), numbers.get('usage', 0)
         if limit >= 0 and 100 * used >= NEARLY * limit:
@@ -147,7 +160,7 @@ def _quotas(usage: dict[str, dict[str, int]]) -> Iterator[item.Item]:
                       f'with {used} of {limit}.')
 
 
-def properties(_host: item.Host) -> Iterator[item.Item]:
+def properties(host: item.Host) -> Iterator[item.Item]:
     """Create an image without data, with our properties, and delete it.
 
     Only ``check --trial`` does this. What a crash leaves is in the journal of
@@ -155,6 +168,9 @@ def properties(_host: item.Host) -> Iterator[item.Item]:
     """
     from nova_snapext import exception
     name = 'glance-properties'
+    if not host.service_user:
+        yield _not_asked(name)
+        return
     image_id = str(uuid.uuid4())
     try:
         with trial.locked_journal(), \

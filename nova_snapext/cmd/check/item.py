@@ -68,6 +68,8 @@ class Host:
     :ivar root_helper: root's part of the driver can be started
     :ivar qemu: ids of the user and the group that guests' QEMU has; None if
         unknown
+    :ivar service_user: Keystone gives a token to the user of [service_user],
+        or was not asked yet
     :ivar driver: Nova's driver; None if it could not be created
     """
 
@@ -77,6 +79,7 @@ class Host:
     libvirt: bool = False
     root_helper: bool = False
     qemu: tuple[int, int] | None = None
+    service_user: bool = True
     driver: ty.Any = None
 
 

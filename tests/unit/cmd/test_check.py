@@ -801,6 +801,11 @@ class GlanceTest(CheckTestCase):
         self.load.return_value = None
         self.assertIn('no auth_type', self.found(
             glance.service_user, FAILED))
+        # One cause is one failure.
+        for check in (glance.answer, glance.properties):
+            self.assertIn('see "service-user"', self.found(check, UNKNOWN))
+        self.client.get.assert_not_called()
+        self.client.post.assert_not_called()
 
     def test_refused_credentials_are_reported_without_the_password(self):
         self.auth.password = 'geheim'
@@ -808,6 +813,7 @@ class GlanceTest(CheckTestCase):
         text = self.found(glance.service_user, FAILED)
         self.assertIn('401', text)
         self.assertNotIn('geheim', text)
+        self.found(glance.answer, UNKNOWN)
 
     def test_glance_that_responds_is_told(self):
         self.assertIn('http://glance/', self.found(glance.answer, OK, OK, OK))
@@ -824,6 +830,17 @@ class GlanceTest(CheckTestCase):
         text = self.found(glance.answer, OK, WARNING, WARNING, OK)
         self.assertIn('image_size_total of Nova\'s service project is used '
                       'with 9 of 10', text)
+        self.assertIn('openstack registered limit list', text)
+
+    def test_quota_that_is_full_is_told(self):
+        self.answers['/v2/info/usage'] = {'usage': {
+            'image_count_total': {'limit': 5, 'usage': 5},
+            'image_stage_total': {'limit': 0, 'usage': 0}}}
+        text = self.found(glance.answer, OK, WARNING, WARNING, WARNING, OK)
+        for quota in ('image_count_total', 'image_stage_total'):
+            self.assertIn(f'The quota {quota} of Nova\'s service project is '
+                          f'used with', text)
+        self.assertIn('with 5 of 5', text)
 
     def test_glance_without_quotas_is_told(self):
         def get(url):
