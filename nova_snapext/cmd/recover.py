@@ -92,9 +92,6 @@ def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
     from nova_snapext import journal
     if driver is not None:
         journal.finish_writes()
-    elif journal.is_locked_by_another():
-        print('nova-compute runs. These are snapshots that run now, or that '
-              'nova-compute cleans up itself.')
 
     def is_wanted(file: ty.Any) -> bool:
         return not instances or file.instance_uuid in instances
@@ -112,6 +109,10 @@ def recover_all(driver: ty.Any, instances: Sequence[str] = ()) -> bool:
     for file in unusable:
         print(standalone.printable(
             f'{file.path} is left alone: {file.problem}.'), file=sys.stderr)
+    if driver is None and (entries or images) and (
+            journal.is_locked_by_another()):
+        print('The journal is in use by nova-compute (or nova-snapext recover '
+              'or drain). These snapshots run now, or are cleaned up there.')
     # Each of them is done, whatever the others say.
     done = [not missing, not unusable,
             *[_recover(driver, entry) for entry in entries],

@@ -112,7 +112,16 @@ class RecoverTest(base.TestCase):
             code, printed = self.run_('--dry-run')
         self.assertEqual(1, code)
         self.assertIn('run now', printed)
+        self.assertIn('nova-snapext recover or drain', printed)
         self.assertNotIn('run now', self.run_('--dry-run')[1])
+
+    def test_dry_run_with_an_empty_journal_does_not_contradict_itself(self):
+        with mock.patch.object(journal, 'is_locked_by_another',
+                               return_value=True):
+            code, printed = self.run_('--dry-run')
+        self.assertEqual(
+            (0, 'There is nothing to clean up in the journal.\n'),
+            (code, printed))
 
     def test_unreadable_journal_is_reported(self):
         self.flags(journal_directory='/dev/null/x', group='snapext')
