@@ -141,7 +141,8 @@ class Overlay(journal.Resource):
 
         :returns: None if the instance has no overlay. It may be merged
             already, and only be defined or fenced.
-        :raises UnexpectedState: it is not over a disk of the instance
+        :raises UnexpectedState: it is not over a disk of the instance, or is
+            lost
         :raises OSError: it can't be read
         :raises UnexpectedHeader: its header is not that of our overlay
         """
@@ -151,11 +152,14 @@ class Overlay(journal.Resource):
         if not files.exist():
             return None
         disk = files.base()
-        if disk is None and files.state is overlay_files.MergeState.MERGED:
-            files.remove_overlay()
-            files.remove_fence()
-            return None
         if disk is None:
+            state = files.state
+            if state is overlay_files.MergeState.LOST:
+                raise files.lost()
+            if state is overlay_files.MergeState.MERGED:
+                files.remove_overlay()
+                files.remove_fence()
+                return None
             disk = _disk_in_header(driver, instance, path)
         found = cls(driver._host, planning.Target(
             context=nova_context.get_admin_context(), instance=instance,
@@ -284,7 +288,8 @@ class Overlay(journal.Resource):
             reason=f'{self.path} exists already. It was left by an earlier '
                    f'snapshot. The guest does not use it, but it may contain '
                    f'guest data. "qemu-img map" shows whether it contains '
-                   f'any: if not, remove it')
+                   f'any: if not, remove {self._merge.files.marker}, if that '
+                   f'exists, and then the overlay')
 
     def _log_switched(self) -> None:
         LOG.debug('Switched the guest from %(disk)s to the overlay %(path)s',
@@ -320,7 +325,8 @@ def _disk_in_header(driver: libvirt_driver.LibvirtDriver,
         raise exception.UnexpectedState(
             reason=f'{path} is an overlay over {base}, which does not '
                    f'belong to this instance. It may contain guest data: '
-                   f'find out whose it is, and move it away')
+                   f'find out whose it is, and move it away, together with '
+                   f'{path}{overlay_files.MARKER}, if that exists')
     guest = domain.find(driver._host, instance)
     return planning.RootDisk(
         target='' if guest is None

@@ -40,42 +40,45 @@ class MergeState(enum.Enum):
     PIVOTING = enum.auto()
     #: The disk has all data.
     MERGED = enum.auto()
+    #: It had data that the disk lacks, and was removed by somebody else.
+    LOST = enum.auto()
 
 
 class OverlayFiles:
     """An overlay, its marker, its description, and the fence around them.
 
     The marker is an empty file that says that the disk was not written to
-    since the overlay exists. It is removed before QEMU may leave the overlay.
+    since the overlay exists. It is created after the overlay, and removed
+    before QEMU may leave the overlay, and before the overlay is removed.
 
-    ============================ =======================
-    overlay                      state
-    ============================ =======================
-    with the marker              OUTSTANDING
-    without the marker           PIVOTING
-    missing or without any byte  MERGED
-    ============================ =======================
+    ============================ =========== ==============
+    overlay                      with marker without marker
+    ============================ =========== ==============
+    has data                     OUTSTANDING PIVOTING
+    missing or without any byte  LOST        MERGED
+    ============================ =========== ==============
 
     The description says what disk is below the overlay. QEMU can write the
     header of the overlay, but no file in this directory.
 
     Every change is durable when its method returns, so that no loss of power
-    can make a merged overlay look unmerged.
+    can make a merged overlay look unmerged, or lost.
 
     :ivar path: path of the overlay
+    :ivar marker: path of the marker
     """
 
     def __init__(self, path: str):
         self.path = path
         self._new = f'{path}{durable.NEW}'
-        self._marker = f'{path}{MARKER}'
+        self.marker = f'{path}{MARKER}'
         self._base = f'{path}{BASE}'
         self._fence = fence.Fence(path)
 
     def exist(self) -> bool:
         """Return whether the overlay or any companion of it exists."""
         return self._fence.exists() or any(map(os.path.lexists, (
-            self.path, self._marker, self._base, self._new)))
+            self.path, self.marker, self._base, self._new)))
 
     def base(self) -> planning.RootDisk | None:
         """Return the disk below the overlay; None if there is no description.
@@ -105,10 +108,17 @@ class OverlayFiles:
                     reason=f'the directory of {self.path} does not exist. If '
                            f'it is on shared storage, mount it') from None
             size = 0
-        if size == 0:
-            return MergeState.MERGED
-        return (MergeState.OUTSTANDING if os.path.exists(self._marker)
-                else MergeState.PIVOTING)
+        if os.path.exists(self.marker):
+            return MergeState.OUTSTANDING if size else MergeState.LOST
+        return MergeState.PIVOTING if size else MergeState.MERGED
+
+    def lost(self) -> exception.UnexpectedState:
+        """Return the error of an overlay that is LOST."""
+        what = 'is empty' if os.path.lexists(self.path) else 'is missing'
+        return exception.UnexpectedState(
+            reason=f'the overlay {self.path} {what}, although {self.marker} '
+                   f'says that it has data that the disk lacks. nova-snapext '
+                   f'has not removed it')
 
     def create(self, disk: planning.RootDisk, size: int) -> None:
         """Create an overlay over a disk.
@@ -138,9 +148,9 @@ class OverlayFiles:
 
         :raises OSError: it can't be created
         """
-        if not os.path.exists(self._marker):
-            os.close(os.open(self._marker, os.O_CREAT | os.O_WRONLY, 0o644))
-        durable.sync_parent(self._marker)
+        if not os.path.exists(self.marker):
+            os.close(os.open(self.marker, os.O_CREAT | os.O_WRONLY, 0o644))
+        durable.sync_parent(self.marker)
         LOG.debug('Marked the overlay %s as newer than its disk', self.path)
 
     def unmark(self) -> None:
@@ -148,12 +158,12 @@ class OverlayFiles:
 
         :raises OSError: it can't be removed, or a loss of power can undo it
         """
-        durable.unlink(self._marker)
+        durable.unlink(self.marker)
         LOG.debug('The overlay %s is no longer marked as newer than its disk',
                   self.path)
 
     def remove_overlay(self) -> None:
-        """Remove the overlay and the marker; the fence stays.
+        """Remove the marker and the overlay; the fence stays.
 
         Nova may have removed them, together with the instance.
 
@@ -161,8 +171,10 @@ class OverlayFiles:
         """
         if not os.path.isdir(os.path.dirname(self.path)):
             return
-        # The overlay first: a marker alone says nothing.
-        for path in (self.path, self._marker, self._new):
+        # A marker alone says that the overlay is lost. An overlay alone is
+        # compared with the disk, which has the same data.
+        self.unmark()
+        for path in (self.path, self._new):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         durable.sync_parent(self.path)

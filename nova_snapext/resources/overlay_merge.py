@@ -73,9 +73,9 @@ class GuestState(enum.Enum):
     OFF_ON_DISK = enum.auto()
     # Shut off. The next start uses an overlay that somebody else created.
     OFF_ON_OTHER = enum.auto()
-    # No domain, but the overlay's file exists.
+    # No domain, but the directory of the instance exists.
     UNDEFINED = enum.auto()
-    # Neither the domain nor the overlay's file exists.
+    # Neither the domain nor the directory of the instance exists.
     DELETED = enum.auto()
 
 
@@ -105,26 +105,32 @@ class Action(enum.Enum):
     MOVE_BACK_IF_SAME = enum.auto()
     REMOVE_FROM_CHAIN_IF_SAME = enum.auto()
     REMOVE_IF_SAME = enum.auto()
+    # Fail, and touch nothing: the disk lacks data, and nobody else has it.
+    REFUSE = enum.auto()
 
 
 ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
     # A QEMU on the overlay reads all data through it, and the commit is
-    # right whatever is known of the overlay.
+    # right whatever is known of the overlay. A file that was removed is still
+    # open there.
     GuestState.RUNNING: {
         MergeState.OUTSTANDING: Action.BLOCK_COMMIT,
         MergeState.PIVOTING: Action.BLOCK_COMMIT,
         MergeState.MERGED: Action.BLOCK_COMMIT,
+        MergeState.LOST: Action.BLOCK_COMMIT,
     },
     GuestState.RUNNING_LEFT: {
         MergeState.OUTSTANDING: Action.FINISH,
         MergeState.PIVOTING: Action.FINISH,
         MergeState.MERGED: Action.FINISH,
+        MergeState.LOST: Action.FINISH,
     },
     GuestState.RUNNING_ON_DISK: {
         # It was never switched to the overlay, or was started from the disk.
         MergeState.OUTSTANDING: Action.REMOVE_IF_EMPTY,
         MergeState.PIVOTING: Action.REMOVE_IF_EMPTY,
         MergeState.MERGED: Action.FINISH,
+        MergeState.LOST: Action.REFUSE,
     },
     GuestState.OFF_ON_OVERLAY: {
         MergeState.OUTSTANDING: Action.OFFLINE_COMMIT,
@@ -132,6 +138,7 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
         # have written to the disk since then.
         MergeState.PIVOTING: Action.MOVE_BACK_IF_SAME,
         MergeState.MERGED: Action.MOVE_BACK,
+        MergeState.LOST: Action.REFUSE,
     },
     GuestState.OFF_ON_DISK: {
         # A loss of power can put back an earlier definition.
@@ -140,25 +147,29 @@ ACTIONS: dict[GuestState, dict[MergeState, Action]] = {
         # started it from the disk.
         MergeState.PIVOTING: Action.REMOVE_IF_SAME,
         MergeState.MERGED: Action.REMOVE,
+        MergeState.LOST: Action.REFUSE,
     },
     GuestState.OFF_ON_OTHER: {
         MergeState.OUTSTANDING: Action.REMOVE_FROM_CHAIN,
         MergeState.PIVOTING: Action.REMOVE_FROM_CHAIN_IF_SAME,
         MergeState.MERGED: Action.REMOVE_FROM_CHAIN,
+        MergeState.LOST: Action.REFUSE,
     },
     # When Nova deletes an instance, it deletes the files before it undefines
     # the domain. So an overlay that still exists is needed, as in a hard
-    # reboot.
+    # reboot, and one that is missing alone was not deleted by Nova, which
+    # renames the directory first (LibvirtDriver.delete_instance_files).
     GuestState.UNDEFINED: {
         MergeState.OUTSTANDING: Action.COMMIT_UNDEFINED,
         MergeState.PIVOTING: Action.REMOVE_IF_SAME,
         MergeState.MERGED: Action.REMOVE,
+        MergeState.LOST: Action.REFUSE,
     },
-    # Companions of the overlay's file may be left.
     GuestState.DELETED: {
         MergeState.OUTSTANDING: Action.REMOVE,
         MergeState.PIVOTING: Action.REMOVE,
         MergeState.MERGED: Action.REMOVE,
+        MergeState.LOST: Action.REMOVE,
     },
 }
 
@@ -248,8 +259,8 @@ class OverlayMerge:
                          'was merged: checking it again',
                          instance=self._instance)
         except MERGE_ERRORS as error:
-            # Missing files alone may only be out of reach.
-            if (not os.path.exists(os.path.dirname(self._path)) and
+            # Missing files alone may only be out of reach, or lost.
+            if (not os.path.exists(self._path) and
                     self._is_being_deleted()):
                 return
             # An unexpected header has a remedy of its own.
@@ -303,7 +314,8 @@ class OverlayMerge:
     def _guest_state(self, guest: domain.Domain | None,
                      running: bool | None) -> GuestState:
         if guest is None:
-            return (GuestState.UNDEFINED if os.path.exists(self._path)
+            return (GuestState.UNDEFINED
+                    if os.path.isdir(os.path.dirname(self._path))
                     else GuestState.DELETED)
         if running:
             return GuestState.RUNNING
@@ -321,7 +333,7 @@ class OverlayMerge:
         :param guest: None if it is undefined
         :returns: whether the merge is done
         """
-        # Nova deletes the directory together with the instance.
+        # Nothing is out of reach.
         state = (MergeState.MERGED if guest_state is GuestState.DELETED
                  else self.files.state)
         action = ACTIONS[guest_state][state]
@@ -343,6 +355,7 @@ class OverlayMerge:
             Action.REMOVE_FROM_CHAIN_IF_SAME: self._if_same(
                 self._remove_from_chain),
             Action.REMOVE_IF_SAME: self._if_same(self._remove),
+            Action.REFUSE: self._refuse,
         }
         return handlers[action](guest)
 
@@ -458,7 +471,7 @@ class OverlayMerge:
                                self._owner.owner())
         except (processutils.ProcessExecutionError, FileNotFoundError):
             # Nova may have deleted the instance in this moment.
-            if os.path.exists(self._path):
+            if os.path.isdir(os.path.dirname(self._path)):
                 raise
         return self._remove(None)
 
@@ -496,6 +509,9 @@ class OverlayMerge:
                 reason='the guest does not use the overlay any more, and has '
                        'written to it')
         return self._remove(guest)
+
+    def _refuse(self, _guest: domain.Domain | None) -> ty.NoReturn:
+        raise self.files.lost()
 
     def _remove(self, guest: domain.Domain | None) -> bool:
         # The guest may have ended right after the pivot.
@@ -561,16 +577,21 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'again after [snapext]recovery_interval, and by a start or '
                 f'stop of the guest. If the guest is paused until then, '
                 f'"virsh resume {name}" resumes it')
+    if state is MergeState.LOST:
+        return _remedy_of_lost(guest, running, paths, disk, path)
     copies = (f'First make copies of {disk.path} and of {path} ("cp '
               f'--sparse=always"; for a block device "qemu-img convert")')
-    discard = (f'If {disk.path} is right, move {path} to another directory, '
+    # Without its marker, or else it looks lost.
+    both = (f'{path}{overlay_files.MARKER} and {path}'
+            if state is MergeState.OUTSTANDING else path)
+    discard = (f'If {disk.path} is right, move {both} to another directory, '
                f'and start the instance through Nova')
     if running and path not in paths:
         return (f'The guest runs on {chain.text(paths)}, without the overlay, '
                 f'and nothing was touched. The overlay contains data that '
                 f'this guest does not see. Do not commit it: that would '
                 f'overwrite newer data. If the guest is right as it is, move '
-                f'{path} to another directory; otherwise stop the guest, and '
+                f'{both} to another directory; otherwise stop the guest, and '
                 f'read the log again after the next start')
     if running and forbidden:
         # Known defect apparmor-profile-made-again.
@@ -591,9 +612,7 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'{name} {disk.target}" shows it), or when the guest is '
                 f'stopped. Otherwise it is tried again after '
                 f'[snapext]recovery_interval')
-    guest_is_off = (
-        'No guest of the instance is defined on this host' if guest is None
-        else f'The guest is off, uses {chain.text(paths)} at its next start')
+    guest_is_off = _off(guest, paths)
     if state is MergeState.OUTSTANDING:
         return (f'{guest_is_off}, and nothing was touched. The overlay has '
                 f'data that the disk lacks. If an error above says that a '
@@ -608,6 +627,36 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
             f'"guestfish --ro -i -a FILE", and compare the newest entries of '
             f'the guest\'s logs. {discard}. If {path} is right, run "qemu-img '
             f'commit -f qcow2 {path}", and start the instance through Nova')
+
+
+def _remedy_of_lost(guest: domain.Domain | None, running: bool,
+                    paths: list[str | None], disk: planning.RootDisk,
+                    path: str) -> str:
+    marker = f'{path}{overlay_files.MARKER}'
+    if running and path in paths:
+        return (f'The guest continues to run, on {chain.text(paths)}: its '
+                f'QEMU still has the file open, and loses nothing as long as '
+                f'it runs. Do not stop it. nova-compute tries again to merge '
+                f'the overlay after [snapext]recovery_interval')
+    accept = (f'To accept that what the guest has written to the overlay '
+              f'since the snapshot began is lost, remove {marker}')
+    if running:
+        return (f'The guest runs on {chain.text(paths)}, without the overlay, '
+                f'and nothing was touched. {accept}. Otherwise stop the '
+                f'guest, and read the log again after the next start')
+    return (f'{_off(guest, paths)}, and nothing was touched. {disk.path} '
+            f'alone is older than the guest, and if a merge had begun, only a '
+            f'part of the overlay is in it. Find the overlay, as it was when '
+            f'the guest ran last (in another directory, in lost+found), put '
+            f'it back as {path}, with Nova\'s user as its owner, and start '
+            f'the instance through Nova. {accept}, start the instance through '
+            f'Nova, and check the guest\'s filesystems')
+
+
+def _off(guest: domain.Domain | None, paths: list[str | None]) -> str:
+    return ('No guest of the instance is defined on this host'
+            if guest is None else
+            f'The guest is off, uses {chain.text(paths)} at its next start')
 
 
 def _merge_state(path: str) -> MergeState | None:

@@ -108,7 +108,9 @@ RECOVERY = (
     Point('before qemu-img commits', OFFLINE_COMMIT, BEFORE),
     Point('qemu-img has committed', OFFLINE_COMMIT),
     Point('the definition uses the disk again', points.MOVE_PERSISTENT),
-    *OVERLAY_RELEASED[:4],
+    OVERLAY_RELEASED[0],
+    Point('the marker is removed', f'{FILES}unmark'),
+    *OVERLAY_RELEASED[1:4],
     *points.JOURNAL_REMOVED,
 )
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 from unittest import mock
@@ -188,7 +189,7 @@ class EveryStrategyTest(RecoveryTestCase):
                 xml = plan.guest.get_xml_desc(dump_inactive=True)
                 plan.guest.poweroff()
                 plan.guest._domain.undefine()
-                self.overlay_of(plan).unlink(missing_ok=True)
+                shutil.rmtree(self.overlay_of(plan).parent)
                 self.recover(plan)
                 self.assertEqual([], os.listdir(self.journal))
                 self.assertEqual([], list(self.freezes.iterdir()))
@@ -397,6 +398,29 @@ class CommitTest(RecoveryTestCase):
             base.run('qemu-img', 'commit', '-q', '-f', 'qcow2',
                      str(self.overlay_of(plan)))
         self.assert_recovers_shut_off(plan, newer)
+
+    def test_running_guest_whose_overlay_was_removed_keeps_its_writes(self):
+        plan = self.die_in_merge(killed_before(
+            block_commit.ActiveCommit, '_begin'))
+        self.overlay_of(plan).unlink()
+        self.assert_recovers_running(plan, self.before)
+
+    def test_guest_that_is_off_is_not_started_without_its_overlay(self):
+        plan = self.die_in_merge(killed_before(
+            block_commit.ActiveCommit, '_begin'))
+        plan.guest.poweroff()
+        kept = self.images / 'kept'
+        os.rename(self.overlay_of(plan), kept)
+        error = self.fails(plan, f'{self.overlay_of(plan)} is missing')
+        self.assertTrue(error.blocks_start)
+        # Also if the journal is lost.
+        entry = journal.find(plan.instance.uuid)
+        os.unlink(entry.path)
+        self.assertRaises(exception.NotRecovered, recover.ensure_recovered,
+                          self.driver, None, plan.instance)
+        entry.write()
+        os.rename(kept, self.overlay_of(plan))
+        self.assert_recovers_shut_off(plan, AFTER)
 
     def overlay_disk(self, plan):
         return base.planning.RootDisk(

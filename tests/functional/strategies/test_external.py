@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -231,7 +232,7 @@ class ExternalTest(contract.RunningGuestContract, contract.RawDiskContract,
         plan = self.guest(self.qcow2())
         with self.strategy.freeze(plan):
             self.undefine(plan)
-            os.unlink(self.overlay_of(plan))
+            shutil.rmtree(self.overlay_of(plan).parent)
             os.unlink(plan.disk.path)
         self.assertEqual([], list(self.freezes.iterdir()))
 

@@ -79,10 +79,19 @@ class OverlayTest(base.TestCase):
         self.patch(qemu_img, 'create_overlay').side_effect = (
             lambda path, _disk, _size: pathlib.Path(path).touch())
         files.create(self.target.disk, 1)
+        files.unmark()
         directory = os.path.dirname(self.overlay.path)
         os.unlink(os.path.join(directory, 'disk.snapext.base'))
         self.assertIsNone(self.find('/i/disk'))
         self.assertEqual([], os.listdir(directory))
+
+    def test_overlay_that_is_lost_with_its_description_is_an_error(self):
+        marker = pathlib.Path(f'{self.overlay.path}.unmerged')
+        marker.touch()
+        error = self.assertRaises(exception.UnexpectedState, self.find,
+                                  '/i/disk')
+        self.assertIn(f'{self.overlay.path} is missing', str(error))
+        self.assertTrue(marker.exists())
 
     def test_description_is_believed_and_not_the_header(self):
         self.patch(qemu_img, 'create_overlay').side_effect = (

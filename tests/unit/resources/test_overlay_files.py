@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import contextlib
 import os
 import pathlib
 from unittest import mock
@@ -55,15 +56,19 @@ class StateTest(FilesTestCase):
         self.files.mark_unmerged()
         self.assertIs(MergeState.OUTSTANDING, self.files.state)
 
-    def test_empty_or_missing_overlay_is_merged_whatever_the_marker(self):
-        for marked in (True, False):
+    def test_empty_or_missing_overlay_is_lost_with_and_merged_without_marker(
+            self):
+        for marked, state in ((True, MergeState.LOST),
+                              (False, MergeState.MERGED)):
             self.files.create(self.disk, 1)
             if not marked:
                 self.files.unmark()
-            self.path.write_text('')
-            self.assertIs(MergeState.MERGED, self.files.state)
-            self.path.unlink()
-            self.assertIs(MergeState.MERGED, self.files.state)
+            for what, change in (
+                    ('is empty', lambda: self.path.write_text('')),
+                    ('is missing', self.path.unlink)):
+                change()
+                self.assertIs(state, self.files.state)
+                self.assertIn(what, str(self.files.lost()))
 
     def test_overlay_in_directory_out_of_reach_has_no_state(self):
         self.directory.rmdir()
@@ -158,11 +163,41 @@ class RemoveTest(FilesTestCase):
                 self.files.space_kept():
             pass
 
-    def test_marker_is_removed_after_the_overlay(self):
+    def test_overlay_whose_marker_can_not_be_removed_stays(self):
         self.files.create(self.disk, 1)
         with mock.patch.object(os, 'unlink', side_effect=OSError('EROFS')):
             self.assertRaises(OSError, self.files.remove_overlay)
         self.assertIs(MergeState.OUTSTANDING, self.files.state)
+
+    def test_overlay_is_never_seen_without_data_beside_its_marker(self):
+        states = []
+
+        def step(function):
+            def wrapped(*args, **kwargs):
+                states.append(self.files.state)
+                result = function(*args, **kwargs)
+                states.append(self.files.state)
+                return result
+            return wrapped
+
+        with contextlib.ExitStack() as stack:
+            for name in ('open', 'link', 'unlink', 'replace', 'fsync'):
+                stack.enter_context(mock.patch.object(
+                    os, name, step(getattr(os, name))))
+            self.files.create(self.disk, 1)
+            self.files.remove_overlay()
+            self.files.remove_fence()
+        self.assertEqual(
+            {MergeState.MERGED, MergeState.PIVOTING, MergeState.OUTSTANDING},
+            set(states))
+
+    def test_removal_of_the_marker_is_durable_before_the_overlay_goes(self):
+        self.files.create(self.disk, 1)
+        synced = []
+        with mock.patch.object(os, 'fsync', lambda _descriptor: synced.append(
+                self.files.state)):
+            self.files.remove_overlay()
+        self.assertEqual([MergeState.PIVOTING, MergeState.MERGED], synced)
 
 
 class FenceTest(FilesTestCase):

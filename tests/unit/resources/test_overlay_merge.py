@@ -87,8 +87,8 @@ class MergeTestCase(base.TestCase):
     def in_state(self, state):
         """Create the overlay in a state."""
         pathlib.Path(self.path).write_text(
-            '' if state is MergeState.MERGED else 'qcow2')
-        if state is MergeState.OUTSTANDING:
+            '' if state in (MergeState.MERGED, MergeState.LOST) else 'qcow2')
+        if state in (MergeState.OUTSTANDING, MergeState.LOST):
             self.files.mark_unmerged()
         else:
             self.files.unmark()
@@ -140,8 +140,11 @@ class TableTest(MergeTestCase):
     """Each cell of the table."""
 
     def run_in_states(self, act):
-        """Run a function for each state, each time with an overlay."""
-        for state in MergeState:
+        """Run a function for each state, each time with an overlay.
+
+        A lost one has tests of its own.
+        """
+        for state in set(MergeState) - {MergeState.LOST}:
             with self.subTest(state.name):
                 self.in_state(state)
                 self.commit.reset_mock()
@@ -372,17 +375,95 @@ class TableTest(MergeTestCase):
 
         self.run_in_states(undefined)
 
-    def test_companions_of_a_deleted_overlay_are_removed(self):
-        def deleted(_state):
-            os.unlink(self.path)
-            self.merge.run()
-            self.commit.assert_not_called()
-            self.assertFalse(self.files.exist())
-
-        self.run_in_states(deleted)
+    def test_companions_of_a_removed_overlay_are_removed(self):
+        self.files.remove_overlay()
+        self.merge.files._fence.create()
+        self.merge.run()
+        self.commit.assert_not_called()
+        self.assertFalse(self.files.exist())
 
     def test_overlay_of_a_deleted_directory_needs_nothing(self):
         shutil.rmtree(os.path.dirname(self.path))
+        self.merge.run()
+
+
+class LostTest(MergeTestCase):
+    """The overlay is gone, and its marker is not."""
+
+    def setUp(self):
+        super().setUp()
+        self.merge.files._fence.create()
+        self.patch(qemu_img, 'backing_chain').return_value = [
+            '/i/other', self.disk]
+
+    def lose(self):
+        """Return the names of what is left, as it must stay."""
+        self.files.mark_unmerged()
+        pathlib.Path(self.path).unlink(missing_ok=True)
+        return set(os.listdir(os.path.dirname(self.path)))
+
+    def merge_fails(self):
+        left = self.lose()
+        error = str(self.assertRaises(
+            exception.ReleaseFailed, self.merge.run))
+        self.assertEqual(left, set(os.listdir(os.path.dirname(self.path))))
+        self.commit.assert_not_called()
+        self.guest.update_persistent_device.assert_not_called()
+        return error
+
+    def test_guest_that_is_off_is_not_touched_and_the_error_says_why(self):
+        for path in (self.path, self.disk, '/i/other', None):
+            if path:
+                self.define(path)
+            else:
+                self.find_guest.side_effect = GONE
+            error = self.merge_fails()
+            for text in (f'{self.path} is missing', 'put it back',
+                         f'remove {self.path}.unmerged'):
+                self.assertIn(text, error)
+            for text in ('qemu-img commit', 'All data is in'):
+                self.assertNotIn(text, error)
+
+    def test_guest_that_runs_on_its_disk_is_left_to_the_operator(self):
+        self.run_commit(CommitState.NOT_THERE)
+        self.define(self.disk, running=True)
+        self.merge.restore({**self.merge.record(), 'qemu': 'this QEMU'})
+        error = self.merge_fails()
+        self.assertIn(f'remove {self.path}.unmerged', error)
+        self.assertNotIn('put it back', error)
+
+    def test_guest_that_is_off_starts_when_the_overlay_is_back(self):
+        self.define(self.path)
+        self.merge_fails()
+        self.in_state(MergeState.OUTSTANDING)
+        self.merge.run()
+        self.commit.assert_called_once()
+        self.assertFalse(self.files.exist())
+
+    def test_guest_that_is_off_starts_when_its_loss_is_accepted(self):
+        self.define(self.path)
+        self.merge_fails()
+        os.unlink(f'{self.path}.unmerged')
+        self.merge.run()
+        self.assertEqual(self.disk, self.defined_on())
+        self.assertFalse(self.files.exist())
+
+    def test_running_guest_that_still_has_it_open_is_merged(self):
+        self.run_commit(CommitState.MERGED)
+        self.lose()
+        self.merge.run()
+        self.assertEqual(self.disk, self.defined_on())
+        self.assertFalse(self.files.exist())
+
+    def test_running_guest_that_can_not_be_merged_must_not_be_stopped(self):
+        self.run_commit(exception.CommitFailed(
+            disk='vda', guest='g', reason='it is not'))
+        self.define(self.path, running=True)
+        self.assertIn('Do not stop it', self.merge_fails())
+
+    def test_overlay_of_an_instance_that_nova_deletes_is_not_missed(self):
+        self.lose()
+        self.patch(checks, 'find_deletion').return_value = GONE
         self.merge.run()
 
 
@@ -398,7 +479,7 @@ class MergeTest(MergeTestCase):
 
     def test_overlay_that_nova_deletes_during_commit_is_no_error(self):
         def delete(*_args):
-            os.unlink(self.path)
+            shutil.rmtree(os.path.dirname(self.path))
             raise processutils.ProcessExecutionError()
 
         self.commit.side_effect = delete
@@ -481,6 +562,14 @@ class MergeTest(MergeTestCase):
         self.assertIn(f'All data is in {self.disk}', error)
         self.assertIn('virsh resume', error)
         self.assertNotIn('move', error)
+
+    def test_overlay_that_is_to_be_moved_away_is_moved_after_its_marker(self):
+        self.holds_same_data.return_value = False
+        self.define(self.disk)
+        self.assertIn(f'move {self.path}.unmerged and {self.path} to',
+                      self.merge_fails())
+        self.files.unmark()
+        self.assertIn(f'move {self.path} to', self.merge_fails())
 
     def test_overlay_without_a_guest_has_the_remedy_of_two_histories(self):
         self.in_state(MergeState.PIVOTING)
