@@ -11,6 +11,7 @@ takes the action of that cell of :data:`ACTIONS`. Two rules hold in all cells:
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import enum
 import os
@@ -563,15 +564,20 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
     try:
         guest = domain.find(host, target.instance)
         running, paths, forbidden = False, [], None
+        images: Sequence[str | None] = ()
         if guest is not None:
             running = guest.is_active()
             paths = disk_definition.live_chain(guest, disk.target)
+            images = paths if running else _images_of(guest, disk)
             forbidden = confinement.profile_that_forbids_write(
                 etree.fromstring(guest.get_xml_desc()), disk.path)
     except MERGE_ERRORS as error:
         return (f'The state of the guest is unknown ({error}). Do not start '
                 f'it from {disk.path} before its state is known')
-    if state is MergeState.MERGED and path not in paths:
+    if images and path not in images and disk.path not in images:
+        return _remedy_of_moved(running, images, target, path, state)
+    if (state is MergeState.MERGED and path not in paths and
+            (guest is None or disk.path in (*paths, *images))):
         return (f'All data is in {disk.path}, and the overlay is not needed '
                 f'any more: only the end of the merge has failed. It is tried '
                 f'again after [snapext]recovery_interval, and by a start or '
@@ -579,11 +585,11 @@ def remedy(host: libvirt_host.Host, target: planning.Target,
                 f'"virsh resume {name}" resumes it')
     if state is MergeState.LOST:
         return _remedy_of_lost(guest, running, paths, disk, path)
-    copies = (f'First make copies of {disk.path} and of {path} ("cp '
-              f'--sparse=always"; for a block device "qemu-img convert")')
-    # Without its marker, or else it looks lost.
-    both = (f'{path}{overlay_files.MARKER} and {path}'
-            if state is MergeState.OUTSTANDING else path)
+    if (disk.path not in images if path in images
+            else guest is None and not _has_backing_file(path)):
+        return _remedy_of_pulled(running, target, path, state)
+    copies = _copies(disk.path, path)
+    both = _overlay_and_marker(path, state)
     discard = (f'If {disk.path} is right, move {both} to another directory, '
                f'and start the instance through Nova')
     if running and path not in paths:
@@ -651,6 +657,105 @@ def _remedy_of_lost(guest: domain.Domain | None, running: bool,
             f'it back as {path}, with Nova\'s user as its owner, and start '
             f'the instance through Nova. {accept}, start the instance through '
             f'Nova, and check the guest\'s filesystems')
+
+
+def _remedy_of_moved(running: bool, images: Sequence[str | None],
+                     target: planning.Target, path: str,
+                     state: MergeState | None) -> str:
+    """Return what to do about a guest that somebody has moved to a copy.
+
+    With "virsh blockcopy --pivot", for example. Nova does not know the copy.
+    """
+    name, disk = target.instance.name, target.disk
+    where = (f'on {chain.text(images)}, and neither on {path} nor on '
+             f'{disk.path}: somebody has moved it there, perhaps with "virsh '
+             f'blockcopy". Nothing was touched. All that the guest has '
+             f'written since then is there alone, and Nova would start the '
+             f'guest from {disk.path}')
+    clean_up = (f'If there is still an overlay, move '
+                f'{_overlay_and_marker(path, state)} to another directory')
+    if running:
+        return (f'The guest runs {where}. To move it back to its disk, run '
+                f'{_block_copy(target)}. {clean_up}')
+    return (f'The guest is off, and is defined {where}. To move it back to '
+            f'its disk, first make a copy of {disk.path}. Then run '
+            f'"qemu-img convert -n -f FORMAT -O {disk.format} {images[0]} '
+            f'{disk.path}", with the format of {images[0]} that "virsh '
+            f'dumpxml {name}" shows as FORMAT, and change the source of '
+            f'{disk.target} to {disk.path}, and its type to {disk.format}, '
+            f'with "virsh edit {name}". {clean_up}, and start the instance '
+            f'through Nova')
+
+
+def _remedy_of_pulled(running: bool, target: planning.Target, path: str,
+                      state: MergeState | None) -> str:
+    """Return what to do about an overlay that has no disk below it.
+
+    "virsh blockpull" has copied the disk into it.
+    """
+    disk = target.disk
+    what = (f'{path} is the whole disk now: somebody has copied {disk.path} '
+            f'into it, perhaps with "virsh blockpull". It can\'t be merged '
+            f'any more, and nothing was touched')
+    if running:
+        return (f'The guest continues to run, and nothing is lost. {what}. To '
+                f'move the guest back to its disk, run {_block_copy(target)}. '
+                f'The overlay is then removed after '
+                f'[snapext]recovery_interval')
+    return (f'{what}. {_copies(disk.path, path)}. Then, while the guest is '
+            f'off, run "qemu-img convert -n -f qcow2 -O {disk.format} {path} '
+            f'{disk.path}", move {_overlay_and_marker(path, state)} to '
+            f'another directory, and start the instance through Nova')
+
+
+def _block_copy(target: planning.Target) -> str:
+    """Return the command that moves a running guest to its disk.
+
+    libvirt copies no disk of a persistent guest without --transient-job.
+    """
+    disk = target.disk
+    device = '--blockdev ' if disk.storage == 'block' else ''
+    return (f'"virsh blockcopy {target.instance.name} {disk.target} '
+            f'{disk.path} --format {disk.format} {device}--reuse-external '
+            f'--transient-job --wait --pivot"')
+
+
+def _copies(*paths: str) -> str:
+    return (f'First make copies of {" and of ".join(paths)} ("cp '
+            f'--sparse=always"; for a block device "qemu-img convert")')
+
+
+def _overlay_and_marker(path: str, state: MergeState | None) -> str:
+    """Return what to move away: without its marker, or else it looks lost."""
+    marker = f'{path}{overlay_files.MARKER}'
+    if state is MergeState.OUTSTANDING:
+        return f'{marker} and {path}'
+    return marker if state is MergeState.LOST else path
+
+
+def _images_of(guest: domain.Domain,
+               disk: planning.RootDisk) -> Sequence[str | None]:
+    """Return the backing chain of a guest that is off, as its images name it.
+
+    :returns: empty if it is not known
+    """
+    defined = chain.find_disk(guest.get_xml_desc(), disk.target)
+    try:
+        return qemu_img.backing_chain(
+            str(chain.path_of(defined)), defined.find('driver').get('type'))
+    except (OSError, exception.SnapextError):
+        return ()
+
+
+def _has_backing_file(path: str) -> bool:
+    """Return whether an overlay has a backing file, as far as is known."""
+    try:
+        qemu_img.backing_file(path)
+    except exception.UnexpectedState:
+        return False
+    except (OSError, exception.SnapextError):
+        return True
+    return True
 
 
 def _off(guest: domain.Domain | None, paths: list[str | None]) -> str:

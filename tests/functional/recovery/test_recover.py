@@ -494,6 +494,98 @@ class CommitTest(RecoveryTestCase):
             self.assert_holds(disk, AFTER)
 
 
+class MovedTest(RecoveryTestCase):
+    """Somebody moves the disk of the guest, with virsh."""
+
+    def leave_overlay(self, disk):
+        self.fill(disk, BEFORE)
+        plan = self.guest(disk)
+        self.before = self.definitions(plan)
+        self.leave(external.ExternalStrategy, plan)
+        self.write_as_guest(plan, AFTER)
+        return plan
+
+    def virsh(self, command):
+        ended = subprocess.run(
+            ('virsh', '-c', conf.CONF.libvirt.connection_uri,
+             *command.split()), capture_output=True, text=True)
+        self.assertEqual(0, ended.returncode, ended.stderr)
+
+    def follow(self, plan, error):
+        """Do what an error says."""
+        for command in re.findall(r'"virsh (blockcopy .*?)"', error):
+            self.virsh(command)
+        for command in re.findall(r'"(qemu-img convert -n .*?)"', error):
+            base.run(*command.replace('FORMAT', 'qcow2').split())
+        with contextlib.suppress(exception.NotRecovered):
+            self.recover(plan)
+        for path in self.overlay_of(plan).parent.glob('disk.snapext*'):
+            path.rename(self.images / f'kept-{path.name}')
+        if journal.find(plan.instance.uuid):
+            self.recover(plan)
+        self.assert_nothing_left(plan)
+
+    def copy(self, plan):
+        copy = self.images / f'{plan.instance.uuid}.copy'
+        self.virsh(f'blockcopy {plan.instance.name} vda {copy} --format qcow2 '
+                   f'--transient-job --wait --pivot')
+        return copy
+
+    def zero_half(self, plan):
+        """Write as the guest: zeros, and other data."""
+        self.write_as_guest(plan, LATER)
+        self.run_as_guest(plan, f'write -z 0 {base.DISK_SIZE // 2}')
+
+    def assert_half_zero(self, plan):
+        if plan.guest.is_active():
+            plan.guest.poweroff()
+        half = base.DISK_SIZE // 2
+        output = base.run('qemu-io', '-r', '-f', plan.disk.format, '-c',
+                          f'read -P 0 0 {half}', '-c',
+                          f'read -P {LATER} {half} {half}', plan.disk.path)
+        self.assertNotIn('verification failed', output)
+        self.assertEqual(self.before[1], self.definitions(plan)[1])
+
+    def test_guest_on_a_copy_is_moved_back(self):
+        for disk in (self.chained_qcow2(), self.raw()):
+            plan = self.leave_overlay(disk)
+            copy = self.copy(plan)
+            self.zero_half(plan)
+            error = str(self.fails(plan, str(copy)))
+            self.assertNotIn('All data is in', error)
+            self.follow(plan, error)
+            self.assert_half_zero(plan)
+
+    def test_guest_that_is_off_on_a_copy_is_moved_back(self):
+        for disk in (self.chained_qcow2(), self.raw()):
+            plan = self.leave_overlay(disk)
+            copy = self.copy(plan)
+            self.zero_half(plan)
+            plan.guest.poweroff()
+            error = str(self.fails(plan, str(copy), 'virsh edit'))
+            # As by virsh edit.
+            self.host.get_connection().defineXML(self.before[1])
+            self.follow(plan, error)
+            self.assert_half_zero(plan)
+
+    def test_guest_on_a_pulled_overlay_is_moved_back(self):
+        for disk in (self.chained_qcow2(), self.raw()):
+            plan = self.leave_overlay(disk)
+            self.zero_half(plan)
+            self.virsh(f'blockpull {plan.instance.name} vda --wait')
+            self.follow(plan, str(self.fails(plan, 'the whole disk now')))
+            self.assert_half_zero(plan)
+
+    def test_pulled_overlay_of_a_guest_that_is_off_is_copied(self):
+        for disk in (self.chained_qcow2(), self.raw()):
+            plan = self.leave_overlay(disk)
+            self.zero_half(plan)
+            self.virsh(f'blockpull {plan.instance.name} vda --wait')
+            plan.guest.poweroff()
+            self.follow(plan, str(self.fails(plan, 'the whole disk now')))
+            self.assert_half_zero(plan)
+
+
 class SuspendedTest(RecoveryTestCase):
     """The process dies while the guest is suspended for the freeze."""
 

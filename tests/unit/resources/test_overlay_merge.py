@@ -46,7 +46,7 @@ NOT_RUNNING = base.libvirt_error(
 
 DEFINITION = """
 <domain><devices><disk type='file'>
-  <driver name='qemu' type='qcow2'/><source file='{path}'/>
+  <driver name='qemu' type='qcow2'/><source file='{path}'/>{below}
   <target dev='vda'/>
 </disk></devices></domain>
 """
@@ -93,13 +93,17 @@ class MergeTestCase(base.TestCase):
         else:
             self.files.unmark()
 
-    def define(self, path, live=None, running=False):
+    def define(self, path, live=None, running=False, pulled=False):
         """Define the guest on an image, and let it be found.
 
         :param live: the image that the running guest uses
+        :param pulled: nothing is below the overlay of the running guest
         """
-        self.definition = DEFINITION.format(path=path)
-        live_definition = DEFINITION.format(path=live or path)
+        self.definition = DEFINITION.format(path=path, below='')
+        live = live or path
+        live_definition = DEFINITION.format(path=live, below=(
+            f'<backingStore type="file"><source file="{self.disk}"/>'
+            f'</backingStore>' if live == self.path and not pulled else ''))
         self.find_guest.side_effect = None
         self.find_guest.return_value = self.guest
         self.guest.is_active.return_value = running
@@ -562,6 +566,62 @@ class MergeTest(MergeTestCase):
         self.assertIn(f'All data is in {self.disk}', error)
         self.assertIn('virsh resume', error)
         self.assertNotIn('move', error)
+
+    def test_guest_that_runs_on_a_copy_is_to_be_moved_back(self):
+        self.block_commit.side_effect = exception.CommitFailed(
+            disk='vda', guest='g', reason='it is elsewhere')
+        self.define('/i/copy', running=True)
+        for state, left in (
+                (MergeState.MERGED, self.path),
+                (MergeState.OUTSTANDING, f'{self.path}.unmerged and '
+                                         f'{self.path}')):
+            self.in_state(state)
+            error = self.merge_fails()
+            for text in ('/i/copy', f'move {left} to another directory',
+                         f'"virsh blockcopy {self.target.instance.name} vda '
+                         f'{self.disk} --format raw --reuse-external '
+                         f'--transient-job --wait --pivot"'):
+                self.assertIn(text, error)
+            for text in ('All data is in', 'does not see', 'commit'):
+                self.assertNotIn(text, error)
+
+    def test_guest_that_is_off_on_a_copy_is_to_be_moved_back(self):
+        self.patch(qemu_img, 'backing_chain').return_value = ['/i/copy']
+        self.define('/i/copy')
+        for state in (MergeState.MERGED, MergeState.OUTSTANDING):
+            self.in_state(state)
+            error = self.merge_fails()
+            for text in (f'first make a copy of {self.disk}', 'virsh edit',
+                         f'-O raw /i/copy {self.disk}"'):
+                self.assertIn(text, error)
+            for text in ('All data is in', 'qemu-img commit'):
+                self.assertNotIn(text, error)
+
+    def test_running_guest_with_a_pulled_overlay_is_to_be_moved_back(self):
+        self.run_commit(exception.CommitFailed(
+            disk='vda', guest='g', reason='it is pulled'))
+        self.define(self.path, running=True, pulled=True)
+        error = self.merge_fails()
+        self.assertIn('is the whole disk now', error)
+        self.assertIn('virsh blockcopy', error)
+        self.assertNotIn('merges the overlay by itself', error)
+
+    def test_pulled_overlay_of_a_guest_that_is_off_is_to_be_copied(self):
+        self.patch(qemu_img, 'backing_chain').return_value = [self.path]
+        self.patch(qemu_img, 'backing_file').side_effect = (
+            exception.UnexpectedState(reason='no backing file'))
+        self.commit.side_effect = exception.UnexpectedState(reason='none')
+        for defined in (True, False):
+            if defined:
+                self.define(self.path)
+            else:
+                self.find_guest.side_effect = GONE
+            error = self.merge_fails()
+            for text in ('is the whole disk now', 'First make copies',
+                         f'"qemu-img convert -n -f qcow2 -O raw {self.path} '
+                         f'{self.disk}"'):
+                self.assertIn(text, error)
+            self.assertNotIn('qemu-img commit', error)
 
     def test_overlay_that_is_to_be_moved_away_is_moved_after_its_marker(self):
         self.holds_same_data.return_value = False
