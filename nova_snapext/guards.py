@@ -42,6 +42,9 @@ LOG = logging.getLogger(__name__)
 POWER_OFF_TASKS = (task_states.RESCUING, task_states.SHELVING,
                    task_states.REBUILDING, task_states.RESIZE_MIGRATING)
 
+#: Methods before which a guest moves while it runs.
+LIVE_MOVES = ('check_can_live_migrate_source',)
+
 Refuse = Callable[[exception.SnapextError, objects.Instance], Exception]
 
 
@@ -206,6 +209,8 @@ class RecoveryGuards:
         """
         try:
             self.gate.ensure_recovered(context, instance)
+            if method in LIVE_MOVES:
+                self.gate.ensure_thawed(context, instance)
         except exception.NotRecovered as error:
             # Users see the error that Nova stores for the instance, and the
             # reason has paths of this host.

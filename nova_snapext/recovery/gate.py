@@ -111,6 +111,19 @@ class InstanceGate:
         with self._admit(instance.uuid, self._recoveries):
             recover.ensure_recovered(self._driver, context, instance)
 
+    def ensure_thawed(self, context: nova_context.RequestContext | None,
+                      instance: objects.Instance) -> None:
+        """Thaw a guest before it moves while it runs.
+
+        Call it after :meth:`ensure_recovered`.
+
+        :raises SnapshotInProgress: its snapshot is in progress
+        :raises RecoveryInProgress: it is being recovered already
+        :raises NotRecovered: its filesystems may be frozen
+        """
+        with self._admit(instance.uuid, self._recoveries):
+            recover.ensure_thawed(self._driver, context, instance)
+
     def recover_all_in_background(self) -> None:
         """Recover all interrupted snapshots, without waiting for the end."""
         for entry in journal.entries():

@@ -11,6 +11,7 @@ same result.
 from __future__ import annotations
 
 from collections.abc import Iterator
+import contextlib
 import itertools
 
 from nova import context as nova_context
@@ -26,6 +27,7 @@ from nova_snapext import exception
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.recovery import rbd_leftovers
+from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import image
 from nova_snapext.resources import overlay
 from nova_snapext.resources import trial_guest
@@ -150,6 +152,37 @@ def ensure_recovered(driver: libvirt_driver.LibvirtDriver,
         raise exception.NotRecovered(
             instance=instance.uuid, reason=f'overlay: {error}.',
             blocks_start=True) from error
+
+
+def ensure_thawed(driver: libvirt_driver.LibvirtDriver,
+                  context: nova_context.RequestContext | None,
+                  instance: objects.Instance) -> None:
+    """Thaw the filesystems that a snapshot has left frozen.
+
+    A guest that moves while it runs would take them along. On the other host
+    nothing knows of them, and nobody would thaw them. Call this after
+    :func:`ensure_recovered`, which has tried what is not set apart.
+
+    :raises NotRecovered: they may still be frozen
+    """
+    for entry in journal.find_all(instance.uuid):
+        if entry.is_set_apart and _has_filesystems(entry):
+            with contextlib.suppress(exception.NotRecovered):
+                recover_entry(driver, entry, context, instance)
+        if _has_filesystems(entry):
+            raise exception.NotRecovered(
+                instance=instance.uuid, blocks_start=False,
+                reason=f'the filesystems of the guest may be frozen, and '
+                       f'would stay frozen on another host. Start the guest '
+                       f'agent (qemu-guest-agent) in the guest, or run "virsh '
+                       f'domfsthaw {instance.name}", or reboot the instance '
+                       f'hard; then repeat this. The last try to thaw them: '
+                       f'{entry.problem}')
+
+
+def _has_filesystems(entry: journal.JournalEntry) -> bool:
+    return any(record.kind == guest_filesystems.GuestFilesystems.kind
+               for record in entry.records)
 
 
 def make_way(instance_uuid: str) -> None:

@@ -22,6 +22,7 @@ from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import write_limit
 from nova_snapext.recovery import gate
 from nova_snapext.recovery import state
+from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import overlay
 from tests.unit.recovery import base
 
@@ -153,6 +154,46 @@ class GuardTest(GuardTestCase):
             self.driver.pending_unplugs.on_event(event.DeviceRemovedEvent(
                 self.instance_.uuid, 'hostdev0'))
             attach_again.assert_not_called()
+
+    def leave_frozen(self):
+        """Leave filesystems that may be frozen.
+
+        :returns: the fake of the thaw, which fails
+        """
+        entry = self.leave(('guest filesystems', {'agent': True, 'qemu': ''}))
+        thaw = self.patch(guest_filesystems.GuestFilesystems, 'release')
+        thaw.side_effect = exception.ThawFailed(
+            instance='i', guest='g', reason='no answer')
+        return entry, thaw
+
+    def test_guest_that_may_be_frozen_is_not_migrated_while_it_runs(self):
+        nova = self.patch(nova_driver.LibvirtDriver,
+                          'check_can_live_migrate_source')
+        entry, thaw = self.leave_frozen()
+        for set_apart in (False, True):
+            if set_apart:
+                entry.set_apart()
+            thaw.reset_mock()
+            with self.assertLogs(guards.LOG.logger, 'ERROR') as logs:
+                self.assertRaises(
+                    nova_exception.MigrationPreCheckError,
+                    self.driver.check_can_live_migrate_source,
+                    None, self.instance_, mock.Mock())
+            # It may take long while the agent does not answer.
+            thaw.assert_called_once_with()
+            for text in ('virsh domfsthaw', 'no answer'):
+                self.assertIn(text, logs.output[-1])
+        nova.assert_not_called()
+        thaw.side_effect = None
+        self.driver.check_can_live_migrate_source(
+            None, self.instance_, mock.Mock())
+        nova.assert_called_once()
+
+    def test_guest_that_may_be_frozen_can_be_rebooted(self):
+        self.leave_frozen()
+        nova = self.patch(nova_driver.LibvirtDriver, 'reboot')
+        self.driver.reboot(None, self.instance_, None, 'HARD')
+        nova.assert_called_once()
 
     def test_user_pauses_no_guest_that_a_merge_will_resume(self):
         def pause(_instance):
