@@ -255,10 +255,13 @@ class FreeSpaceCheck(Check):
 
     :param paths: files or directories whose file systems fill while the disk
         is frozen
+    :param interval: seconds between two runs
     """
 
-    def __init__(self, instance: objects.Instance, paths: Iterable[str]):
+    def __init__(self, instance: objects.Instance, paths: Iterable[str],
+                 interval: float = FAST_INTERVAL):
         self._instance = instance
+        self._interval = interval
         self._last: dict[str, tuple[int, float, float]] = {}
         self._paths = tuple(paths) if CONF.snapext.min_free_disk_mb else ()
 
@@ -275,7 +278,7 @@ class FreeSpaceCheck(Check):
             left = compat.tpool_wrap(space.free_bytes)(path) - (
                 CONF.snapext.min_free_disk_mb * units.Mi)
             shrinks = self._shrink_rate(path, left)
-            if left - 2 * FAST_INTERVAL * shrinks < 0:
+            if left - 2 * self._interval * shrinks < 0:
                 return exception.InsufficientSpace(
                     instance=self._instance.uuid, path=path,
                     free=(left // units.Mi + CONF.snapext.min_free_disk_mb),

@@ -24,6 +24,7 @@ from oslo_utils import timeutils
 from nova_snapext import conf
 from nova_snapext import exception
 from nova_snapext import journal
+from nova_snapext.recovery import growth
 from nova_snapext.recovery import recover
 from nova_snapext.recovery import schedule
 from nova_snapext.resources import overlay
@@ -74,6 +75,8 @@ class InstanceGate:
         self._events: dict[tuple[str, Callable[[str], object]], None] = {}
         self._retries = False
         self._images = threading.Lock()
+        self._growth = growth.GrowthCheck()
+        self._space = threading.Lock()
 
     @contextlib.contextmanager
     def exclusive(self, uuid: str) -> Iterator[None]:
@@ -346,12 +349,14 @@ class InstanceGate:
         """Try again what is left: after events, and now and then."""
         looks = 0
         watch = timeutils.StopWatch().start()
+        space_watch = timeutils.StopWatch().start()
         while True:
             with self._look:
                 self._look.wait_for(
                     lambda: self._events or not self._retries,
                     max(0, min(
                         self._schedule.seconds_to_deferred(),
+                        growth.INTERVAL - space_watch.elapsed(),
                         CONF.snapext.recovery_interval - watch.elapsed())))
                 if not self._retries:
                     return
@@ -361,6 +366,9 @@ class InstanceGate:
                     handler(uuid)
                 for uuid in self._schedule.take_deferred():
                     self._retry_after_change(uuid)
+                if space_watch.elapsed() >= growth.INTERVAL:
+                    space_watch.restart()
+                    self._check_growth()
                 if watch.elapsed() >= CONF.snapext.recovery_interval:
                     watch.restart()
                     looks += 1
@@ -401,6 +409,36 @@ class InstanceGate:
                 self.recover_in_background(uuid)
         if not looks % IMAGE_LOOKS:
             self.delete_images_in_background()
+
+    def _check_growth(self) -> None:
+        overlays = growth.overlays()
+        if overlays:
+            _spawn(self._retry_growing, overlays)
+
+    def _retry_growing(self, overlays: dict[str, str]) -> None:
+        """Try those at once whose overlay will soon have no space.
+
+        :param overlays: their paths, by uuid of the instance
+        """
+        # Another thread checks already, and network storage may hang.
+        if not self._space.acquire(blocking=False):
+            return
+        try:
+            for uuid, shortage in self._growth.run(overlays):
+                # A snapshot or a merge in progress checks the space itself.
+                if self._is_busy(uuid) or not self._schedule.is_settled(uuid):
+                    continue
+                LOG.log(self._driver.failure_log.level(
+                    uuid, str(shortage), logging.WARNING),
+                    'The overlay of instance %(uuid)s may fill its file '
+                    'system before it is merged, and is tried again at once: '
+                    '%(shortage)s', {'uuid': uuid, 'shortage': shortage})
+                self.recover_in_background(uuid)
+        except Exception:
+            # Nobody waits for this thread.
+            LOG.exception('The free space for overlays could not be checked')
+        finally:
+            self._space.release()
 
     def _is_busy(self, uuid: str) -> bool:
         with self._changed:

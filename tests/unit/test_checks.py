@@ -373,6 +373,13 @@ class FreeSpaceCheckTest(base.TestCase):
         # In two seconds 500 MiB less; 450 MiB are free, 100 of them reserved.
         self.assertIn('250 MiB less', str(self.run_with(450)))
 
+    def test_rate_counts_for_two_intervals(self):
+        self.check = checks.FreeSpaceCheck(self.instance(), ('/',), 10)
+        self.assertIsNone(self.run_with(1000))
+        self.assertIsNone(self.run_with(970))
+        # In 20 seconds 600 MiB less.
+        self.assertIsNotNone(self.run_with(690))
+
     def test_space_allocated_in_one_step_is_not_taken_for_a_rate(self):
         self.run_with(1000)
         for _run in range(3):

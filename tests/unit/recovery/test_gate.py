@@ -16,6 +16,7 @@ from nova_snapext.hypervisor import job_events
 from nova_snapext.hypervisor import watchdog
 from nova_snapext import journal
 from nova_snapext.recovery import gate
+from nova_snapext.recovery import growth
 from nova_snapext.recovery import recover
 from nova_snapext.recovery import schedule
 from tests.unit.recovery import base
@@ -371,6 +372,58 @@ class RetryTest(base.RecoveryTestCase):
         self.gate.stop_retries()
         thread.join(self.LIMIT)
         self.assertFalse(thread.is_alive())
+
+    def shortages(self):
+        """Let an overlay that is left have too little space."""
+        path, record = self.overlay()
+        self.leave(record)
+        run = self.patch(growth.GrowthCheck, 'run')
+        run.return_value = [(self.uuid, exception.InsufficientSpace(
+            instance=self.uuid, path=path, free=1, shrinks=2, min_free=3))]
+        return run, {self.uuid: path}
+
+    def test_overlay_that_fills_its_file_system_is_tried_at_once(self):
+        run, overlays = self.shortages()
+        # After a try of an hour, the next one would be half a day later.
+        self.gate._schedule.ended(self.uuid, 3600)
+        self.time += schedule.OWN_EVENTS
+        self.assertFalse(self.gate._schedule.is_due(self.uuid))
+        with mock.patch.object(growth, 'INTERVAL', 0.1), \
+                self.assertLogs(gate.LOG.logger, 'WARNING') as logs:
+            self.gate.start_retries()
+            self.assert_tried()
+            self.gate.stop_retries()
+        run.assert_called_with(overlays)
+        self.assertIn('may fill its file system', logs.output[0])
+
+    def test_overlay_is_not_tried_while_its_merge_or_snapshot_runs(self):
+        _run, overlays = self.shortages()
+        with self.gate.exclusive(self.uuid):
+            self.gate._retry_growing(overlays)
+        # It has just ended.
+        self.gate._retry_growing(overlays)
+        self.assertEqual([], self.gate.wait(self.LIMIT))
+        self.assertTrue(self.recovered.empty())
+        self.time += schedule.OWN_EVENTS
+        self.gate._retry_growing(overlays)
+        self.assert_tried()
+
+    def test_free_space_is_checked_by_one_thread_that_outlives_errors(self):
+        run, overlays = self.shortages()
+        with self.gate._space:
+            self.gate._retry_growing(overlays)
+        run.assert_not_called()
+        for _run in range(2):
+            run.side_effect = ValueError('of the check')
+            self.gate._retry_growing(overlays)
+        self.assertEqual(2, run.call_count)
+        self.assertIn('of the check', self.stdlog.logger.output)
+
+    def test_free_space_is_not_checked_if_no_overlay_is_left(self):
+        self.leave_something()
+        with mock.patch.object(gate, '_spawn') as spawn:
+            self.gate._check_growth()
+        spawn.assert_not_called()
 
     def test_images_are_tried_at_each_tenth_look(self):
         delete = self.patch(self.gate, 'delete_images_in_background')
