@@ -309,7 +309,10 @@ system of the instance directory runs short of space (see
 block I/O tuning back that it had before.
 
 A running guest is paused for the end of its merge: for about 0.1 seconds as a
-rule, for one or two seconds if it is limited, and for 30 seconds at most.
+rule, for one or two seconds if it is limited, and for 30 seconds at most. Some
+versions of QEMU miss writes while they start a merge: there the guest is
+paused for the start as well, also if the value is 0 (see the known defect
+``missed-writes`` in the documentation).
 
 The value counts in writes of 64 KiB, because the merge copies so much for each
 smaller one: with 1024 the guest may always write 16 times a second. A much
@@ -321,9 +324,9 @@ can't be moved or rebooted through Nova until the overlay is merged.
 
 Possible values:
 
-* 0: no guest is slowed down or paused. A merge that does not gain on its
-  guest is aborted. If the host loses power at the end of a merge, an operator
-  may have to find out whether the overlay or the disk is newer.
+* 0: no guest is slowed down, or paused for the end. A merge that does not gain
+  on its guest is aborted. If the host loses power at the end of a merge, an
+  operator may have to find out whether the overlay or the disk is newer.
 * any number of KiB per second
 
 Related options:

@@ -128,7 +128,7 @@ class SnapextDriver(guards.RecoveryGuards, driver.LibvirtDriver):
         paused = write_limit.PAUSES.stop(block_commit.MAX_PAUSE)
         if paused:
             LOG.warning('nova-compute stops while the guests of these '
-                        'instances are paused for the end of a merge. Its '
+                        'instances are paused for a merge. Its '
                         'next start resumes them: %s', ', '.join(paused))
         super().cleanup_host(host)
 

@@ -5,6 +5,9 @@ For the pivot, the guest is paused for some hundredths of a second, until its
 overlay is removed. While it may be unknown whether the overlay or the disk is
 newer, it writes to neither of them, and both have the same data.
 
+Some versions of QEMU miss writes while they start a commit (known defect
+missed-writes). There the guest is paused during the start, too.
+
 The commit always ends. If the guest writes faster than its disk takes it, its
 writes are limited step by step, as far as an operator allows. If the commit
 does not gain even then, it is aborted, and the guest stays on the overlay.
@@ -59,6 +62,13 @@ MAX_SECONDS_AT_PAUSE = 1
 MAX_PAUSE = 30
 PAUSED_INTERVAL = 0.01
 
+# Why the guest is paused while the commit starts.
+DEFECT = 'Its QEMU may have the known defect missed-writes'
+
+# libvirt reports so many bytes as the end of a job that QEMU has not counted
+# yet: qemuBlockJobInfoTranslate in src/qemu/qemu_driver.c.
+END_OF_UNCOUNTED = 1
+
 # Seconds after which a guest is paused that is to pivot, runs, and writes too
 # much to be able to. Others pivot in well under one.
 PIVOT_PATIENCE = 5
@@ -83,18 +93,23 @@ class ActiveCommit:
     :param pivot_failed: called when QEMU was told to pivot, and the guest has
         been seen on the overlay after the end of the commit
     :param write_limit: slows the guest down; None: one without a journal
+    :param misses_writes: returns whether the guest's QEMU may have the known
+        defect missed-writes
     """
 
     def __init__(self, target: planning.Target, overlay_path: str,
                  before_pivot: Callable[[], None] = lambda: None,
                  pivot_failed: Callable[[], None] = lambda: None,
-                 write_limit: limits.WriteLimit | None = None):
+                 write_limit: limits.WriteLimit | None = None,
+                 misses_writes: Callable[[domain.Domain], bool] = (
+                     lambda _guest: False)):
         self._instance = target.instance
         self._disk = target.disk
         self._overlay = overlay_path
         self._before_pivot = before_pivot
         self._pivot_failed = pivot_failed
         self._limit = write_limit or limits.WriteLimit(target, lambda: None)
+        self._misses_writes = misses_writes
         self._told = False
         self._forget_qemu()
 
@@ -103,6 +118,8 @@ class ActiveCommit:
         self._qemu: str | None = None
         self._chain: list[str | None] = []
         self._begun = False
+        # Set while QEMU may miss what the guest writes.
+        self._start_timer: timeutils.StopWatch | None = None
         self._ready = False
         # QEMU may have been told to pivot, also by another process.
         self._may_pivot = True
@@ -149,7 +166,7 @@ class ActiveCommit:
                 if state is not CommitState.COMMITTING:
                     return state
                 wait_for_event(PAUSED_INTERVAL if pace.is_paused
-                               else interval)
+                               or self._start_timer else interval)
 
     def remove_limit(self, guest: domain.Domain) -> None:
         """Resume the guest, and let it write as before, if it is limited."""
@@ -212,15 +229,30 @@ class ActiveCommit:
             return
         if job != 'active-commit' or chain.path_of(mirror) != self._disk.path:
             self._fail(f'has the job \'{job}\', which is not the snapshot\'s')
-        self._begun = True
         ready = mirror.get('ready')
         if ready is None:
             # Only a commit that is ready can be told to pivot.
             self._may_pivot = False
         info = guest.block_job_info(self._disk.target)
+        counted = (ready is not None or info.get('cur', 0) > 0 or
+                   info.get('end', 0) > END_OF_UNCOUNTED)
+        if not (self._begun or counted) and self._misses_writes(guest):
+            # The process that has begun it has ended too early.
+            self._await_start()
+        self._begun = True
         self._check_progress(timer, info, ready)
         if self._failure is not None:
             return
+        if self._start_timer is not None:
+            self._check_start(guest, self._start_timer, counted)
+        elif ready is None and self._limit.is_paused:
+            # For the start, perhaps by a process that has ended.
+            self.remove_limit(guest)
+        else:
+            self._keep_pace(guest, info, ready, pace)
+
+    def _keep_pace(self, guest: domain.Domain, info: dict[str, int],
+                   ready: str | None, pace: _Pace) -> None:
         left = info.get('end', 0) - info.get('cur', 0)
         overtaken = pace.keep(guest, info) if info else None
         if overtaken is not None:
@@ -230,6 +262,55 @@ class ActiveCommit:
         elif (ready == 'yes' and left <= MAX_LEFT_AT_PIVOT and
                 pace.prepare_pivot(guest, left)):
             self._pivot(guest)
+
+    def _await_start(self) -> None:
+        self._start_timer = timeutils.StopWatch(
+            min(MAX_PAUSE, CONF.snapext.operation_timeout))
+        self._start_timer.start()
+
+    def _pause_for_start(self, guest: domain.Domain) -> None:
+        """Let the guest write nothing while its commit starts.
+
+        :raises CommitFailed: it could not be paused
+        """
+        reason = ('nova-compute stops' if limits.PAUSES.are_forbidden
+                  else 'it was resumed')
+        try:
+            self._limit.pause(guest)
+        except (libvirt.libvirtError, OSError,
+                exception.JournalFailed) as error:
+            reason = str(error)
+        if guest.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            self._fail(f'is not merged, because the guest could not be paused '
+                       f'while the commit starts: {reason}. {DEFECT}. The '
+                       f'merge is tried again by itself')
+        self._await_start()
+
+    def _check_start(self, guest: domain.Domain, timer: timeutils.StopWatch,
+                     counted: bool) -> None:
+        """Check that the guest stays paused until its commit has started.
+
+        :param counted: QEMU has searched the overlay for its data, and counted
+            what is to be copied. From then on it notes each write
+        """
+        # Read after the progress: a guest that is still paused did not run.
+        if guest.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            seen = 'the guest was resumed while the commit started'
+        elif counted:
+            self._start_timer = None
+            return
+        elif timer.expired():
+            seen = (f'the commit has not started within '
+                    f'{timer.elapsed():.0f} seconds, in which the guest was '
+                    f'paused')
+        else:
+            return
+        self._start_timer = None
+        self._abort(guest, self._error(
+            f'is not merged: {seen}. {DEFECT}. The commit was aborted; the '
+            f'guest continues on {self._overlay}, and no data is lost. The '
+            f'merge is tried again by itself'))
+        self.remove_limit(guest)
 
     def _pivot(self, guest: domain.Domain) -> None:
         if not self._ready:
@@ -317,6 +398,8 @@ class ActiveCommit:
         if self._limit.is_paused:
             # For an earlier commit, which has ended on the overlay.
             self.remove_limit(guest)
+        if flags and self._misses_writes(guest):
+            self._pause_for_start(guest)
         # Without base and top libvirt would commit the images that it finds:
         # without our overlay, the instance's disk into its backing file.
         try:

@@ -55,22 +55,30 @@ class Range:
     :ivar first: the first version that has it
     :ivar fixed: the first version that does not have it any more; None if
         there is none yet
+    :ivar backports: of each older stable series with the fix, its first
+        release that has it, such as ``(10, 0, 9)``
     """
 
     first: Version = ANY
     fixed: Version | None = None
+    backports: tuple[Version, ...] = ()
 
     def __contains__(self, version: Version) -> bool:
-        return self.first <= version and (
-            self.fixed is None or version < self.fixed)
+        return (self.first <= version and
+                (self.fixed is None or version < self.fixed) and
+                not any(version[:2] == backport[:2] and version >= backport
+                        for backport in self.backports))
 
     def __str__(self) -> str:
-        if self.fixed is None:
-            return ('all' if self.first == ANY
-                    else f'{version_text(self.first)} and newer')
-        end = f'older than {version_text(self.fixed)}'
-        return (end if self.first == ANY
-                else f'{version_text(self.first)} and newer, {end}')
+        text = 'all' if self.first == ANY else (
+            f'{version_text(self.first)} and newer')
+        if self.fixed is not None:
+            end = f'older than {version_text(self.fixed)}'
+            text = end if self.first == ANY else f'{text}, {end}'
+        for backport in self.backports:
+            text += (f'; not {version_text(backport)} and newer of '
+                     f'{version_text(backport[:2])}')
+        return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +107,9 @@ class Defect:
     :ivar condition: the same, as a function
     :ivar consequence: what happens to the guest
     :ivar refused: the mechanisms that are refused. None are if every other
-        way to take the snapshot has the same defect, Nova's own included, or
-        if only something that nobody does to an instance in a snapshot
-        brings it about
+        way to take the snapshot has the same defect, Nova's own included, if
+        only something that nobody does to an instance in a snapshot brings it
+        about, or if it is worked around
     :ivar certain: it happens every time. Otherwise it is a race, and a guest
         whose QEMU can't be identified is assumed to run the installed QEMU
     :ivar qemu: QEMU's versions
@@ -177,12 +185,42 @@ def _is_paused(subject: Subject) -> bool:
     return subject.paused
 
 
+def _runs(subject: Subject) -> bool:
+    return not subject.paused
+
+
 def _is_confined_by_apparmor(subject: Subject) -> bool:
     return confinement.apparmor_profile(subject.definition) is not None
 
 
+#: The guest is paused while a commit starts in a QEMU that may have this.
+MISSED_WRITES = Defect(
+    name='missed-writes',
+    guests='guests that write while a commit, or Nova\'s own live snapshot, '
+           'starts',
+    condition=_runs,
+    consequence='QEMU does not copy some of these writes. An image of native '
+                'may lack them, and so may the disk after a commit. '
+                'Therefore external and cold pause the guest while their '
+                'commit starts, mostly for less than 0.1 seconds, and commit '
+                'nothing as long as they can\'t pause it',
+    refused=frozenset(),
+    certain=False,
+    qemu=Range(first=(8, 2, 0), fixed=(10, 2, 2), backports=((10, 0, 9),)),
+    sources=(
+        'QEMU commit 058cfca5645a (8.2.0), "block/mirror: move dirty bitmap '
+        'to filter": has it first',
+        'QEMU commit 0f51f9c342 (11.0.0, stable 10.2.2 and 10.0.9), "mirror: '
+        'Fix missed dirty bitmap writes during startup"',
+        'https://gitlab.com/qemu-project/qemu/-/issues/3273',
+        'https://bugs.debian.org/1129349',
+        'seen with QEMU 10.0.2, and not with 7.2.22, 10.0.13 and 11.1.3',
+    ),
+)
+
 #: The first one of a guest is reported: the worst ones come first.
 DEFECTS: tuple[Defect, ...] = (
+    MISSED_WRITES,
     Defect(
         name='nbd-iothread',
         guests='guests whose root disk has an iothread',

@@ -78,6 +78,16 @@ def running_version(host: libvirt_host.Host,
     return version if version == installed_version(host) else None
 
 
+def may_have(defect: known_defects.Defect, host: libvirt_host.Host,
+             guest: domain.Domain) -> bool:
+    """Return whether a guest's QEMU may have a defect.
+
+    :raises libvirtError: libvirt refuses
+    """
+    return (defect.name not in CONF.snapext.fixed_defects and defect.affects(
+        running_version(host, guest), libvirt_version(host)))
+
+
 def parse_version(output: str) -> known_defects.Version | None:
     """Return the version in the output of an emulator's ``--version``."""
     found = re.match(r'QEMU emulator version (\d+)\.(\d+)\.(\d+)', output)

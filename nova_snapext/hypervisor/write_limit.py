@@ -3,7 +3,7 @@
 
 It is libvirt's block I/O tuning of the root disk, in the running guest only.
 The tuning that the guest had before is put back exactly. For the last moment
-of the merge the guest is paused.
+of the merge the guest is paused, and with some versions of QEMU for the first.
 
 https://libvirt.org/formatdomain.html#hard-drives-floppy-disks-cdroms (iotune)
 """
@@ -277,7 +277,7 @@ class WriteLimit:
             raise
         self._pause_timer.restart()
         guest.pause()
-        LOG.info('The guest is paused for the end of the merge',
+        LOG.info('The guest is paused for its merge',
                  instance=self._instance)
 
     def remove(self, guest: domain.Domain) -> None:

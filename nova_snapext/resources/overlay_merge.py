@@ -37,6 +37,7 @@ from nova_snapext.hypervisor import connection
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import errors
 from nova_snapext.hypervisor import io_error_pause
+from nova_snapext.hypervisor import known_defects
 from nova_snapext.hypervisor import libvirt_files
 from nova_snapext.hypervisor import ownership
 from nova_snapext.hypervisor import qemu_img
@@ -201,7 +202,9 @@ class OverlayMerge:
         self._limit = write_limit.WriteLimit(target, save)
         self._commit = block_commit.ActiveCommit(
             target, path, before_pivot=self._before_pivot,
-            pivot_failed=self._pivot_failed, write_limit=self._limit)
+            pivot_failed=self._pivot_failed, write_limit=self._limit,
+            misses_writes=lambda guest: qemu_process.may_have(
+                known_defects.MISSED_WRITES, host, guest))
         self._pause = io_error_pause.IoErrorPause(target.instance)
         self._owner = ownership.OwnerNote()
         self._base_chain: list[str | None] = []

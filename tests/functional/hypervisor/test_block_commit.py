@@ -161,9 +161,10 @@ class BusyGuestTest(base.GuestTestCase):
     def save(self):
         self.saved = jsonutils.dumps(self.current.record())
 
-    def merge(self):
+    def merge(self, misses_writes=False):
         commit = block_commit.ActiveCommit(
-            self.plan, self.overlay, write_limit=self.limit())
+            self.plan, self.overlay, write_limit=self.limit(),
+            misses_writes=lambda _guest: misses_writes)
         guest = domain.get(self.host, self.plan.instance)
         state = commit.run(guest)
         commit.remove_limit(guest)
@@ -298,6 +299,36 @@ class BusyGuestTest(base.GuestTestCase):
             'arguments': {'command-line': (
                 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend '
                 f'"{command}"')}}), 0)
+
+    @contextlib.contextmanager
+    def steps_noted(self):
+        """Note each pause and resumption, and the start of the commit."""
+        found = []
+
+        def noted(name):
+            original = getattr(domain.Domain, name)
+
+            def note(guest, *args):
+                original(guest, *args)
+                found.append((name, self.domain.state()[0]))
+
+            return fixtures.MockPatchObject(domain.Domain, name, note)
+
+        with noted('pause'), noted('resume'), noted('commit_block'):
+            yield found
+
+    def test_guest_of_a_qemu_that_misses_writes_is_paused_for_the_start(self):
+        self.begin()
+        with self.steps_noted() as steps:
+            self.assertIs(block_commit.CommitState.MERGED,
+                          self.merge(misses_writes=True))
+        self.assertEqual([
+            ('pause', libvirt.VIR_DOMAIN_PAUSED),
+            ('commit_block', libvirt.VIR_DOMAIN_PAUSED),
+            ('resume', libvirt.VIR_DOMAIN_RUNNING),
+            ('pause', libvirt.VIR_DOMAIN_PAUSED),
+            ('resume', libvirt.VIR_DOMAIN_RUNNING)], steps)
+        self.assertEqual(str(self.slow), self.path())
 
     def test_next_process_resumes_guest_that_the_killed_one_has_paused(self):
         self.switch_to_overlay()

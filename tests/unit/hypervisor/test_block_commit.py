@@ -15,6 +15,10 @@ from tests.unit import base
 COMMIT_READY = ('<mirror type="file" job="active-commit" ready="yes">'
                 '<source file="/i/disk"/></mirror>')
 COMMIT_RUNNING = COMMIT_READY.replace(' ready="yes"', '')
+# What libvirt reports of a commit.
+UNCOUNTED = {'cur': 0, 'end': 1}
+COUNTED = {'cur': 0, 'end': units.Mi}
+DONE = {'cur': units.Mi, 'end': units.Mi}
 FOREIGN_COPY = ('<mirror type="file" job="copy"><source file="/elsewhere"/>'
                 '</mirror>')
 
@@ -313,6 +317,159 @@ class ActiveCommitTest(base.TestCase):
             "active '#block065'")
         self.assert_fails('openstack server unpause',
                           definition('/i/overlay', '/i/disk'))
+
+
+class StartTest(base.TestCase):
+    """A commit in a QEMU that misses writes while it starts one."""
+
+    CHAIN = ('/i/overlay', '/i/disk')
+    ON_OVERLAY = definition(*CHAIN)
+    RUNNING = definition(*CHAIN, mirror=COMMIT_RUNNING)
+    READY = definition(*CHAIN, mirror=COMMIT_READY)
+    MERGED = definition('/i/disk')
+
+    def setUp(self):
+        super().setUp()
+        self.flags(operation_timeout=1, group='snapext')
+        self.useFixture(fixtures.MockPatchObject(
+            block_commit, 'POLL_INTERVAL', 0))
+        plan = self.plan()
+        self.guest = plan.guest
+        self.abort = self.guest.get_block_device.return_value.abort_job
+        self.guest.disk_writes.return_value = 0, 0
+        self.limit = write_limit.WriteLimit(plan, mock.Mock())
+        self.addCleanup(write_limit.PAUSES.end, plan.instance.uuid)
+        self.events = []
+        self.guest.pause.side_effect = lambda: self.change('pause')
+        self.guest.resume.side_effect = lambda: self.change('resume')
+        self.guest.commit_block.side_effect = (
+            lambda *_args: self.events.append('commit'))
+        self.abort.side_effect = lambda async_, pivot=False: (
+            self.events.append('pivot' if pivot else 'abort'))
+        self.misses_writes = mock.Mock(return_value=True)
+        self.commit = block_commit.ActiveCommit(
+            plan, '/i/overlay', write_limit=self.limit,
+            misses_writes=self.misses_writes)
+
+    def change(self, event):
+        self.events.append(event)
+        self.guest.state.return_value = (
+            (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
+            if event == 'pause' else
+            (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED))
+
+    def run_commit(self, *steps):
+        """Run the commit, with definitions and the progress after each."""
+        self.guest.get_xml_desc.side_effect = [step[0] for step in steps]
+        self.guest.block_job_info.side_effect = [
+            step[1] for step in steps if len(step) > 1]
+        return self.commit.run(self.guest)
+
+    def assert_fails(self, reason, *steps):
+        error = self.assertRaises(
+            exception.CommitFailed, self.run_commit, *steps)
+        self.assertIn(reason, str(error))
+        self.assertIn('missed-writes', str(error))
+
+    def test_guest_is_paused_until_its_commit_has_started(self):
+        self.run_commit(
+            (self.ON_OVERLAY,), (self.RUNNING, UNCOUNTED),
+            (self.RUNNING, COUNTED), (self.RUNNING, COUNTED),
+            *[(self.READY, DONE)] * 2, (self.MERGED,))
+        self.assertEqual(
+            ['pause', 'commit', 'resume', 'pause', 'pivot'], self.events)
+        self.misses_writes.assert_called_once_with(self.guest)
+
+    def test_guest_whose_commit_is_ready_at_once_is_paused_once(self):
+        self.run_commit(
+            (self.ON_OVERLAY,), *[(self.READY, DONE)] * 3,
+            (self.MERGED,))
+        self.assertEqual(['pause', 'commit', 'pivot'], self.events)
+
+    def test_guest_of_another_qemu_is_only_paused_for_the_pivot(self):
+        self.misses_writes.return_value = False
+        self.run_commit(
+            (self.ON_OVERLAY,), (self.RUNNING, UNCOUNTED),
+            *[(self.READY, DONE)] * 2, (self.MERGED,))
+        self.assertEqual(['commit', 'pause', 'pivot'], self.events)
+
+    def test_guest_that_can_not_be_paused_is_not_committed(self):
+        self.guest.pause.side_effect = base.libvirt_error(1, 'no monitor')
+        self.assert_fails('no monitor', (self.ON_OVERLAY,))
+        self.assertEqual([], self.events)
+
+    def test_guest_that_is_resumed_before_the_commit_is_not_committed(self):
+        self.guest.pause.side_effect = None
+        self.assert_fails('it was resumed', (self.ON_OVERLAY,))
+        self.assertNotIn('commit', self.events)
+
+    def test_guest_is_not_committed_while_nova_compute_stops(self):
+        self.useFixture(fixtures.MockPatchObject(
+            write_limit.PAUSES, 'are_forbidden', True))
+        self.assert_fails('nova-compute stops', (self.ON_OVERLAY,))
+        self.assertEqual([], self.events)
+
+    def test_guest_that_a_user_has_paused_is_committed(self):
+        self.change('pause')
+        self.run_commit(
+            (self.ON_OVERLAY,), (self.RUNNING, UNCOUNTED),
+            *[(self.READY, DONE)] * 3, (self.MERGED,))
+        self.assertEqual(['pause', 'commit', 'pivot'], self.events)
+
+    def test_guest_that_is_resumed_during_the_start_stays_on_overlay(self):
+        def resume(*_args):
+            self.guest.state.return_value = (
+                libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
+
+        for info in (UNCOUNTED, COUNTED):
+            self.commit._forget_qemu()
+            self.guest.commit_block.side_effect = resume
+            self.assert_fails(
+                'was resumed', (self.ON_OVERLAY,), (self.RUNNING, info),
+                (self.RUNNING, info), (self.ON_OVERLAY,))
+            self.assertEqual('abort', self.events[-1])
+            self.assertFalse(self.limit.is_paused)
+
+    def test_guest_whose_commit_does_not_start_is_resumed(self):
+        self.useFixture(fixtures.MockPatchObject(block_commit, 'MAX_PAUSE', 0))
+        self.assert_fails(
+            'has not started', (self.ON_OVERLAY,),
+            (self.RUNNING, UNCOUNTED), (self.RUNNING, UNCOUNTED),
+            (self.ON_OVERLAY,))
+        self.assertEqual(
+            ['pause', 'commit', 'abort', 'resume'], self.events)
+
+    def test_guest_whose_commit_is_refused_is_resumed(self):
+        self.guest.commit_block.side_effect = base.libvirt_error(1)
+        self.assertRaises(libvirt.libvirtError, self.run_commit,
+                          (self.ON_OVERLAY,))
+        self.assertEqual(['pause', 'resume'], self.events)
+
+    def test_commit_of_killed_process_ends_if_its_guest_runs_too_early(self):
+        self.assert_fails(
+            'was resumed', (self.RUNNING, UNCOUNTED),
+            (self.ON_OVERLAY,))
+        self.assertEqual(['abort'], self.events)
+
+    def test_guest_that_the_killed_process_paused_is_resumed(self):
+        self.limit.pause(self.guest)
+        self.run_commit(
+            (self.RUNNING, UNCOUNTED),
+            *[(self.RUNNING, COUNTED)] * 3,
+            *[(self.READY, DONE)] * 2, (self.MERGED,))
+        self.assertEqual(['pause', 'resume', 'pause', 'pivot'], self.events)
+
+    def test_commit_that_has_started_long_ago_goes_on(self):
+        self.run_commit((self.RUNNING, COUNTED),
+                        *[(self.READY, DONE)] * 2, (self.MERGED,))
+        self.assertEqual(['pause', 'pivot'], self.events)
+        self.misses_writes.assert_not_called()
+
+    def test_commit_below_another_overlay_pauses_no_guest(self):
+        chain = ('/i/other', *self.CHAIN)
+        self.run_commit((definition(*chain), {}),
+                        (definition('/i/other', '/i/disk'),))
+        self.assertEqual(['commit'], self.events)
 
 
 class PaceTest(base.TestCase):

@@ -61,6 +61,9 @@ INACTIVE = subject(paused=True, inactive=True)
 #: For each defect: a guest that has it, a guest that does not, a pair of QEMU
 #: and libvirt with it, and pairs without it.
 ROWS = {
+    'missed-writes': (
+        PLAIN, subject(paused=True), ((8, 2, 0), NEWEST),
+        (((8, 1, 5), NEWEST), ((10, 0, 9), NEWEST), ((10, 2, 2), NEWEST))),
     'nbd-iothread': (
         IOTHREAD, PLAIN, ((8, 2, 2), NEWEST),
         (((8, 2, 3), NEWEST), ((9, 0, 0), (8, 0, 0)))),
@@ -148,8 +151,20 @@ class TableTest(base.BaseTestCase):
                 (known_defects.Range(fixed=(8, 2, 3)), 'older than 8.2.3'),
                 (known_defects.Range(first=(10, 0, 0)), '10.0.0 and newer'),
                 (known_defects.Range((8, 2, 0), (8, 2, 3)),
-                 '8.2.0 and newer, older than 8.2.3')):
+                 '8.2.0 and newer, older than 8.2.3'),
+                (known_defects.Range(fixed=(10, 2, 2),
+                                     backports=((7, 2, 14), (10, 0, 9))),
+                 'older than 10.2.2; not 7.2.14 and newer of 7.2; not 10.0.9 '
+                 'and newer of 10.0')):
             self.assertEqual(text, str(versions))
+
+    def test_backport_fixes_its_own_series_only(self):
+        versions = known_defects.Range(
+            (8, 2, 0), (10, 2, 2), backports=((10, 0, 9),))
+        for version, expected in (
+                ((10, 0, 8), True), ((10, 0, 9), False), ((10, 0, 13), False),
+                ((10, 1, 0), True), ((9, 2, 9), True), ((10, 2, 2), False)):
+            self.assertEqual(expected, version in versions, version)
 
 
 class IothreadTest(base.BaseTestCase):
