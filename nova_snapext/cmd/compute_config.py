@@ -367,6 +367,8 @@ def check_files(source: Source) -> None:
                 f'--config-file, and a directory with --config-dir.')
     for path in source.files():
         _check_access(path, os.R_OK)
+        if not os.path.isfile(path):
+            continue  # what a pipe contains can be read once
         try:
             with open(path) as file:
                 file.read()

@@ -21,6 +21,7 @@ from devcloud import api
 from devcloud import state as cloud_state
 
 from tests.e2e import base
+from tests.e2e import full_glance
 from tests.e2e import protected_glance
 from tests.e2e import wrong_host
 from tests import in_full
@@ -369,6 +370,15 @@ class GlanceTest(wrong_host.CheckTestCase):
                    'glance.region_name=Nowhere'),
             failed('glance', 'HTTP 404',
                    f'glance.endpoint_override={cloud_state.url("keystone")}'))
+
+    def test_quota_that_is_full_is_told(self):
+        with full_glance.running() as url:
+            self.assert_found(
+                warning('glance-quotas', 'The quota image_count_total of '
+                        'Nova\'s service project is used with 5 of 5',
+                        f'glance.endpoint_override={url}'),
+                warning('glance-quotas', 'openstack registered limit list',
+                        f'glance.endpoint_override={url}'))
 
     @in_full.only
     def test_glance_that_hangs_is_not_waited_for(self):

@@ -200,6 +200,15 @@ class ComputeConfigTest(base.BaseTestCase):
         self.assertIn(f'{path}: it is not text in UTF-8 from byte 12 on',
                       str(self.load('--config-file', str(path))))
 
+    def test_pipe_is_left_to_oslo_config(self):
+        end, other = os.pipe()
+        self.addCleanup(os.close, end)
+        os.write(other, b'[DEFAULT]')
+        os.close(other)
+        compute_config.check_files(compute_config.Source(
+            ('--config-file', f'/dev/fd/{end}'), None, ''))
+        self.assertEqual(b'[DEFAULT]', os.read(end, 100))
+
     def test_file_for_a_directory_is_refused_and_the_other_way_round(self):
         path = self.proc / 'nova.conf'
         path.touch()
