@@ -51,6 +51,7 @@ def fake_guest(running=True):
     guest.job_stats.return_value = {'type': libvirt.VIR_DOMAIN_JOB_NONE}
     guest.block_job_info.return_value = {}
     guest.has_managed_save.return_value = False
+    guest.memory_size.return_value = 0
     guest.has_persistent_configuration.return_value = True
     guest.get_block_device.return_value.get_job_info.return_value = None
     return guest

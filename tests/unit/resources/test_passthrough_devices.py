@@ -25,6 +25,7 @@ from nova_snapext import journal
 from nova_snapext.resources import passthrough_devices
 from nova_snapext.resources import work_directory
 from nova_snapext.strategies import backup
+from nova_snapext.strategies import base as strategies_base
 from nova_snapext.strategies import cold
 from nova_snapext.strategies import internal
 from tests.unit import base
@@ -352,7 +353,8 @@ class DetachedTest(base.TestCase):
     def test_strategies_that_save_memory_refuse_paused_guest(self):
         self.guest(GPU)
         self.domain.suspend()
-        self.patch(internal, '_unsupported_memory_reason', lambda _plan: None)
+        self.patch(strategies_base, 'memory_space_reason',
+                   lambda _plan, _path: None)
         for strategy in (internal.InternalStrategy, cold.ColdStrategy):
             self.assertIn(NAMES[0], strategy(self.driver).unsupported_reason(
                 self.domain_plan))
