@@ -9,11 +9,13 @@ except one that taints the domain (virDomainQemuMonitorCommand).
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
 import re
 import socket
+import stat
 import struct
 
 import libvirt
@@ -45,13 +47,23 @@ WRITE_LOCK = 101
 # boot, and the kernel reports the time of the boot in whole seconds.
 START_PRECISION = 2
 
+# As many links as the kernel follows: path_resolution(7).
+MAX_LINKS = 40
+
+# elf(5): size of the header in bytes; magic and class of a 64-bit program;
+# type of a segment that is loaded; flag of one that is executed.
+ELF_HEADER = 64
+ELF_64_BIT = b'\x7fELF\x02'
+PT_LOAD = 1
+PF_X = 1
+
 
 def running_version(host: libvirt_host.Host,
                     guest: domain.Domain) -> known_defects.Version | None:
     """Return the version of the QEMU that a guest runs in.
 
-    It is the version of the guest's emulator if this file has not changed
-    since the process was started, and is the one that libvirtd knows.
+    It is the version of the guest's emulator if this is the file that the
+    process runs, and is the one that libvirtd knows.
 
     :returns: None if the version can't be told, as after an upgrade
     """
@@ -60,10 +72,8 @@ def running_version(host: libvirt_host.Host,
         return None
     emulator = _emulator(guest)
     try:
-        # A package replaces the file, and may restore an older mtime.
-        changed = max(os.stat(emulator).st_ctime, os.lstat(emulator).st_ctime)
-        if changed + START_PRECISION > process.create_time():
-            LOG.debug('%s was replaced after guest %s was started',
+        if not _runs_file(process, emulator):
+            LOG.debug('%s may have been replaced after guest %s was started',
                       emulator, guest.uuid)
             return None
         output, _stderr = processutils.execute(
@@ -76,6 +86,98 @@ def running_version(host: libvirt_host.Host,
     version = parse_version(output)
     # They differ if libvirtd is in another container with its own QEMU.
     return version if version == installed_version(host) else None
+
+
+def _runs_file(process: psutil.Process, path: str) -> bool:
+    """Return whether a process is seen to run the present file of a path.
+
+    :raises OSError, psutil.Error: the file or the process can't be seen
+    """
+    try:
+        # The file is kept until the process ends, also if it is replaced.
+        return os.path.samestat(
+            os.stat(f'/proc/{process.pid}/exe'), os.stat(path))
+    except PermissionError:
+        # Only its own user and root may see that of a process: proc(5).
+        pass
+    # The clock may have been set since the file was changed. So the code has
+    # to have the same size as well. A wrapper's does not.
+    return (_code_pages(path) == _running_code_pages(process.pid) and
+            _last_change(path) + START_PRECISION <= process.create_time())
+
+
+def _last_change(path: str) -> float:
+    """Return when the path of a file began to lead to its present content.
+
+    :returns: in seconds since the epoch
+    :raises OSError: the path does not exist
+    """
+    newest, at, links = 0.0, '/', 0
+    parts = path.split('/')[::-1]
+    while parts:
+        part = parts.pop()
+        if part == '..':
+            at = os.path.dirname(at)
+        if part in ('', '.', '..'):
+            continue
+        found = os.path.join(at, part)
+        status = os.lstat(found)
+        # A package replaces the file, and may restore an older mtime. A new
+        # entry of a directory changes both times, and its new name one.
+        if not (stat.S_ISDIR(status.st_mode) and
+                status.st_mtime_ns == status.st_ctime_ns):
+            newest = max(newest, status.st_ctime)
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink(found)
+            parts += target.split('/')[::-1]
+            if target.startswith('/'):
+                at = '/'
+        else:
+            at = found
+    return newest
+
+
+def _code_pages(path: str) -> int | None:
+    """Return how many pages of memory the code of a program takes.
+
+    The kernel counts from the first to the last segment that is executable:
+    load_elf_binary in fs/binfmt_elf.c, and elf(5).
+
+    :returns: None if the file is no 64-bit program, as a script is not
+    :raises OSError: the file can't be read
+    """
+    with open(path, 'rb') as file:
+        header = file.read(ELF_HEADER)
+        if len(header) < ELF_HEADER or header[:5] != ELF_64_BIT:
+            return None
+        order = '<' if header[5] == 1 else '>'
+        (offset,) = struct.unpack_from(f'{order}Q', header, 32)
+        size, number = struct.unpack_from(f'{order}2H', header, 54)
+        file.seek(offset)
+        segments = [struct.unpack_from(f'{order}2I5Q', file.read(size))
+                    for _ in range(number)]
+    code: list[tuple[int, int]] = [
+        (address, address + length)
+        for kind, flags, _offset, address, _physical, length, _memory
+        in segments if kind == PT_LOAD and flags & PF_X]
+    if not code:
+        return None
+    page = os.sysconf('SC_PAGE_SIZE')
+    return (-(-max(end for _start, end in code) // page) -
+            min(start for start, _end in code) // page)
+
+
+def _running_code_pages(pid: int) -> int:
+    """Return how many pages of memory the code of a process takes.
+
+    Everybody may see that: proc(5), statm.
+
+    :raises OSError: the process has ended, or can't be seen
+    """
+    return int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[3])
 
 
 def may_have(defect: known_defects.Defect, host: libvirt_host.Host,

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +41,25 @@ class QemuProcessTestCase(base.TestCase):
         self.processes = [self.process()]
         self.useFixture(fixtures.MockPatchObject(
             psutil, 'process_iter', lambda _attributes: self.processes))
+        self.hide_file()
+
+    def hide_file(self):
+        """Let the file of a process not be seen, as those of other users.
+
+        The emulator is a script, and has no code.
+        """
+        def stat(path, original=os.stat, **kwargs):
+            if str(path).startswith('/proc/'):
+                raise PermissionError(path)
+            return original(path, **kwargs)
+
+        self.useFixture(fixtures.MockPatchObject(os, 'stat', stat))
+        self.code = self.running_code = 7
+        for name, value in (('_code_pages', lambda _path: self.code),
+                            ('_running_code_pages',
+                             lambda _pid: self.running_code)):
+            self.useFixture(fixtures.MockPatchObject(
+                qemu_process, name, value))
 
     def answer(self, version):
         self.emulator.write_text(f'#!/bin/sh\necho "{version}"\n')
@@ -73,6 +93,53 @@ class VersionTest(QemuProcessTestCase):
         self.emulator.symlink_to(f'{self.emulator}-7.2')
         self.assertEqual((7, 2, 22), self.version())
         self.processes = [self.process(started=-60)]
+        self.assertIsNone(self.version())
+
+    def test_second_link_to_another_emulator_is_unknown(self):
+        # /usr/bin/qemu-system-x86_64 -> current/qemu -> 7.2/qemu
+        directory = self.emulator.parent
+        releases = [directory / name for name in ('7.2', '9.2')]
+        for release in releases:
+            release.mkdir()
+            shutil.copy(self.emulator, release / 'qemu')
+        (directory / 'current').symlink_to('7.2')
+        (directory / 'next').symlink_to('9.2')
+        self.emulator.unlink()
+        self.emulator.symlink_to('current/../current/./qemu')
+        time.sleep(0.1)
+        self.processes = [self.process(
+            started=qemu_process.START_PRECISION)]
+        self.assertEqual((7, 2, 22), self.version())
+        time.sleep(0.1)
+        os.rename(directory / 'next', directory / 'current')
+        self.assertIsNone(self.version())
+
+    def test_directory_with_a_new_name_is_unknown(self):
+        directory = self.emulator.parent
+        emulator = directory / 'current' / 'qemu'
+        (directory / 'next').mkdir()
+        os.rename(self.emulator, directory / 'next' / 'qemu')
+        self.emulator.symlink_to(emulator)
+        time.sleep(0.1)
+        before = qemu_process._last_change(str(directory / 'next' / 'qemu'))
+        os.rename(directory / 'next', directory / 'current')
+        self.assertGreater(
+            qemu_process._last_change(str(emulator)), before)
+
+    def test_new_entry_beside_the_emulator_changes_nothing(self):
+        before = qemu_process._last_change(str(self.emulator))
+        time.sleep(0.1)
+        (self.emulator.parent / 'another').touch()
+        self.assertEqual(
+            before, qemu_process._last_change(str(self.emulator)))
+
+    def test_links_without_an_end_are_unknown(self):
+        self.emulator.unlink()
+        self.emulator.symlink_to(self.emulator)
+        self.assertIsNone(self.version())
+
+    def test_other_code_is_unknown_whatever_the_clock_says(self):
+        self.running_code = 8
         self.assertIsNone(self.version())
 
     def test_other_version_than_that_of_libvirtd_is_unknown(self):
@@ -148,6 +215,75 @@ class StartedTest(base.TestCase):
         self.assertAlmostEqual(
             psutil.Process(pid).create_time(), psutil.boot_time() +
             ticks / os.sysconf('SC_CLK_TCK'), delta=2)
+
+
+class EmulatorFileTest(base.TestCase):
+    """Real processes, whose file their user sees and others do not."""
+
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.program = self.directory / 'program'
+        self.install(self.program)
+
+    @staticmethod
+    def install(path, program='sleep'):
+        shutil.copy2(shutil.which(program), path)
+
+    def start(self, *command):
+        process = subprocess.Popen([*command, '600'])
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return psutil.Process(process.pid)
+
+    def runs(self, process, path):
+        return qemu_process._runs_file(process, str(path))
+
+    def test_process_runs_the_file_that_its_path_leads_to(self):
+        link = self.directory / 'link'
+        link.symlink_to('program')
+        process = self.start(link)
+        self.assertTrue(self.runs(process, link))
+        self.install(self.directory / 'new')
+        (self.directory / 'next').symlink_to('new')
+        os.rename(self.directory / 'next', link)
+        self.assertFalse(self.runs(process, link))
+
+    def test_process_does_not_run_the_file_that_replaced_its_own(self):
+        process = self.start(self.program)
+        self.program.unlink()
+        self.install(self.program)
+        self.assertFalse(self.runs(process, self.program))
+
+    def test_process_behind_a_wrapper_does_not_run_it(self):
+        wrapper = self.directory / 'wrapper'
+        wrapper.write_text(f'#!/bin/bash\n'
+                           f'exec -a "$0" {self.program} "$@"\n')
+        wrapper.chmod(0o755)
+        process = self.start(wrapper)
+        while os.readlink(f'/proc/{process.pid}/exe') != str(self.program):
+            time.sleep(0.01)
+        self.assertEqual(str(wrapper), process.cmdline()[0])
+        self.assertFalse(self.runs(process, wrapper))
+        self.assertIsNone(qemu_process._code_pages(str(wrapper)))
+
+    def test_code_of_a_process_is_as_large_as_that_of_its_file(self):
+        process = self.start(self.program)
+        own = qemu_process._code_pages(sys.executable)
+        self.assertEqual(
+            own, qemu_process._running_code_pages(os.getpid()))
+        found = qemu_process._code_pages(str(self.program))
+        self.assertEqual(
+            found, qemu_process._running_code_pages(process.pid))
+        self.assertNotEqual(own, found)
+
+    def test_file_without_code_has_no_pages(self):
+        for content in (b'', b'\x7fELF', b'#!/bin/sh\n' + 99 * b' ',
+                        b'\x7fELF\x02\x01' + bytes(58)):
+            self.program.unlink(missing_ok=True)
+            self.program.write_bytes(content)
+            self.assertIsNone(qemu_process._code_pages(str(self.program)))
 
 
 class SubjectTest(QemuProcessTestCase):
