@@ -189,6 +189,10 @@ def _runs(subject: Subject) -> bool:
     return not subject.paused
 
 
+def _is_any(_subject: Subject) -> bool:
+    return True
+
+
 def _is_confined_by_apparmor(subject: Subject) -> bool:
     return confinement.apparmor_profile(subject.definition) is not None
 
@@ -362,6 +366,30 @@ DEFECTS: tuple[Defect, ...] = (
             'QEMU commit ae5a40e85811 (9.0.0, stable 8.2.3), "mirror: Don\'t '
             'call job_pause_point() under graph lock"',
             'https://issues.redhat.com/browse/RHEL-28125',
+        ),
+    ),
+    Defect(
+        name='nbd-handshake',
+        # The strategy's own client has gone before the job is ended, and only
+        # Nova's user and root can connect once the job has begun.
+        guests='guests with a backup job, if a process of QEMU\'s user '
+               'connects to the job\'s socket as soon as QEMU has created '
+               'it, does not finish the handshake, and stays connected until '
+               'the job has ended. Only a guest that has taken over its QEMU '
+               'would',
+        condition=_is_any,
+        consequence='QEMU dies when such a client disconnects, and the guest '
+                    'with it (CVE-2024-7409)',
+        refused=frozenset(),
+        certain=False,
+        qemu=Range(fixed=(9, 1, 0),
+                   backports=((7, 2, 14), (8, 2, 7), (9, 0, 3))),
+        sources=(
+            'QEMU commit 3e7ef738c846 (9.1.0, stable 7.2.14, 8.2.7 and '
+            '9.0.3), "nbd/server: CVE-2024-7409: Close stray clients at '
+            'server-stop"',
+            'QEMU commit 3874f5f73c44 (as the first), "nbd/server: '
+            'CVE-2024-7409: Avoid use-after-free when closing server"',
         ),
     ),
     Defect(
