@@ -166,7 +166,7 @@ class ActiveCommit:
                 if state is not CommitState.COMMITTING:
                     return state
                 wait_for_event(PAUSED_INTERVAL if pace.is_paused
-                               or self._start_timer else interval)
+                               or self._limit.is_paused else interval)
 
     def remove_limit(self, guest: domain.Domain) -> None:
         """Resume the guest, and let it write as before, if it is limited."""
@@ -243,13 +243,13 @@ class ActiveCommit:
         self._check_progress(timer, info, ready)
         if self._failure is not None:
             return
-        if self._start_timer is not None:
-            self._check_start(guest, self._start_timer, counted)
-        elif ready is None and self._limit.is_paused:
+        if self._start_timer is not None and not self._has_started(
+                guest, self._start_timer, counted):
+            return
+        if ready is None and self._limit.is_paused:
             # For the start, perhaps by a process that has ended.
             self.remove_limit(guest)
-        else:
-            self._keep_pace(guest, info, ready, pace)
+        self._keep_pace(guest, info, ready, pace)
 
     def _keep_pace(self, guest: domain.Domain, info: dict[str, int],
                    ready: str | None, pace: _Pace) -> None:
@@ -286,8 +286,8 @@ class ActiveCommit:
                        f'merge is tried again by itself')
         self._await_start()
 
-    def _check_start(self, guest: domain.Domain, timer: timeutils.StopWatch,
-                     counted: bool) -> None:
+    def _has_started(self, guest: domain.Domain, timer: timeutils.StopWatch,
+                     counted: bool) -> bool:
         """Check that the guest stays paused until its commit has started.
 
         :param counted: QEMU has searched the overlay for its data, and counted
@@ -298,19 +298,20 @@ class ActiveCommit:
             seen = 'the guest was resumed while the commit started'
         elif counted:
             self._start_timer = None
-            return
+            return True
         elif timer.expired():
             seen = (f'the commit has not started within '
                     f'{timer.elapsed():.0f} seconds, in which the guest was '
                     f'paused')
         else:
-            return
+            return False
         self._start_timer = None
         self._abort(guest, self._error(
             f'is not merged: {seen}. {DEFECT}. The commit was aborted; the '
             f'guest continues on {self._overlay}, and no data is lost. The '
             f'merge is tried again by itself'))
         self.remove_limit(guest)
+        return False
 
     def _pivot(self, guest: domain.Domain) -> None:
         if not self._ready:

@@ -382,9 +382,12 @@ class StartTest(base.TestCase):
 
     def test_guest_whose_commit_is_ready_at_once_is_paused_once(self):
         self.run_commit(
-            (self.ON_OVERLAY,), *[(self.READY, DONE)] * 3,
+            (self.ON_OVERLAY,), *[(self.READY, DONE)] * 2,
             (self.MERGED,))
         self.assertEqual(['pause', 'commit', 'pivot'], self.events)
+        wait = self.guest.watch_event.return_value.__enter__.return_value
+        self.assertEqual([mock.call(block_commit.PAUSED_INTERVAL)] * 3,
+                         wait.mock_calls)
 
     def test_guest_of_another_qemu_is_only_paused_for_the_pivot(self):
         self.misses_writes.return_value = False
@@ -413,7 +416,7 @@ class StartTest(base.TestCase):
         self.change('pause')
         self.run_commit(
             (self.ON_OVERLAY,), (self.RUNNING, UNCOUNTED),
-            *[(self.READY, DONE)] * 3, (self.MERGED,))
+            *[(self.READY, DONE)] * 2, (self.MERGED,))
         self.assertEqual(['pause', 'commit', 'pivot'], self.events)
 
     def test_guest_that_is_resumed_during_the_start_stays_on_overlay(self):
