@@ -235,6 +235,9 @@ class EmulatorFileTest(base.TestCase):
         process = subprocess.Popen([*command, '600'])
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
+        # Popen returns before the kernel has loaded the code of the program.
+        while not qemu_process._running_code_pages(process.pid):
+            os.sched_yield()
         return psutil.Process(process.pid)
 
     def runs(self, process, path):
