@@ -21,16 +21,16 @@ LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def incomplete_image(
-    plan: planning.Plan, strategy: str,
-) -> Iterator[tuple[journal.JournalEntry, journal.ImageEntry,
-                    Callable[[], None]]]:
+    plan: planning.Plan, strategy: str, seen_by_nova: bool,
+) -> Iterator[tuple[journal.JournalEntry, Callable[[], None]]]:
     """Delete the image if the context ends with an error before completion.
 
     Nova's manager does the same in most cases.
 
     :param strategy: name of the snapshot's strategy
-    :yields: the snapshot's journal entry, the image's, and a function that
-        marks the image as complete; it may be called again
+    :param seen_by_nova: see :func:`upload.is_seen_by_nova`
+    :yields: the snapshot's journal entry, and a function that marks the image
+        as complete; it may be called again
     :raises SnapshotInProgress: the instance already has an entry
     :raises JournalFailed: the journal can't be written
     :raises IncompleteImageLeft: the snapshot failed, and its image could not
@@ -48,12 +48,10 @@ def incomplete_image(
         LOG.debug('Image %s no longer has to be deleted if the snapshot '
                   'fails', plan.image_id, instance=plan.instance)
 
-    # While Nova's service user can still see it: see ImageEntry.seen_by_nova.
-    with journal.new_image(
-            plan, strategy, upload.is_seen_by_nova(plan.image_id)) as image:
+    with journal.new_image(plan, strategy, seen_by_nova) as image:
         try:
             with journal.new_entry(plan, strategy) as entry:
-                yield entry, image, mark_complete
+                yield entry, mark_complete
         except Exception as failure:
             if not is_complete:
                 _delete_failed(plan, image, failure)

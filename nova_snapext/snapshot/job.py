@@ -133,17 +133,19 @@ class SnapshotJob:
         """
         with self._published, failure.translate_gone_guest(
                 self._driver, self._instance):
+            # While the plan is made.
+            is_seen = upload.look_as_nova(self._image_id)
             plan = self._make_plan()
             request = selection.request_for(
                 self._instance, plan.image_properties)
             strategy = selection.select(
                 plan, request, self._driver.strategies)
+            self._seen_by_nova = is_seen()
             with completion.keep_complete_image(
                     self._instance, self._image_id) as completed, \
                     image.incomplete_image(
-                        plan,
-                        strategy.name) as (entry, unfinished, mark_complete):
-                self._seen_by_nova = unfinished.seen_by_nova
+                        plan, strategy.name,
+                        self._seen_by_nova) as (entry, mark_complete):
 
                 def complete() -> None:
                     mark_complete()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import threading
@@ -109,16 +110,28 @@ def is_seen_by_nova(image_id: str) -> bool:
     Only then a 404 that this user gets later proves that the image is
     deleted: Glance answers the same for an image that a user may not see.
     """
+    return look_as_nova(image_id)()
+
+
+def look_as_nova(image_id: str) -> Callable[[], bool]:
+    """Ask in the background whether Nova's service user may see an image.
+
+    :returns: a function that waits for the answer, see is_seen_by_nova()
+    """
     if not CONF.service_user.auth_type:
-        return False
+        return lambda: False
     seen: list[bool] = []
     # Nothing depends on it yet, and Keystone may never answer.
     thread = threading.Thread(
         target=lambda: seen.append(_sees_as_nova(image_id)),
         name='snapext-service-user', daemon=True)
     thread.start()
-    thread.join(SEEN_TIMEOUT)
-    return seen == [True]
+
+    def is_seen() -> bool:
+        thread.join(SEEN_TIMEOUT)
+        return seen == [True]
+
+    return is_seen
 
 
 def _sees_as_nova(image_id: str) -> bool:

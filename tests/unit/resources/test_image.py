@@ -33,8 +33,8 @@ class ImageTestCase(base.TestCase):
 
     def run_snapshot(self, failure=None, complete=False):
         with image.incomplete_image(
-                self.snapshot_plan,
-                'backup') as (entry, _image, mark_complete):
+                self.snapshot_plan, 'backup',
+                self.seen.return_value) as (entry, mark_complete):
             self.assertEqual([], entry.records)
             self.assertEqual(
                 {f'{base.IMAGE_ID}.image',
@@ -83,8 +83,8 @@ class IncompleteImageTest(ImageTestCase):
     def test_image_that_is_complete_on_a_full_disk_is_not_deleted(self):
         def snapshot():
             with image.incomplete_image(
-                    self.snapshot_plan,
-                    'backup') as (_entry, _image, mark_complete), \
+                    self.snapshot_plan, 'backup',
+                    True) as (_entry, mark_complete), \
                     mock.patch.object(directory, 'write', side_effect=OSError(
                         errno.ENOSPC, 'full')):
                 mark_complete()
@@ -97,8 +97,8 @@ class IncompleteImageTest(ImageTestCase):
     def test_image_that_can_not_be_marked_complete_is_not_deleted(self):
         with mock.patch('os.unlink', wraps=os.unlink) as unlink:
             with image.incomplete_image(
-                    self.snapshot_plan,
-                    'backup') as (_entry, _image, mark_complete):
+                    self.snapshot_plan, 'backup',
+                    True) as (_entry, mark_complete):
                 unlink.side_effect = OSError('read-only')
                 mark_complete()
             self.assertEqual([], journal.images())
@@ -132,7 +132,7 @@ class IncompleteImageTest(ImageTestCase):
         for uuid in (uuids.second, uuids.third):
             object.__setattr__(self.snapshot_plan, 'image_id', uuid)
             with image.incomplete_image(
-                    self.snapshot_plan, 'backup'):
+                    self.snapshot_plan, 'backup', True):
                 pass
         self.assertEqual(3, len(journal.images()))
 
@@ -148,7 +148,7 @@ class IncompleteImageTest(ImageTestCase):
         with journal.new_entry(self.snapshot_plan, 'external'):
             self.assertRaises(
                 exception.SnapshotInProgress, image.incomplete_image(
-                    self.snapshot_plan, 'backup').__enter__)
+                    self.snapshot_plan, 'backup', True).__enter__)
         self.assert_discarded()
         self.assertEqual([], os.listdir(self.journal))
 

@@ -311,7 +311,7 @@ class AbortTest(snapshot_base.SnapshotTestCase):
         self.token.cancel(self.cause)
 
     def test_check_knows_that_service_user_has_seen_the_image(self):
-        self.patch(upload, 'is_seen_by_nova').return_value = True
+        self.patch(upload, 'look_as_nova').return_value = lambda: True
         self.snapshot()
         [seen] = {check._seen_by_nova for check in self.checks
                   if isinstance(check, upload.ImageDeletedCheck)}
