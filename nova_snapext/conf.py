@@ -449,8 +449,11 @@ when zeros are left out of a qcow2 image or when it is compressed.
 
 The tables of such an image are placed behind the amount of data that a sample
 of the disk predicts, less this buffer. Data that belongs behind the tables and
-exceeds the buffer is read and compressed a second time. Compression takes
-another 16 MiB, and up to 34 MiB for each TiB of data.
+exceeds the buffer is read and compressed a second time.
+
+Compression takes another 16 MiB. It also has to keep the sizes of all clusters
+until the tables are sent, up to 34 MiB for each TiB of data: the buffer
+becomes smaller by as much, to 1 MiB at least.
 """),
     cfg.IntOpt(
         'compression_min_saving_percent',

@@ -15,11 +15,15 @@ from nova_snapext.encode import base
 from nova_snapext.encode import clusters
 from nova_snapext.encode import codec as codecs
 from nova_snapext.encode import plain
+from nova_snapext.encode import sizes
 from nova_snapext.encode import streaming
 from nova_snapext import read
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
+
+# Bytes of the buffer of an image that is compressed, however large it is.
+MIN_BUFFER_SIZE = units.Mi
 
 
 class Qcow2Image(ty.Protocol):
@@ -128,6 +132,11 @@ def _streaming_image(
     disk: read.Disk, data_clusters: clusters.ClusterMap, codec: codecs.Codec,
     estimate: streaming.Estimate, threads: int,
 ) -> streaming.StreamingQcow2Image:
+    buffer_size = CONF.snapext.qcow2_buffer_mb * units.Mi
+    if not isinstance(codec, codecs.NoCompression):
+        # Both together take no more, up to 1 TiB of data with the default. Of
+        # so much, what does not fit into the buffer is a small part anyway.
+        buffer_size = max(MIN_BUFFER_SIZE, buffer_size -
+                          sizes.BYTES_PER_SIZE * len(data_clusters))
     return streaming.StreamingQcow2Image(
-        disk, data_clusters, codec, estimate,
-        buffer_size=CONF.snapext.qcow2_buffer_mb * units.Mi, threads=threads)
+        disk, data_clusters, codec, estimate, buffer_size, threads)

@@ -11,6 +11,9 @@ import zlib
 # Sizes that are packed together: 16 KiB, half of zlib's window.
 BLOCK = 8192
 
+# What the size of a cluster takes at most, but for zlib's own few bytes.
+BYTES_PER_SIZE = 2
+
 # zlib's fastest level. It is enough for runs of equal sizes.
 LEVEL = 1
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from unittest import mock
 
 from oslo_utils import units
 
@@ -41,6 +42,18 @@ class SelectImageTest(base.TestCase):
             image = qcow2.select_image(fake_disk.FakeDisk(10, []))
             self.assertIs(streaming.StreamingQcow2Image, type(image))
             self.assertIs(chosen, type(image.codec))
+
+    def test_buffer_leaves_memory_for_the_sizes_of_a_large_disk(self):
+        self.flags(compression_min_saving_percent=0, group='snapext')
+        for compressed, gib, expected in (
+                (True, 1, 32 * MIB - 2 * 16384), (True, 512, 16 * MIB),
+                (True, 1024, MIB), (True, 4096, MIB), (False, 1024, 32 * MIB)):
+            self.flags(snapshot_compression=compressed, group='libvirt')
+            self.flags(detect_zeroes='always', group='snapext')
+            disk = fake_disk.FakeDisk(gib * units.Gi, [(0, gib * units.Gi)])
+            with mock.patch.object(streaming, 'StreamingQcow2Image') as image:
+                qcow2.select_image(disk)
+            self.assertEqual(expected, image.call_args.args[4])
 
     def test_incompressible_disk_is_not_compressed(self):
         self.flags(snapshot_compression=True, group='libvirt')
