@@ -366,6 +366,8 @@ class CloudTestCase(base.BaseTestCase):
             BOOT_TIMEOUT)
         self.assertEqual([last, last, 0, 0],
                          [int(word) for word in found.groups()])
+        # The image may be of an instant between this record and its line.
+        type(self).lost_lines |= {last}
 
     def assert_keeps_writing(self, server):
         """Check that a guest writes further records, without a gap."""
