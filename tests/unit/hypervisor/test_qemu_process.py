@@ -83,6 +83,14 @@ class VersionTest(QemuProcessTestCase):
     def test_emulator_that_has_not_changed_tells_the_version(self):
         self.assertEqual((7, 2, 22), self.version())
 
+    def tick(self):
+        """Wait until the next change of a file has another time."""
+        file = pathlib.Path(self.useFixture(fixtures.TempDir()).path, 'file')
+        file.touch()
+        first = file.stat().st_ctime_ns
+        while file.stat().st_ctime_ns == first:
+            file.touch()
+
     def test_emulator_that_was_replaced_since_the_start_is_unknown(self):
         self.processes = [self.process(started=-60)]
         os.utime(self.emulator, (0, 0))     # as a package does
@@ -106,11 +114,11 @@ class VersionTest(QemuProcessTestCase):
         (directory / 'next').symlink_to('9.2')
         self.emulator.unlink()
         self.emulator.symlink_to('current/../current/./qemu')
-        time.sleep(0.1)
+        self.tick()
         self.processes = [self.process(
             started=qemu_process.START_PRECISION)]
         self.assertEqual((7, 2, 22), self.version())
-        time.sleep(0.1)
+        self.tick()
         os.rename(directory / 'next', directory / 'current')
         self.assertIsNone(self.version())
 
@@ -120,7 +128,7 @@ class VersionTest(QemuProcessTestCase):
         (directory / 'next').mkdir()
         os.rename(self.emulator, directory / 'next' / 'qemu')
         self.emulator.symlink_to(emulator)
-        time.sleep(0.1)
+        self.tick()
         before = qemu_process._last_change(str(directory / 'next' / 'qemu'))
         os.rename(directory / 'next', directory / 'current')
         self.assertGreater(
@@ -128,7 +136,7 @@ class VersionTest(QemuProcessTestCase):
 
     def test_new_entry_beside_the_emulator_changes_nothing(self):
         before = qemu_process._last_change(str(self.emulator))
-        time.sleep(0.1)
+        self.tick()
         (self.emulator.parent / 'another').touch()
         self.assertEqual(
             before, qemu_process._last_change(str(self.emulator)))
