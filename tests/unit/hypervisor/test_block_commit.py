@@ -34,17 +34,25 @@ def definition(*paths, mirror='', qemu='1'):
             f'<target dev="vda"/></disk></devices></domain>')
 
 
-class ActiveCommitTest(base.TestCase):
+class CommitTestCase(base.TestCase):
 
     def setUp(self):
         super().setUp()
         self.flags(operation_timeout=1, group='snapext')
         self.useFixture(fixtures.MockPatchObject(
             block_commit, 'POLL_INTERVAL', 0))
-        plan = self.plan()
-        self.guest = plan.guest
-        self.pivot = self.guest.get_block_device.return_value.abort_job
+        self.commit_plan = self.plan()
+        self.guest = self.commit_plan.guest
+        self.abort = self.guest.get_block_device.return_value.abort_job
         self.guest.disk_writes.return_value = 0, 0
+
+
+class ActiveCommitTest(CommitTestCase):
+
+    def setUp(self):
+        super().setUp()
+        plan = self.commit_plan
+        self.pivot = self.abort
         self.before_pivot = mock.Mock()
         self.pivot_failed = mock.Mock()
         self.limit = mock.create_autospec(
@@ -319,7 +327,7 @@ class ActiveCommitTest(base.TestCase):
                           definition('/i/overlay', '/i/disk'))
 
 
-class StartTest(base.TestCase):
+class StartTest(CommitTestCase):
     """A commit in a QEMU that misses writes while it starts one."""
 
     CHAIN = ('/i/overlay', '/i/disk')
@@ -330,13 +338,7 @@ class StartTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.flags(operation_timeout=1, group='snapext')
-        self.useFixture(fixtures.MockPatchObject(
-            block_commit, 'POLL_INTERVAL', 0))
-        plan = self.plan()
-        self.guest = plan.guest
-        self.abort = self.guest.get_block_device.return_value.abort_job
-        self.guest.disk_writes.return_value = 0, 0
+        plan = self.commit_plan
         self.limit = write_limit.WriteLimit(plan, mock.Mock())
         self.addCleanup(write_limit.PAUSES.end, plan.instance.uuid)
         self.events = []
