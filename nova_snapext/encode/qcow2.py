@@ -134,8 +134,8 @@ def _streaming_image(
 ) -> streaming.StreamingQcow2Image:
     buffer_size = CONF.snapext.qcow2_buffer_mb * units.Mi
     if not isinstance(codec, codecs.NoCompression):
-        # Both together take no more, up to 1 TiB of data with the default. Of
-        # so much, what does not fit into the buffer is a small part anyway.
+        # So buffer and sizes together take no more memory, up to 1 TiB of data
+        # with the default.
         buffer_size = max(MIN_BUFFER_SIZE, buffer_size -
                           sizes.BYTES_PER_SIZE * len(data_clusters))
     return streaming.StreamingQcow2Image(

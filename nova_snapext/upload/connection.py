@@ -163,7 +163,7 @@ class _Adapter(ks_session.TCPKeepAliveAdapter):
 
 
 def _make_readable(response: ty.Any) -> None:
-    """Let python-glanceclient read an error that not Glance has sent.
+    """Let python-glanceclient read an error of a proxy in front of Glance.
 
     It fails at JSON and at content types that no service of OpenStack sends.
     A code that it has no class for is treated as the first one of its
