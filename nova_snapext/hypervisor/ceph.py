@@ -3,8 +3,8 @@
 
 The cluster, the user and its key are those of Nova's own RBDDriver: options
 ``rbd_user`` and ``images_rbd_ceph_conf`` of ``[libvirt]``, and the keyring
-that ceph.conf names. A host without Ceph has no librbd binding, and does not
-need it.
+that ceph.conf names. An image may name another user. A host without Ceph has
+no librbd binding, and does not need it.
 
 A call of librbd waits for as long as the cluster does not respond, and nothing
 can interrupt it. So all calls are made in native threads of their own, which
@@ -62,10 +62,14 @@ OnProgress = Callable[[int, int], int]
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """An RBD image: an ``image-spec`` in Ceph's words."""
+    """An RBD image: an ``image-spec`` in Ceph's words.
+
+    :ivar user: of Ceph, who uses it; None for ``[libvirt]rbd_user``
+    """
 
     pool: str
     name: str
+    user: str | None = None
 
     def __str__(self) -> str:
         return f'{self.pool}/{self.name}'
@@ -243,16 +247,17 @@ def is_in_use(error: BaseException) -> bool:
             isinstance(error.__cause__, rbd_utils.rbd.ImageBusy))
 
 
-def check_writable(pool: str) -> None:
-    """Check that Nova's user may write to a pool, and change nothing.
+def check_writable(pool: str, user: str | None = None) -> None:
+    """Check that a user may write to a pool, and change nothing.
 
     A user without the right may not even remove an object that does not exist.
 
+    :param user: see :class:`ImageSpec`
     :raises CephError: it may not (see :func:`is_forbidden`), the pool does
         not exist, or Ceph does not respond
     """
     def remove_nothing() -> None:
-        with _client(pool) as client, contextlib.suppress(
+        with _client(pool, user) as client, contextlib.suppress(
                 rbd_utils.rados.ObjectNotFound):
             client.ioctx.remove_object(NO_OBJECT)
 
@@ -317,7 +322,7 @@ class SnapshotCreation:
 
     def _run(self) -> None:
         try:
-            with _opened(self._snapshot.image) as volume:
+            with opened(self._snapshot.image) as volume:
                 self._is_open = True
                 self._open_ended.set()
                 self._decided.wait()
@@ -341,7 +346,7 @@ def protect(snapshot: SnapSpec) -> None:
     :raises CephError: it can't be protected
     """
     def protect() -> None:
-        with _opened(snapshot.image) as volume:
+        with opened(snapshot.image) as volume:
             if not volume.is_protected_snap(snapshot.name):
                 volume.protect_snap(snapshot.name)
 
@@ -362,7 +367,7 @@ def remove_snapshot(snapshot: SnapSpec) -> None:
 def _remove_snapshot(snapshot: SnapSpec) -> None:
     rbd = rbd_utils.rbd
     with contextlib.suppress(rbd.ImageNotFound), \
-            _opened(snapshot.image) as volume:
+            opened(snapshot.image) as volume:
         if snapshot.name not in _names(volume):
             return
         try:
@@ -426,7 +431,7 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
             # This result ends the search, after the objects in flight.
             return 0 if is_wanted else -errno.ECANCELED
 
-        with _opened(snapshot.image, snapshot.name) as volume:
+        with opened(snapshot.image, snapshot.name) as volume:
             size = volume.size()
             volume.diff_iterate(0, size, None, on_part, include_parent=True,
                                 whole_object=False)
@@ -448,7 +453,7 @@ def has_one_writer(image: ImageSpec) -> bool:
     :raises CephError: Ceph does not tell
     """
     def is_locked() -> bool:
-        with _opened(image, read_only=True) as volume:
+        with opened(image, read_only=True) as volume:
             return bool(volume.features() &
                         rbd_utils.rbd.RBD_FEATURE_EXCLUSIVE_LOCK)
 
@@ -461,7 +466,7 @@ def size_of(snapshot: SnapSpec) -> int:
     :raises CephError: Ceph does not tell
     """
     def size() -> int:
-        with _opened(snapshot.image, snapshot.name) as volume:
+        with opened(snapshot.image, snapshot.name) as volume:
             return int(volume.size())
 
     return call(f'tell the size of {snapshot}', size)
@@ -474,7 +479,7 @@ def snapshot_names(image: ImageSpec) -> list[str]:
     """
     def names() -> list[str]:
         with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
-                _opened(image, read_only=True) as volume:
+                opened(image, read_only=True) as volume:
             return _names(volume)
         return []
 
@@ -517,19 +522,20 @@ def children(snapshot: SnapSpec) -> dict[str, ImageSpec]:
     :raises CephError: Ceph does not tell
     """
     def clones() -> dict[str, ImageSpec]:
-        with _opened(snapshot.image, snapshot.name) as volume:
+        with opened(snapshot.image, snapshot.name) as volume:
             return _children(volume)
 
     return call(f'list the clones of {snapshot}', clones)
 
 
-def cluster_id(pool: str) -> str:
+def cluster_id(pool: str, user: str | None = None) -> str:
     """Return the cluster's fsid, which is part of a location in Glance.
 
+    :param user: see :class:`ImageSpec`
     :raises CephError: Ceph does not tell
     """
     def fsid() -> str:
-        with _client(pool) as client:
+        with _client(pool, user) as client:
             found = client.cluster.get_fsid()
         return found.decode() if isinstance(found, bytes) else str(found)
 
@@ -544,7 +550,7 @@ def parent_pool(image: ImageSpec) -> str | None:
     """
     def parent() -> str | None:
         with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
-                _opened(image, read_only=True) as volume:
+                opened(image, read_only=True) as volume:
             pool, _name, _snapshot = volume.parent_info()
             return str(pool)
         return None
@@ -558,8 +564,8 @@ def clone(snapshot: SnapSpec, image: ImageSpec) -> None:
     :raises CephError: it can't be created
     """
     def clone() -> None:
-        with _client(snapshot.image.pool) as source, \
-                _client(image.pool) as target:
+        with _client(snapshot.image.pool, snapshot.image.user) as source, \
+                _client(image.pool, image.user) as target:
             # The features of a new image, as in RBDDriver.clone.
             rbd_utils.rbd.RBD().clone(
                 source.ioctx, snapshot.image.name, snapshot.name,
@@ -608,21 +614,26 @@ class Flatten:
             # This result ends the operation: librbd's AsyncObjectThrottle.
             return -errno.ECANCELED if self._cancelled else 0
 
-        with _opened(self._image) as volume:
+        with opened(self._image) as volume:
             volume.flatten(on_progress=report)
 
 
-def create_image(image: ImageSpec, content: bytes) -> None:
-    """Create an image that holds what is given.
+def create_image(image: ImageSpec, size: int, content: bytes = b'') -> None:
+    """Create an image, which reads as zeros behind what is given.
 
+    :param size: in bytes
+    :param content: written to its beginning
     :raises CephError: it can't be created
     """
     def create() -> None:
-        with _client(image.pool) as client:
-            rbd_utils.rbd.RBD().create(client.ioctx, image.name, len(content),
-                                       old_format=False)
-        with _opened(image) as volume:
-            volume.write(content, 0)
+        with _client(image.pool, image.user) as client:
+            # As in RBDDriver.clone, see clone().
+            rbd_utils.rbd.RBD().create(client.ioctx, image.name, size,
+                                       old_format=False,
+                                       features=client.features)
+        if content:
+            with opened(image) as volume:
+                volume.write(content, 0)
 
     call(f'create the image {image}', create, changes=image)
 
@@ -645,7 +656,7 @@ def id_of(image: ImageSpec) -> str | None:
     """
     def read_id() -> str | None:
         with contextlib.suppress(rbd_utils.rbd.ImageNotFound), \
-                _opened(image, read_only=True) as volume:
+                opened(image, read_only=True) as volume:
             return str(volume.id())
         return None
 
@@ -681,10 +692,10 @@ def _delete_image(image: ImageSpec, image_id: str | None,
     """
     rbd = rbd_utils.rbd
     with contextlib.suppress(rbd.ImageNotFound):
-        with _opened(image, read_only=True) as volume:
+        with opened(image, read_only=True) as volume:
             image_id = volume.id()
         _remove_snapshot(SnapSpec(image, IMAGE_SNAPSHOT))
-    with _client(image.pool) as client:
+    with _client(image.pool, image.user) as client:
         try:
             # Somebody else may remove it now.
             with contextlib.suppress(rbd.ImageNotFound):
@@ -749,12 +760,12 @@ def remove_disk(image: ImageSpec) -> None:
 def _remove_disk(image: ImageSpec, on_progress: OnProgress) -> None:
     rbd = rbd_utils.rbd
     # An image whose removal has begun can't be opened, but removed.
-    with contextlib.suppress(rbd.ImageNotFound), _opened(image) as volume:
+    with contextlib.suppress(rbd.ImageNotFound), opened(image) as volume:
         # Left by a resize that has not ended. Nova does not protect it.
         if rbd_utils.RESIZE_SNAPSHOT_NAME in _names(volume):
             volume.remove_snap(rbd_utils.RESIZE_SNAPSHOT_NAME)
     with contextlib.suppress(rbd.ImageNotFound), _client(
-            image.pool) as client:
+            image.pool, image.user) as client:
         rbd.RBD().remove(client.ioctx, image.name, on_progress=on_progress)
 
 
@@ -767,7 +778,7 @@ def finish_image(image: ImageSpec) -> SnapSpec:
     snapshot = SnapSpec(image, IMAGE_SNAPSHOT)
 
     def create() -> None:
-        with _opened(image) as volume:
+        with opened(image) as volume:
             volume.create_snap(IMAGE_SNAPSHOT)
             volume.protect_snap(IMAGE_SNAPSHOT)
 
@@ -780,7 +791,8 @@ def qemu_options(snapshot: SnapSpec) -> dict[str, str]:
 
     They have no secret: QEMU finds the user's key as librbd does.
     """
-    driver = rbd_utils.RBDDriver(pool=snapshot.image.pool)
+    driver = rbd_utils.RBDDriver(pool=snapshot.image.pool,
+                                 user=snapshot.image.user)
     options = {'driver': 'rbd', 'pool': snapshot.image.pool,
                'image': snapshot.image.name, 'snapshot': snapshot.name}
     if driver.rbd_user:
@@ -799,21 +811,28 @@ def _children(volume: ty.Any) -> dict[str, ImageSpec]:
             for child in volume.list_children2()}
 
 
-def _client(pool: str) -> ty.Any:
+def _client(pool: str, user: str | None = None) -> ty.Any:
     """Return Nova's connection to a pool, as a context manager."""
-    return rbd_utils.RADOSClient(rbd_utils.RBDDriver(pool=pool), pool)
+    return rbd_utils.RADOSClient(
+        rbd_utils.RBDDriver(pool=pool, user=user), pool)
 
 
 @contextlib.contextmanager
-def _opened(image: ImageSpec, snapshot: str | None = None,
-            read_only: bool = False) -> Iterator[ty.Any]:
-    """Open an image.
+def opened(image: ImageSpec, snapshot: str | None = None,
+           read_only: bool = False, is_cached: bool = True,
+           ) -> Iterator[ty.Any]:
+    """Open an image, in a native thread.
 
     Not by Nova's RBDVolumeProxy, which works in green threads only.
 
     :param snapshot: name of the snapshot to read; None for the image itself
+    :param is_cached: whether librbd may keep what it reads and writes
+    :yields: librbd's ``rbd.Image``
     """
-    with _client(image.pool) as client, rbd_utils.rbd.Image(
-            client.ioctx, image.name, snapshot=snapshot,
-            read_only=read_only or snapshot is not None) as volume:
-        yield volume
+    with _client(image.pool, image.user) as client:
+        if not is_cached:
+            client.cluster.conf_set('rbd_cache', 'false')
+        with rbd_utils.rbd.Image(
+                client.ioctx, image.name, snapshot=snapshot,
+                read_only=read_only or snapshot is not None) as volume:
+            yield volume

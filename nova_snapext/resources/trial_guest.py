@@ -151,7 +151,7 @@ class TrialGuest(journal.Resource):
         """
         content = os.urandom(DATA_SIZE) + bytes(DISK_SIZE - DATA_SIZE)
         if self.image is not None:
-            ceph.create_image(self.image, content)
+            ceph.create_image(self.image, len(content), content)
         else:
             self._create_file(content)
         guest = self._host.get_connection().defineXML(DEFINITION.format(

@@ -14,6 +14,7 @@ from nova_snapext import conf
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_image
 from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import native_job
 from nova_snapext.strategies import native
@@ -41,7 +42,7 @@ class NativeTest(base.CephTestCase):
             self.driver, '_image_api')).mock
         self.discarded = []
         self.useFixture(functional_base.fixtures.MockPatchObject(
-            rbd_clone.upload, 'discard',
+            rbd_image.upload, 'discard',
             lambda _context, image, *_args: self.discarded.append(
                 image in self.cluster.images('images'))))
 

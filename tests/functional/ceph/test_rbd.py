@@ -164,7 +164,7 @@ class RbdTest(contract.FreezeAssertions, base.CephTestCase):
                         time.sleep(0.2), found.append(part),
                         on_part(*part))[-1], **kwargs)))
 
-        with mock.patch.object(ceph, '_opened', opened_slowly):
+        with mock.patch.object(ceph, 'opened', opened_slowly):
             self.assertRaises(ZeroDivisionError, ceph.allocated,
                               ceph.SnapSpec(image, 'frozen'), token)
             self.await_calls()

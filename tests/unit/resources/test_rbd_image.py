@@ -13,7 +13,7 @@ from nova_snapext import upload
 from tests.unit import base
 
 
-class RbdCloneTest(base.TestCase):
+class RbdImageTest(base.TestCase):
 
     def setUp(self):
         super().setUp()
