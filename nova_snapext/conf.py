@@ -537,6 +537,29 @@ to add a location to an image: ``[service_user]send_service_user_token``.
 Related options:
 
 * ``rbd_image_store``
+* ``rbd_image_user``
+"""),
+    cfg.StrOpt(
+        'rbd_image_user',
+        help="""
+Ceph user that writes images of root disks outside Ceph into the pool
+``rbd_image_pool``. If it is not set, such disks are streamed to Glance.
+
+If it is set, the host writes a raw image into Glance's pool itself, and
+Glance is told where it is. Zeros are not written, and no data goes through
+Glance's API. What was written is read back and compared first. With another
+format than raw (``[libvirt]snapshot_image_format``), the disk is streamed.
+
+The host needs Ceph's Python bindings, the ``ceph.conf`` of
+``[libvirt]images_rbd_ceph_conf`` (the usual one, if that is not set), and this
+user's key, readable by Nova's user. The user needs the right to write to the
+pool. Whoever has this key can read, change and delete all images in the pool:
+do not set it on a host that you do not trust with them.
+
+Related options:
+
+* ``rbd_image_pool``
+* ``rbd_image_store``
 """),
     cfg.StrOpt(
         'rbd_image_store',

@@ -309,23 +309,25 @@ class DiskReadError(SnapextError):
 
 class CephError(SnapextError):
     msg_fmt = _("A request to Ceph failed: it could not %(action)s: "
-                "%(reason)s. 'ceph -s' with the user and the ceph.conf of "
-                "[libvirt] (rbd_user, images_rbd_ceph_conf) shows whether the "
-                "cluster responds to this host.")
+                "%(reason)s. 'ceph -s' shows whether the cluster responds to "
+                "this host, with the ceph.conf of [libvirt]"
+                "images_rbd_ceph_conf and the user of [libvirt]rbd_user, or "
+                "[snapext]rbd_image_user for images of disks outside Ceph.")
 
 
 class CephTimeout(CephError):
     msg_fmt = _("Ceph did not respond within %(seconds)s seconds, to "
-                "%(action)s. 'ceph -s' with the user and the ceph.conf of "
-                "[libvirt] (rbd_user, images_rbd_ceph_conf) shows the state "
-                "of the cluster.")
+                "%(action)s. 'ceph -s' shows the state of the cluster, with "
+                "the ceph.conf of [libvirt]images_rbd_ceph_conf and the user "
+                "of [libvirt]rbd_user, or [snapext]rbd_image_user for images "
+                "of disks outside Ceph.")
 
 
 class DirectImageRefused(SnapextError):
     """The disk can still be streamed."""
 
-    msg_fmt = _("Ceph can't make the image of instance %(instance)s by "
-                "itself: %(reason)s")
+    msg_fmt = _("The image of instance %(instance)s can't be made inside "
+                "Ceph: %(reason)s")
 
 
 class LocationRefused(SnapextError):

@@ -30,6 +30,7 @@ from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import guest_filesystems
 from nova_snapext.resources import image
 from nova_snapext.resources import overlay
+from nova_snapext.resources import rbd_copy
 from nova_snapext.resources import trial_guest
 
 CONF = conf.CONF
@@ -41,7 +42,8 @@ ResourceTypes = dict[str, type[journal.Resource]]
 def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
     """Return the classes of all resources that can be recovered, by kind.
 
-    These are the resources of the loaded strategies.
+    These are the resources of the loaded strategies, and those that are of no
+    strategy.
 
     :raises StrategyConfigError: two classes have the same kind
     """
@@ -49,8 +51,9 @@ def resource_types(driver: libvirt_driver.LibvirtDriver) -> ResourceTypes:
     for resource_type in itertools.chain(
             *(strategy.resource_types
               for strategy in driver.strategies.values()),
-            # Of "nova-snapext check --trial", which is no strategy.
-            (trial_guest.TrialGuest,)):
+            # Of an image in Ceph, of a disk elsewhere; of "nova-snapext check
+            # --trial".
+            (rbd_copy.RbdCopy, trial_guest.TrialGuest)):
         known = types.setdefault(resource_type.kind, resource_type)
         if known is not resource_type:
             raise exception.StrategyConfigError(

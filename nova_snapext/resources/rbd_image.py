@@ -25,10 +25,11 @@ class RbdImage(journal.Resource, abc.ABC):
     """An RBD image that becomes an image in Glance.
 
     Recorded: pool, name and user, whether Glance may have taken it over, and
-    before the removal the id in Ceph. Restored: as recorded. Released: removed. If
-    Glance may have taken it over, its image is deleted first: removing the
-    data alone would leave an active image without data. If the image is
-    complete, and the journal could not be written then, nothing is removed.
+    before the removal the id in Ceph. Restored: as recorded. Released:
+    removed. If Glance may have taken it over, its image is deleted first:
+    removing the data alone would leave an active image without data. If the
+    image is complete, and the journal could not be written then, nothing is
+    removed.
 
     :cvar consequence: what its data keeps as long as it is not removed, for
         operators

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image of a snapshot in Ceph, made inside Ceph.
+"""An image in Glance's pool in Ceph, past Glance's API.
 
-As Nova's own direct snapshot does it (Rbd.direct_snapshot in
-nova/virt/libvirt/imagebackend.py): the snapshot is cloned into Glance's pool,
-the clone flattened, and Glance told where it is. Unlike Nova's, the guest's
-filesystems can be frozen for the point in time, the copy shows its progress
-and can be cancelled, nothing is left of it after any failure, and the disk is
-streamed from the same snapshot if Glance refuses.
+A snapshot in Ceph becomes an image as in Nova's own direct snapshot
+(Rbd.direct_snapshot in nova/virt/libvirt/imagebackend.py): it is cloned into
+Glance's pool, the clone flattened, and Glance told where it is. Unlike Nova's,
+the guest's filesystems can be frozen for the point in time, the copy shows its
+progress and can be cancelled, nothing is left of it after any failure, and the
+disk is streamed from the same snapshot if Glance refuses.
+
+Another disk is written into Glance's pool by this host, if an option allows
+it: only what is not zero, and without Glance's API in between.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
@@ -31,6 +35,10 @@ from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_copy
+from nova_snapext.resources import rbd_image
+from nova_snapext import strategies
+from nova_snapext.strategies import rbd
 from nova_snapext import upload
 from nova_snapext.upload import location
 from nova_snapext.upload import service_user
@@ -48,9 +56,27 @@ KEEPING_TASKS = (task_states.IMAGE_SNAPSHOT,
                  task_states.IMAGE_SNAPSHOT_PENDING)
 
 
+_Data = ty.TypeVar('_Data', bound=rbd_image.RbdImage)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How an image got its data.
+
+    :ivar read_bytes: read from the disk, by this host
+    :ivar sent_bytes: sent to Glance, or to Ceph, by this host
+    :ivar in_ceph: whether Glance has taken the image over, and may still read
+        it
+    """
+
+    read_bytes: int = 0
+    sent_bytes: int = 0
+    in_ceph: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Making:
-    """What a snapshot hands to the image that is made inside Ceph.
+    """What a snapshot hands to the image that is made in Ceph.
 
     All of it is used in the snapshot's worker thread. Under eventlet that is
     a native thread, which shares no lock of Nova's.
@@ -67,26 +93,31 @@ class Making:
     complete: Callable[[], None]
 
 
-def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
+def make_image(plan: planning.Plan, frozen: strategies.FrozenDisk,
                making: Making, attributes: dict[str, ty.Any],
                described: Mapping[str, str | None],
                token: cancel.CancelToken,
-               on_progress: upload.OnProgress) -> bool:
-    """Make an image inside Ceph, if that is possible.
+               on_progress: upload.OnProgress) -> Stored | None:
+    """Make an image in Ceph, if that is possible.
 
-    :param snapshot: where the frozen disk is
     :param attributes: those that the image's data depends on
     :param described: properties of the image that describe the snapshot
-    :returns: whether the image is made, see :func:`wait_until_hashed`. If
-        not, nothing is left of it, and the disk has to be streamed
-    :raises ReleaseFailed: it is not made, and the clone is left
-    :raises JournalFailed: it is not made, and the journal may still have the
-        clone
+    :returns: how it was made, see :func:`wait_until_hashed`. If None, nothing
+        is left of it, and the disk has to be streamed
+    :raises DiskReadError: the frozen disk can't be read
+    :raises ReleaseFailed: it is not made, and its data is left in Ceph
+    :raises JournalFailed: it is not made, and the journal may still have its
+        data
     :raises ImageNotFound: the image was deleted
     """
+    image: DirectImage[ty.Any]
+    if isinstance(frozen, rbd.FrozenRbd):
+        image = ClonedImage(plan, frozen.snapshot, making, token, on_progress)
+    elif CONF.snapext.rbd_image_user:
+        image = CopiedImage(plan, frozen, making, token, on_progress)
+    else:
+        return None
     try:
-        image = DirectImage(plan, snapshot, ceph.size_of(snapshot), making,
-                            token, on_progress)
         with token.prefer_cause():
             image.check()
             # Glance would overwrite later changes with what it has read when
@@ -94,16 +125,14 @@ def make_image(plan: planning.Plan, snapshot: ceph.SnapSpec,
             with upload.GlanceImage(
                     plan.context, plan.image_id, token) as glance_image:
                 glance_image.update_metadata(attributes, described)
-            image.make()
+            return image.make()
     except exception.CephError as error:
         LOG.warning('The root disk is streamed: %s', error,
                     instance=plan.instance)
-        return False
     except exception.DirectImageRefused as refused:
         LOG.info('The root disk is streamed: %s', refused,
                  instance=plan.instance)
-        return False
-    return True
+    return None
 
 
 def wait_until_hashed(plan: planning.Plan, token: cancel.CancelToken,
@@ -156,27 +185,27 @@ def may_be_taken_over(plan: planning.Plan) -> bool:
             return True
 
 
-class DirectImage:
-    """The image of one snapshot, made inside Ceph.
+class DirectImage(abc.ABC, ty.Generic[_Data]):
+    """The image of one snapshot, made in Ceph.
 
-    :param snapshot: where the frozen disk is
-    :param size: of the disk, in bytes
+    :cvar user: of Ceph, who writes it, see :class:`ceph.ImageSpec`
     :param token: its cancellation ends the copy within seconds
     :param on_progress: called with the number of bytes that are in the image,
         and the total
     """
 
-    def __init__(self, plan: planning.Plan, snapshot: ceph.SnapSpec,
-                 size: int, making: Making, token: cancel.CancelToken,
+    def __init__(self, plan: planning.Plan, making: Making,
+                 token: cancel.CancelToken,
                  on_progress: upload.OnProgress):
         self._plan = plan
-        self._snapshot = snapshot
-        self._size = size
         self._making = making
         self._token = token
         self._on_progress = on_progress
+        self._user: str | None = None
         self._pool = ''
         self._store: str | None = None
+        # How often its data is written, if Ceph fails.
+        self._attempts = 1
 
     def check(self) -> None:
         """Check all that can be known before anything is created.
@@ -187,66 +216,99 @@ class DirectImage:
         if reason is not None:
             raise self._refused(reason)
         self._pool = self._find_pool()
-        # Without the right, nobody could tell later whether a clone was left.
+        # Without the right, nobody could tell later whether data was left.
         try:
-            ceph.check_writable(self._pool)
+            ceph.check_writable(self._pool, self._user)
         except exception.CephError as error:
             raise self._refused(str(error)) from error
 
-    def make(self) -> None:
+    def make(self) -> Stored:
         """Make the image after its check, and have Glance take it over.
 
-        After any other error than these, the stack releases the clone.
+        After any other error than these, the stack releases its data.
 
         :raises DirectImageRefused: it is not possible; nothing is left, and
             the disk can be streamed
-        :raises ReleaseFailed: it is not possible, and the clone is left
+        :raises ReleaseFailed: it is not possible, and its data is left
         :raises JournalFailed: it is not possible, and the disk must not be
-            streamed: the journal may still have the clone
+            streamed: the journal may still have its data
         :raises ImageNotFound: the image was deleted
         """
         stack = self._making.stack
-        clone = rbd_clone.RbdClone(
-            self._plan,
-            ceph.ImageSpec(self._pool, self._plan.image_id),
-            self._making.seen_by_nova)
+        data = self._new_data(ceph.ImageSpec(
+            self._pool, self._plan.image_id, self._user))
         self._token.raise_if_cancelled()
-        stack.add(clone)
-        with self._located() as image:
-            try:
-                url = self._fill(clone)
-                self._register(clone, image, url)
-            except (exception.CephError, exception.LocationRefused) as error:
-                self._token.raise_if_cancelled()
-                clone.release()
-                # Glance may keep the streamed image under the same name.
-                stack.mark_replaced(clone)
-                raise self._refused(str(error)) from error
-            # From here on the image is the only one that has the data. Nobody
-            # may delete it, whatever happens while Glance still reads it.
-            stack.mark_released(clone)
-            self._making.complete()
+        stack.add(data)
+        try:
+            snapshot = self._fill_again(data)
+            with self._located() as image:
+                self._register(data, image, snapshot)
+        except (exception.CephError, exception.LocationRefused) as error:
+            self._token.raise_if_cancelled()
+            data.release()
+            # Glance may keep the streamed image under the same name.
+            stack.mark_replaced(data)
+            raise self._refused(str(error)) from error
+        # From here on the image is the only one that has the data. Nobody may
+        # delete it, whatever happens while Glance still reads it.
+        stack.mark_released(data)
+        self._making.complete()
         LOG.info('Image %(image)s was made inside Ceph, as %(spec)s',
-                 {'image': self._plan.image_id, 'spec': clone.spec},
+                 {'image': self._plan.image_id, 'spec': data.spec},
                  instance=self._plan.instance)
+        return self._stored()
 
+    def _fill_again(self, data: _Data) -> ceph.SnapSpec:
+        """Fill the image, and try again if that fails.
+
+        :returns: the snapshot that Glance expects
+        :raises CephError: it fails again, or in a way that will not change
+        """
+        for left in reversed(range(self._attempts)):
+            self._token.raise_if_cancelled()
+            try:
+                return self._fill(data)
+            except exception.CephError as error:
+                if (left == 0 or ceph.is_forbidden(error) or
+                        isinstance(error, exception.CephTimeout)):
+                    raise
+                LOG.warning('The image is written again: %s', error,
+                            instance=self._plan.instance)
+                self._token.raise_if_cancelled()
+                data.release()
+        raise AssertionError('the last attempt has ended it')
+
+    @abc.abstractmethod
+    def _new_data(self, spec: ceph.ImageSpec) -> _Data:
+        """Return what is put into the journal. Nothing is created yet."""
+
+    @abc.abstractmethod
+    def _fill(self, data: _Data) -> ceph.SnapSpec:
+        """Create the image's data, with the snapshot that Glance expects.
+
+        :raises CephError: a step fails
+        """
+
+    @abc.abstractmethod
+    def _stored(self) -> Stored:
+        """Return how the image got its data."""
+
+    @abc.abstractmethod
     def _find_pool(self) -> str:
         """Return the pool that Glance has its images in.
 
         :raises DirectImageRefused: it is not known
         """
-        try:
-            pool = (ceph.parent_pool(self._snapshot.image) or
-                    pool_of_base_image(self._plan, self._token))
-        except exception.CephError as error:
-            raise self._refused(str(error)) from error
-        if pool:
-            return pool
+
+    def _pool_of_options(self, otherwise: str) -> str:
+        """Return the pool that the options name, if Glance has its store.
+
+        :param otherwise: what else does not tell the pool
+        :raises DirectImageRefused: they name none
+        """
         if not CONF.snapext.rbd_image_pool:
             raise self._refused(
-                'the root disk is no clone, the image that the instance was '
-                'booted from is not in this cluster, and '
-                '[snapext]rbd_image_pool is not set')
+                f'{otherwise}[snapext]rbd_image_pool is not set')
         self._store = CONF.snapext.rbd_image_store
         if self._store:
             self._check_store(self._store)
@@ -288,36 +350,26 @@ class DirectImage:
         return location.LocatedImage(
             self._plan.context, self._plan.image_id, self._token)
 
-    def _fill(self, clone: rbd_clone.RbdClone) -> str:
-        """Create the clone, and copy the data into it.
+    def _register(self, data: rbd_image.RbdImage,
+                  image: location.LocatedImage,
+                  snapshot: ceph.SnapSpec) -> None:
+        """Have Glance take over the image's data.
 
-        :returns: its location, in Glance's words
-        :raises CephError: a step fails
-        """
-        clone.create(self._snapshot)
-        self._token.raise_if_cancelled()
-        clone.flatten(self._token, self._report)
-        # librbd does not report the last objects.
-        self._report(1, 1)
-        finished = ceph.finish_image(clone.spec)
-        cluster = ceph.cluster_id(clone.spec.pool)
-        return f'rbd://{cluster}/{finished.image}/{finished.name}'
-
-    def _register(self, clone: rbd_clone.RbdClone,
-                  image: location.LocatedImage, url: str) -> None:
-        """Have Glance take over the clone.
-
+        :raises CephError: Ceph does not tell which cluster it is
         :raises LocationRefused: Glance does not
         """
+        cluster = ceph.cluster_id(self._pool, self._user)
         self._token.raise_if_cancelled()
-        clone.set_offered(True)
+        data.set_offered(True)
         try:
-            image.add(url, self._store)
+            # In Glance's words.
+            image.add(f'rbd://{cluster}/{snapshot.image}/{snapshot.name}',
+                      self._store)
             image.wait_until_active(CONF.snapext.glance_reset_timeout)
         except exception.LocationRefused as error:
             # A proxy may have sent the request twice.
             if not image.is_taken_over():
-                clone.set_offered(False)
+                data.set_offered(False)
                 raise
             self._log_complete(error)
         except Exception as error:
@@ -346,12 +398,87 @@ class DirectImage:
                 return False
         return True
 
-    def _report(self, done: int, total: int) -> None:
-        self._on_progress(self._size * done // max(total, 1), self._size)
-
     def _refused(self, reason: str) -> exception.DirectImageRefused:
         return exception.DirectImageRefused(
             instance=self._plan.instance.uuid, reason=reason)
+
+
+class ClonedImage(DirectImage[rbd_clone.RbdClone]):
+    """The image of a snapshot in Ceph: a clone that is flattened.
+
+    :param snapshot: where the frozen disk is
+    """
+
+    def __init__(self, plan: planning.Plan, snapshot: ceph.SnapSpec,
+                 making: Making, token: cancel.CancelToken,
+                 on_progress: upload.OnProgress):
+        super().__init__(plan, making, token, on_progress)
+        self._snapshot = snapshot
+        self._size = 0
+
+    def _find_pool(self) -> str:
+        try:
+            pool = (ceph.parent_pool(self._snapshot.image) or
+                    pool_of_base_image(self._plan, self._token))
+        except exception.CephError as error:
+            raise self._refused(str(error)) from error
+        return pool or self._pool_of_options(
+            'the root disk is no clone, the image that the instance was '
+            'booted from is not in this cluster, and ')
+
+    def _new_data(self, spec: ceph.ImageSpec) -> rbd_clone.RbdClone:
+        return rbd_clone.RbdClone(
+            self._plan, spec, self._making.seen_by_nova)
+
+    def _fill(self, data: rbd_clone.RbdClone) -> ceph.SnapSpec:
+        self._size = ceph.size_of(self._snapshot)
+        data.create(self._snapshot)
+        self._token.raise_if_cancelled()
+        data.flatten(self._token, self._report)
+        # librbd does not report the last objects.
+        self._report(1, 1)
+        return ceph.finish_image(data.spec)
+
+    def _report(self, done: int, total: int) -> None:
+        self._on_progress(self._size * done // max(total, 1), self._size)
+
+    def _stored(self) -> Stored:
+        return Stored(in_ceph=True)
+
+
+class CopiedImage(DirectImage[rbd_copy.RbdCopy]):
+    """The image of any frozen disk, written into Ceph by this host."""
+
+    def __init__(self, plan: planning.Plan, frozen: strategies.FrozenDisk,
+                 making: Making, token: cancel.CancelToken,
+                 on_progress: upload.OnProgress):
+        super().__init__(plan, making, token, on_progress)
+        self._frozen = frozen
+        self._user = CONF.snapext.rbd_image_user
+        self._attempts = 1 + CONF.glance.num_retries
+        self._read_bytes = self._written_bytes = 0
+
+    def _find_pool(self) -> str:
+        if not ceph.is_installed():
+            raise self._refused(
+                '[snapext]rbd_image_user is set, and the Python bindings of '
+                'librbd and librados (python3-rbd, python3-rados) are not '
+                'installed on this host')
+        return self._pool_of_options('')
+
+    def _new_data(self, spec: ceph.ImageSpec) -> rbd_copy.RbdCopy:
+        return rbd_copy.RbdCopy(self._plan, spec, self._making.seen_by_nova)
+
+    def _fill(self, data: rbd_copy.RbdCopy) -> ceph.SnapSpec:
+        disk = self._frozen.to_read(self._token)
+        with self._token.on_cancel(disk.abort), disk:
+            snapshot = data.fill(disk, self._token, self._on_progress)
+        self._read_bytes = disk.bytes_read
+        self._written_bytes = data.bytes_written
+        return snapshot
+
+    def _stored(self) -> Stored:
+        return Stored(self._read_bytes, self._written_bytes, in_ceph=True)
 
 
 def pool_of_base_image(plan: planning.Plan,

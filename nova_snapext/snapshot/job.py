@@ -8,7 +8,6 @@ from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import functools
 
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
@@ -19,17 +18,14 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 from oslo_utils import timeutils
-from oslo_utils import units
 
 from nova_snapext import cancel
 from nova_snapext import checks
-from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
 from nova_snapext import journal
 from nova_snapext import plan as planning
-from nova_snapext import read
 from nova_snapext.resources import image
 from nova_snapext.snapshot import completion
 from nova_snapext.snapshot import direct
@@ -47,7 +43,6 @@ from nova_snapext.strategies import native
 from nova_snapext.strategies import rbd
 from nova_snapext import upload
 
-CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
@@ -81,21 +76,6 @@ class TaskStates:
         self._update(task_state=task_state, **expected)
         self._last = task_state
         LOG.debug('Task state set to %s', task_state, instance=self._instance)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """How an image got its data.
-
-    :ivar read_bytes: read from the disk
-    :ivar sent_bytes: sent to Glance
-    :ivar in_ceph: whether the image was made inside Ceph. Glance may still
-        read it
-    """
-
-    read_bytes: int = 0
-    sent_bytes: int = 0
-    in_ceph: bool = False
 
 
 class SnapshotJob:
@@ -439,14 +419,17 @@ class SnapshotJob:
 def store(plan: planning.Plan, frozen: strategies.FrozenDisk,
           making: direct.Making, refused_properties: Collection[str],
           token: cancel.CancelToken,
-          on_progress: upload.OnProgress) -> Stored:
-    """Fill the image: inside Ceph if that is possible, else by streaming."""
-    if isinstance(frozen, rbd.FrozenRbd) and direct.make_image(
-            plan, frozen.snapshot, making, _formats(plan),
-            properties.without(properties.of_frozen(frozen),
-                               refused_properties), token, on_progress):
-        return Stored(in_ceph=True)
-    return stream(plan, frozen, refused_properties, token, on_progress)
+          on_progress: upload.OnProgress) -> direct.Stored:
+    """Fill the image: inside Ceph if that is possible, else by streaming.
+
+    :param refused_properties: names of properties that Glance refused before
+        the freeze
+    """
+    described = properties.without(
+        properties.of_frozen(frozen), refused_properties)
+    return (direct.make_image(plan, frozen, making, _formats(plan), described,
+                              token, on_progress) or
+            stream(plan, frozen, described, token, on_progress))
 
 
 def _formats(plan: planning.Plan) -> dict[str, str]:
@@ -459,19 +442,13 @@ def _formats(plan: planning.Plan) -> dict[str, str]:
 
 
 def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
-           refused_properties: Collection[str], token: cancel.CancelToken,
-           on_progress: upload.OnProgress) -> Stored:
+           described: properties.Properties, token: cancel.CancelToken,
+           on_progress: upload.OnProgress) -> direct.Stored:
     """Read, encode and upload a frozen disk, until the token is cancelled.
 
-    :param refused_properties: names of properties that Glance refused before
-        the freeze
+    :param described: properties of the image that describe the snapshot
     """
-    described = properties.without(
-        properties.of_frozen(frozen), refused_properties)
-    disk = read.Disk(frozen.uri, CONF.snapext.read_timeout,
-                     CONF.snapext.read_rate_limit_mbps * units.Mi,
-                     frozen.extents and functools.partial(
-                         frozen.extents, token), frozen.lost_reason)
+    disk = frozen.to_read(token)
     encoder = encode.encoder(plan.image_format, disk)
     with token.prefer_cause(), token.on_cancel(disk.abort), disk, \
             token.on_cancel(encoder.abort), encoder:
@@ -480,5 +457,5 @@ def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
                   instance=plan.instance)
         upload.upload(plan.context, plan.image_id, _formats(plan), described,
                       encoder, token, on_progress)
-        return Stored(read_bytes=encoder.bytes_read,
-                      sent_bytes=encoder.expected_size)
+        return direct.Stored(read_bytes=encoder.bytes_read,
+                             sent_bytes=encoder.expected_size)

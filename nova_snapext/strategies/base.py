@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 
 from lxml import etree
@@ -88,6 +89,16 @@ class FrozenDisk:
     extents: Callable[[cancel.CancelToken],
                       read.ExtentMap | None] | None = None
     lost_reason: Callable[[], str | None] = lambda: None
+
+    def to_read(self, token: cancel.CancelToken) -> read.Disk:
+        """Return the disk, to be read as the options say.
+
+        :param token: its cancellation ends what the storage is asked
+        """
+        return read.Disk(self.uri, CONF.snapext.read_timeout,
+                         CONF.snapext.read_rate_limit_mbps * units.Mi,
+                         self.extents and functools.partial(
+                             self.extents, token), self.lost_reason)
 
 
 class Strategy(abc.ABC):

@@ -3,6 +3,7 @@
 
 import threading
 import unittest
+from unittest import mock
 import uuid
 
 import fixtures
@@ -16,6 +17,7 @@ from nova_snapext.hypervisor import ceph
 from nova_snapext import plan as planning
 from nova_snapext import read
 from nova_snapext.strategies import rbd
+from nova_snapext.upload import location
 from tests.functional import base
 from tests.functional.ceph import cluster
 
@@ -158,6 +160,26 @@ class CephTestCase(base.GuestTestCase):
             plan.guest.poweroff()
         self.cluster.remove(image)
         self.assertNotIn(image.name, self.cluster.images(image.pool))
+
+
+class ImageTestCase(CephTestCase):
+    """Images made inside Ceph; Glance is a fake."""
+
+    def setUp(self):
+        super().setUp()
+        self.token = cancel.CancelToken()
+        self.progress = []
+        glance = mock.create_autospec(location.LocatedImage, instance=True)
+        glance.__enter__ = mock.Mock(return_value=glance)
+        glance.wait_until_hashed.return_value = True
+        glance.is_taken_over.return_value = False
+        glance.locations.return_value = []
+        self.glance = glance
+        self.useFixture(fixtures.MockPatchObject(
+            location, 'LocatedImage', return_value=glance))
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver, '_image_api'))
+        self.complete = mock.Mock()
 
 
 class DiskOfExtents(read.Disk):

@@ -17,11 +17,13 @@ PROGRAMS = ('ceph', 'ceph-authtool', 'ceph-mon', 'ceph-osd', 'monmaptool',
             'rbd')
 
 #: Users, with their rights on OSDs: all that Nova may need, what clones of
-#: Glance's images need, and what flat images need.
+#: Glance's images need, what flat images need, and what images of disks
+#: outside Ceph need.
 USERS = {
     'nova': 'profile rbd pool=vms, profile rbd pool=images',
     'reader': 'profile rbd pool=vms, profile rbd-read-only pool=images',
     'vms': 'profile rbd pool=vms',
+    'images': 'profile rbd pool=images',
 }
 
 # Seconds after which an OSD forgets a client that was killed, and some more:

@@ -22,9 +22,9 @@ from nova_snapext import journal
 from nova_snapext import read
 from nova_snapext.recovery import rbd_leftovers
 from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_image
 from nova_snapext.resources import rbd_snapshot
 from nova_snapext.snapshot import direct
-from nova_snapext.upload import location
 from tests.functional import base as functional_base
 from tests.functional.ceph import base
 from tests.functional.ceph import cluster
@@ -38,24 +38,8 @@ class CrashError(Exception):
     """Ends a snapshot without any of its clean-up."""
 
 
-class DirectTest(contract.FreezeAssertions, base.CephTestCase):
-    """Images made inside Ceph; Glance is a fake."""
-
-    def setUp(self):
-        super().setUp()
-        self.token = cancel.CancelToken()
-        self.progress = []
-        glance = mock.create_autospec(location.LocatedImage, instance=True)
-        glance.__enter__ = mock.Mock(return_value=glance)
-        glance.wait_until_hashed.return_value = True
-        glance.is_taken_over.return_value = False
-        glance.locations.return_value = []
-        self.glance = glance
-        self.useFixture(functional_base.fixtures.MockPatchObject(
-            direct.location, 'LocatedImage', return_value=glance))
-        self.useFixture(functional_base.fixtures.MockPatchObject(
-            self.driver, '_image_api'))
-        self.complete = mock.Mock()
+class DirectTest(contract.FreezeAssertions, base.ImageTestCase):
+    """Images that are clones."""
 
     def guest(self, disk, **kwargs):
         plan = super().guest(disk, **kwargs)
@@ -72,8 +56,8 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         with journal.new_entry(plan, 'rbd') as entry, \
                 self.strategy.freeze(plan, entry) as frozen, \
                 journal.ReleaseStack(entry) as stack:
-            yield frozen, direct.DirectImage(
-                plan, frozen.snapshot, DISK_SIZE, direct.Making(
+            yield frozen, direct.ClonedImage(
+                plan, frozen.snapshot, direct.Making(
                     driver=self.driver, stack=stack, seen_by_nova=True,
                     complete=self.complete),
                 self.token, lambda *args: self.progress.append(args))
@@ -174,7 +158,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
         plan = self.guest(self.cloned_rbd(BEFORE))
         self.glance.add.side_effect = exception.LocationRefused(
             image=plan.image_id, reason='403')
-        with mock.patch.object(rbd_clone.upload, 'discard') as discard:
+        with mock.patch.object(rbd_image.upload, 'discard') as discard:
             self.assertIn('403', self.is_refused(plan))
         # The same image is filled in another way.
         discard.assert_not_called()
@@ -331,7 +315,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
             seen.append(image_id in self.cluster.images('images'))
 
         with self.incomplete(), \
-                mock.patch.object(rbd_clone.upload, 'discard', discard):
+                mock.patch.object(rbd_image.upload, 'discard', discard):
             self.crashed(self.clone, self.flatten, self.finish,
                          lambda _entry, _snapshot, clone:
                          clone.set_offered(True))
@@ -339,7 +323,7 @@ class DirectTest(contract.FreezeAssertions, base.CephTestCase):
 
     def test_image_that_glance_does_not_delete_keeps_its_data(self):
         with self.incomplete(), \
-                mock.patch.object(rbd_clone.upload, 'discard',
+                mock.patch.object(rbd_image.upload, 'discard',
                                   return_value='Glance is down'):
             error = self.assertRaises(
                 exception.NotRecovered, self.crashed,

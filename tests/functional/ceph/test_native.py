@@ -13,7 +13,6 @@ from nova.virt.libvirt import driver as nova_driver
 from nova_snapext import conf
 from nova_snapext.hypervisor import ceph
 from nova_snapext import journal
-from nova_snapext.resources import rbd_clone
 from nova_snapext.resources import rbd_image
 from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import native_job

@@ -20,6 +20,7 @@ from nova_snapext.recovery import schedule
 from nova_snapext.recovery import state
 from nova_snapext.resources import image as image_resource
 from nova_snapext.snapshot import action_event
+from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import job
 from nova_snapext.snapshot import progress
 from nova_snapext import upload
@@ -83,7 +84,7 @@ class RetryTestCase(test_background.BackgroundTestCase):
         def stream(*_args):
             self.write_as_guest(plan, AFTER)
             during_upload()
-            return job.Stored(1, 2)
+            return direct.Stored(1, 2)
 
         conf.CONF.set_override('strategy', 'external', 'snapext')
         self.addCleanup(conf.CONF.clear_override, 'strategy', 'snapext')

@@ -14,6 +14,7 @@ from nova.virt.libvirt import guest as libvirt_guest
 
 from nova_snapext import checks
 from nova_snapext import driver
+from nova_snapext.snapshot import direct
 from nova_snapext.snapshot import job
 from nova_snapext import strategies
 from nova_snapext import upload
@@ -89,7 +90,7 @@ class SnapshotTestCase(base.TestCase):
         self.discard.return_value = None
         self.stream = self.patch(job, 'stream')
         self.stream.side_effect = lambda *_: self.step(
-            'stream', job.Stored(1, 2))
+            'stream', direct.Stored(1, 2))
         for name in ('backup', 'cold'):
             self.patch(self.driver.strategies[name], 'freeze', self.freeze)
         self.event = self.patch(objects, 'InstanceActionEvent')

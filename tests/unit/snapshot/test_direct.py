@@ -13,8 +13,10 @@ from nova.storage import rbd_utils
 from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
+from nova_snapext import plan as planning
 from nova_snapext.resources import rbd_clone
 from nova_snapext.snapshot import direct
+from nova_snapext.strategies import rbd
 from nova_snapext.upload import location
 from nova_snapext.upload import service_user
 from tests.unit import base
@@ -30,6 +32,9 @@ class DirectTestCase(base.TestCase):
     def setUp(self):
         super().setUp()
         self.token = cancel.CancelToken()
+        self.frozen = rbd.FrozenRbd(
+            uri='nbd:', consistency=planning.Consistency.FILESYSTEM,
+            freeze_seconds=0, snapshot=SPEC)
         self.steps = mock.Mock()
         self.steps.stack.has.return_value = True
         self.patch(ceph, 'size_of', 1)
@@ -74,7 +79,7 @@ class DirectTestCase(base.TestCase):
 
     def make(self, **changes):
         return direct.make_image(
-            self.plan(**changes), SPEC, direct.Making(
+            self.plan(**changes), self.frozen, direct.Making(
                 driver=mock.Mock(), stack=self.steps.stack,
                 seen_by_nova=True, complete=self.steps.complete),
             {'disk_format': 'raw'}, {'snapext_consistency': 'filesystem'},
@@ -86,7 +91,7 @@ class DirectTestCase(base.TestCase):
     def assert_streamed(self, text, **changes):
         """Check that no image is made, and that the log says why."""
         with self.assertLogs('nova_snapext.snapshot.direct', 'INFO') as logs:
-            self.assertFalse(self.make(**changes))
+            self.assertIsNone(self.make(**changes))
         self.assertIn(text, ' '.join(logs.output))
         self.steps.complete.assert_not_called()
 

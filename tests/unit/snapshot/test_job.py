@@ -75,7 +75,7 @@ class OrderTest(snapshot_base.SnapshotTestCase):
         self.patch(compute_utils, 'disk_ops_semaphore', semaphore)
         self.patch(direct, 'wait_until_hashed',
                    lambda *_: self.step('digest'))
-        self.stream.side_effect = lambda *_: job.Stored(in_ceph=True)
+        self.stream.side_effect = lambda *_: direct.Stored(in_ceph=True)
         self.snapshot()
         self.assertEqual(['freeze', 'release', 'next', 'digest'],
                          [step for step in self.steps if step.islower()
@@ -158,8 +158,8 @@ class PlanTest(snapshot_base.SnapshotTestCase):
     def test_refused_properties_are_not_set_after_the_freeze(self):
         self.refused = frozenset({'snapext_frozen_at'})
         self.snapshot()
-        _plan, _frozen, refused, *_ = self.stream.mock_calls[0].args
-        self.assertEqual(self.refused, refused)
+        _plan, _frozen, described, *_ = self.stream.mock_calls[0].args
+        self.assertEqual({'snapext_consistency'}, described.keys())
 
     def test_refused_request_touches_nothing(self):
         self.image['properties'] = {'snapext_strategy': 'native'}
