@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether snapshots inside Ceph can end well on this host.
+"""Whether snapshots inside Ceph, and images in it, can end well on this host.
 
 Nothing is created to find out: what a user may do in a pool is asked for by a
 removal of what does not exist, and of Glance only its versions are read.
@@ -31,7 +31,7 @@ Finding = tuple[bool, str]
 
 
 def ceph_findings(local: Collection[str] | None) -> Iterator[Finding]:
-    """Run the checks of a host whose root disks are in Ceph.
+    """Run the checks of a host whose root disks, or images, are in Ceph.
 
     Nova's configuration has to be loaded. It needs the journal's directory,
     and so the rights of Nova's user or root.
@@ -41,14 +41,11 @@ def ceph_findings(local: Collection[str] | None) -> Iterator[Finding]:
     """
     from nova_snapext import conf
     if conf.CONF.libvirt.images_type != 'rbd':
+        if conf.CONF.snapext.rbd_image_user:
+            yield from _copies(conf.CONF.snapext.rbd_image_user)
         return
-    from nova_snapext.hypervisor import ceph
-    if not ceph.is_installed():
-        yield False, (
-            f'The root disks are in Ceph, and the Python of nova-compute does '
-            f'not find its bindings: install {PACKAGES}. A virtual '
-            f'environment finds them if it was created with '
-            f'--system-site-packages.')
+    if not _has_bindings():
+        yield False, _missing_bindings('The root disks are in Ceph')
         return
     yield _qemu_driver()
     disks = conf.CONF.libvirt.images_rbd_pool
@@ -58,6 +55,48 @@ def ceph_findings(local: Collection[str] | None) -> Iterator[Finding]:
         return
     yield from _direct_way(local)
     yield from _snapshots_left(local)
+
+
+def _has_bindings() -> bool:
+    from nova_snapext.hypervisor import ceph
+    return ceph.is_installed()
+
+
+def _missing_bindings(need: str) -> str:
+    """Return what to do for the bindings.
+
+    :param need: what needs them
+    """
+    return (f'{need}, and the Python of nova-compute does not find Ceph\'s '
+            f'bindings: install {PACKAGES}. A virtual environment finds them '
+            f'if it was created with --system-site-packages.')
+
+
+def _copies(user: str) -> Iterator[Finding]:
+    """Check whether images of disks outside Ceph can be written into it.
+
+    :param user: of Ceph, who writes them
+    """
+    from nova_snapext import conf
+    pool = conf.CONF.snapext.rbd_image_pool
+    if not pool:
+        yield False, (
+            '[snapext]rbd_image_user is set, and rbd_image_pool is not: set '
+            'it to the pool of Glance\'s store. Until then, disks are '
+            'streamed.')
+        return
+    image_format = conf.CONF.libvirt.snapshot_image_format
+    if image_format != 'raw':
+        yield True, (
+            'only raw images are written into Ceph: set [libvirt]'
+            'snapshot_image_format to raw if all images shall be')
+    if not _has_bindings():
+        yield False, _missing_bindings('[snapext]rbd_image_user is set')
+        return
+    passed, text = _rights(pool, user)
+    yield passed, text
+    if passed:
+        yield from _glance()
 
 
 def _qemu_driver() -> Finding:
@@ -79,14 +118,17 @@ def _qemu_driver() -> Finding:
     return True, 'qemu-nbd has a driver for RBD'
 
 
-def _rights(pool: str) -> Finding:
-    """Check that Ceph responds, and that Nova's user may write to a pool."""
+def _rights(pool: str, other_user: str | None = None) -> Finding:
+    """Check that Ceph responds, and that a user may write to a pool.
+
+    :param other_user: None for [libvirt]rbd_user
+    """
     from nova_snapext import conf
     from nova_snapext import exception
     from nova_snapext.hypervisor import ceph
-    user = conf.CONF.libvirt.rbd_user or 'admin'
+    user = other_user or conf.CONF.libvirt.rbd_user or 'admin'
     try:
-        ceph.check_writable(pool)
+        ceph.check_writable(pool, other_user)
     except exception.CephError as error:
         if not ceph.is_forbidden(error):
             return False, str(error)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A raw disk of this host on its way into Glance's pool, in two ways.
+"""A raw disk of this host on its way into Glance's pool, in three ways.
 
 One is the best upload that Glance can do: the whole raw disk, read from
-memory, in one PUT to a Glance that stores in Ceph. The other one writes what
-is data into a new RBD image of the same pool, past Glance. As a program, on a
-cloud of `tools/cloud up --ceph`::
+memory, in one PUT to a Glance that stores in Ceph. The others write what is
+data into a new RBD image of the same pool, past Glance: qemu-img, and ours,
+which also reads it back and compares. As a program, on a cloud of `tools/cloud
+up --ceph`::
 
     python -m tests.ceph.measure_copy [ROUNDS] > results.json
 
@@ -24,12 +25,35 @@ import time
 from devcloud import api
 from devcloud import ceph
 from devcloud import state as cloud_state
+from devcloud import wait
 from oslo_utils import units
 
 #: Name, size and data of each disk, in GiB.
 DISKS = {'8 GiB, 1 GiB of it data': (8, 1), '2 GiB, all data': (2, 2)}
 
 BLOCK = units.Mi
+
+# Runs in nova-compute's Python: socket of the disk's server, user and
+# ceph.conf.
+COPY = """
+import sys
+from unittest import mock
+from nova_snapext import cancel, conf, read
+from nova_snapext.hypervisor import ceph
+from nova_snapext.resources import rbd_copy
+socket, user, configuration = sys.argv[1:]
+conf.CONF([], project='nova', default_config_files=[])
+conf.CONF.set_override('images_rbd_ceph_conf', configuration, 'libvirt')
+copy = rbd_copy.RbdCopy(mock.Mock(), ceph.ImageSpec('images', 'measure', user),
+                        True)
+with read.Disk(read.unix_uri(socket, '')) as disk:
+    copy.fill(disk, cancel.CancelToken(), lambda *_: None)
+with open('/proc/self/status') as status:
+    print(next(line for line in status if line.startswith('VmHWM')).split()[1])
+"""
+
+
+WAYS = ('PUT', 'qemu-img', 'nova-snapext')
 
 
 class Run:
@@ -47,10 +71,10 @@ class Run:
         found = {}
         for name, (size, data) in DISKS.items():
             disk = self.create(size, data)
-            ways = found[name] = {'PUT': [], 'past Glance': []}
+            ways = found[name] = {way: [] for way in WAYS}
             for number in range(self.rounds):
-                for way, copy in (('PUT', self.put),
-                                  ('past Glance', self.write)):
+                for way, copy in zip(WAYS, (self.put, self.write, self.copy),
+                                     strict=True):
                     read_all(disk)
                     ways[way].append(copy(disk))
                     print(number, name, way, ways[way][-1],
@@ -95,6 +119,28 @@ class Run:
         self.cluster.rbd('rm', 'images/measure')
         return seconds
 
+    def copy(self, disk):
+        socket = self.directory / 'nbd'
+        server = subprocess.Popen((
+            'qemu-nbd', '--read-only', '-f', 'raw', '--socket', str(socket),
+            str(disk)))
+        try:
+            wait.until('the socket of qemu-nbd', socket.exists, 10)
+            begin = time.monotonic()
+            peak = subprocess.run(
+                (self.state.venv / 'bin/python', '-c', COPY, socket, 'nova',
+                 self.cluster.configuration), check=True, text=True,
+                stdout=subprocess.PIPE).stdout
+            seconds = time.monotonic() - begin
+        finally:
+            server.terminate()
+            server.wait()
+        print(f'peak memory {int(peak) // 1024} MiB', file=sys.stderr)
+        self.cluster.rbd('snap', 'unprotect', 'images/measure@snap')
+        self.cluster.rbd('snap', 'purge', '--no-progress', 'images/measure')
+        self.cluster.rbd('rm', '--no-progress', 'images/measure')
+        return seconds
+
 
 def blocks(disk):
     with open(disk, 'rb', buffering=0) as file:
@@ -108,15 +154,14 @@ def read_all(disk):
 
 
 def table(found):
-    """Return the medians, and their ratio in each round."""
-    lines = [f'{"":28}{"PUT s":>10}{"past s":>10}   ratio of each round']
+    """Return the medians, and their ratio to the PUT in each round."""
+    lines = [f'{"":28}{"seconds":>10}   ratio of each round']
     for name, ways in found.items():
-        ratios = ' '.join(
-            f'{past / put:.2f}' for put, past in zip(
-                ways['PUT'], ways['past Glance'], strict=True))
-        lines.append(f'{name:28}{statistics.median(ways["PUT"]):10.1f}'
-                     f'{statistics.median(ways["past Glance"]):10.1f}   '
-                     f'{ratios}')
+        for way, seconds in ways.items():
+            ratios = ' '.join(f'{one / put:.2f}' for one, put in zip(
+                seconds, ways['PUT'], strict=True))
+            lines.append(f'{name + ": " + way:40}'
+                         f'{statistics.median(seconds):10.1f}   {ratios}')
     return '\n'.join(lines)
 
 

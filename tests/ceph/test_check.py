@@ -12,6 +12,7 @@ failed = wrong_host.failed
 
 RBD = 'libvirt.images_type=rbd'
 DIRECT = (RBD, 'snapext.rbd_image_pool=images')
+COPIED = ('snapext.rbd_image_user=nova', 'snapext.rbd_image_pool=images')
 
 NOBODY = 'http://127.0.0.1:1'
 
@@ -46,6 +47,18 @@ class CephTest(wrong_host.CheckTestCase):
                    'libvirt.images_rbd_pool=nowhere'),
             failed('ceph', 'error opening pool \'nowhere\'', RBD,
                    'snapext.rbd_image_pool=nowhere'))
+
+    def test_user_of_images_that_can_not_write_them_is_reported(self):
+        bindings = 'find /usr/lib*/python3* -name "rbd.*" -delete'
+        self.assert_found(
+            failed('ceph', 'rbd_image_user is set, and rbd_image_pool is not',
+                   'snapext.rbd_image_user=nova'),
+            failed('ceph', 'install python3-rbd', *COPIED,
+                   script=f'change /usr; {bindings}'),
+            failed('ceph', 'Ceph does not let client.nobody in', *COPIED,
+                   'snapext.rbd_image_user=nobody'),
+            failed('ceph', 'rbd_image_store is fast, and Glance has the',
+                   *COPIED, 'snapext.rbd_image_store=fast'))
 
     def test_glance_that_takes_no_location_is_reported(self):
         self.assert_found(

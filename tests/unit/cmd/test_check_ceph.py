@@ -51,8 +51,8 @@ class CephFindingsTest(base.TestCase):
         return self.useFixture(fixtures.MockPatchObject(
             owner, name, return_value=value)).mock
 
-    def check_writable(self, pool):
-        if pool in self.forbidden:
+    def check_writable(self, pool, user=None):
+        if pool in self.forbidden or (pool, user) in self.forbidden:
             raise exception.CephError(
                 action=f'write to {pool}', reason='no') from RadosError()
 
@@ -71,6 +71,42 @@ class CephFindingsTest(base.TestCase):
     def test_host_without_ceph_has_no_findings(self):
         self.flags(images_type='qcow2', group='libvirt')
         self.assertEqual([], self.findings())
+
+    def write_images(self, **options):
+        """Have the disks of the host outside Ceph, and the images in it."""
+        self.flags(images_type='qcow2', snapshot_image_format='raw',
+                   group='libvirt')
+        self.flags(**{'rbd_image_user': 'writer', **options}, group='snapext')
+
+    def test_host_that_writes_images_into_ceph_is_checked_for_that(self):
+        self.write_images()
+        self.assertEqual([], self.failures())
+        self.writable.assert_called_once_with('images', 'writer')
+        texts = ' '.join(text for _, text in self.findings())
+        for word in ('client.writer may write', 'service', 'locations'):
+            self.assertIn(word, texts)
+        self.assertNotIn('qemu-nbd', texts)
+
+    def test_user_of_images_needs_the_right(self):
+        self.write_images()
+        self.forbidden.add(('images', 'writer'))
+        self.assert_fails('client.writer may not write', 'pool=images')
+
+    def test_user_of_images_needs_a_pool(self):
+        self.write_images(rbd_image_pool=None)
+        self.assert_fails('rbd_image_user', 'rbd_image_pool')
+
+    def test_images_in_ceph_need_the_bindings(self):
+        self.write_images()
+        self.installed.return_value = False
+        self.assert_fails('rbd_image_user', 'python3-rbd')
+
+    def test_images_of_another_format_are_streamed(self):
+        self.write_images()
+        self.flags(snapshot_image_format='qcow2', group='libvirt')
+        self.assertEqual([], self.failures())
+        self.assertIn('only raw images', ' '.join(
+            text for _, text in self.findings()))
 
     def test_host_that_has_all_passes(self):
         self.assertEqual([], self.failures())

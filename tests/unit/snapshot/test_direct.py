@@ -14,8 +14,11 @@ from nova_snapext import cancel
 from nova_snapext import exception
 from nova_snapext.hypervisor import ceph
 from nova_snapext import plan as planning
+from nova_snapext import read
 from nova_snapext.resources import rbd_clone
+from nova_snapext.resources import rbd_copy
 from nova_snapext.snapshot import direct
+from nova_snapext.strategies import base as strategies_base
 from nova_snapext.strategies import rbd
 from nova_snapext.upload import location
 from nova_snapext.upload import service_user
@@ -342,3 +345,76 @@ class PoolTest(DirectTestCase):
         self.glance.stores.side_effect = (
             nova_exception.GlanceConnectionFailed(server='s', reason='r'))
         self.assert_streamed('does not tell its stores')
+
+
+class CopyTest(DirectTestCase):
+    """Images of disks outside Ceph."""
+
+    def setUp(self):
+        super().setUp()
+        self.frozen = strategies_base.FrozenDisk(
+            uri='nbd:', consistency=planning.Consistency.CRASH,
+            freeze_seconds=0)
+        self.patch(ceph, 'is_installed', True)
+        self.patch(read, 'Disk', mock.MagicMock(bytes_read=3))
+        self.copy = self.patch(rbd_copy, 'RbdCopy', mock.create_autospec(
+            rbd_copy.RbdCopy, instance=True, bytes_written=2)).return_value
+        self.copy.spec = ceph.ImageSpec('images', base.IMAGE_ID, 'writer')
+        self.copy.fill.return_value = ceph.SnapSpec(self.copy.spec, 'snap')
+        self.steps.attach_mock(self.copy, 'copy')
+        self.flags(rbd_image_user='writer', rbd_image_pool='images',
+                   group='snapext')
+
+    def test_host_without_the_option_streams_and_asks_nobody(self):
+        self.flags(rbd_image_user=None, group='snapext')
+        self.assertIsNone(self.make())
+        self.assertEqual([], self.names())
+
+    def test_user_of_the_option_writes_the_image(self):
+        self.assertEqual(direct.Stored(3, 2, in_ceph=True), self.make())
+        self.writable.assert_called_once_with('images', 'writer')
+        self.assertEqual(ceph.ImageSpec('images', base.IMAGE_ID, 'writer'),
+                         rbd_copy.RbdCopy.call_args.args[1])
+        names = self.names()
+        order = [names.index(name) for name in (
+            'metadata.update_metadata', 'stack.add', 'copy.fill',
+            'copy.set_offered', 'glance.add', 'stack.mark_released',
+            'complete')]
+        self.assertEqual(sorted(order), order, names)
+
+    def test_image_is_written_again_as_often_as_one_is_sent(self):
+        self.flags(num_retries=2, group='glance')
+        failed = exception.CephError(action='x', reason='differs')
+        self.copy.fill.side_effect = failed
+        self.assert_streamed('differs')
+        self.assertEqual(3, self.copy.fill.call_count)
+        # What is left of each attempt is removed before the next one.
+        self.assertEqual(3, self.copy.release.call_count)
+        self.copy.fill.side_effect = [
+            failed, ceph.SnapSpec(self.copy.spec, 'snap')]
+        self.assertIsNotNone(self.make())
+
+    def test_ceph_that_does_not_respond_is_not_tried_again(self):
+        self.copy.fill.side_effect = exception.CephTimeout(
+            action='x', seconds='1')
+        self.assert_streamed('did not respond')
+        self.copy.fill.assert_called_once()
+
+    def test_location_that_glance_refuses_is_not_written_again(self):
+        self.glance.add.side_effect = exception.LocationRefused(
+            image='i', reason='403')
+        self.assert_streamed('403')
+        self.copy.fill.assert_called_once()
+
+    def test_disk_that_can_not_be_read_is_not_streamed_either(self):
+        self.copy.fill.side_effect = exception.DiskReadError(
+            disk='nbd:', reason='lost')
+        self.assertRaises(exception.DiskReadError, self.make)
+
+    def test_whatever_is_missing_is_told_and_the_disk_streamed(self):
+        self.flags(rbd_image_pool=None, group='snapext')
+        self.assert_streamed('rbd_image_pool')
+        ceph.is_installed.return_value = False
+        self.assert_streamed('python3-rbd')
+        self.assert_streamed('format qcow2', image_format='qcow2')
+        self.assert_nothing_begun()
