@@ -83,7 +83,8 @@ class RbdCopy(rbd_image.RbdImage):
 
         :param token: its cancellation ends it, with the cause
         :param on_progress: called with the number of bytes of the disk that
-            are written or read back, and with twice its size
+            are done, and with its size; half of them are done when all is
+            written, and the others when it is read back
         :returns: that snapshot
         :raises CephError: it can't be written, or what is read back differs
         :raises DiskReadError: the disk can't be read
@@ -115,7 +116,7 @@ class RbdCopy(rbd_image.RbdImage):
                     data.disk_runs(), disk.size)):
                 for begin, part in content.add(offset, chunk):
                     image.write(part, begin)
-                on_progress(offset + len(chunk), 2 * disk.size)
+                on_progress((offset + len(chunk)) // 2, disk.size)
             image.flush()
         return content
 
@@ -134,5 +135,5 @@ class RbdCopy(rbd_image.RbdImage):
                     data.disk_runs(), size)):
                 for _part in content.add(offset, chunk):
                     pass
-                on_progress(size + offset + len(chunk), 2 * size)
+                on_progress((size + offset + len(chunk)) // 2, size)
         return size, content.digest()

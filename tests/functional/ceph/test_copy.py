@@ -96,7 +96,7 @@ class CopyTest(base.ImageTestCase):
         self.glance.add.assert_called_once_with(
             f'rbd://{self.cluster.fsid}/{spec}/snap', None)
         self.complete.assert_called_once_with()
-        self.assertEqual((2 * DISK_SIZE,) * 2, self.progress[-1])
+        self.assertEqual((DISK_SIZE,) * 2, self.progress[-1])
         self.assertEqual(sorted(self.progress), self.progress)
         with self.cluster.image(spec) as opened:
             self.assertTrue(opened.is_protected_snap('snap'))
