@@ -531,8 +531,9 @@ that the guest was booted from, if that is in the same cluster. This option
 names the pool where the guest's image does not tell, as after an unshelve.
 Without it, the disk of such a guest is streamed.
 
-``[libvirt]rbd_user`` needs the right to write to the pool, and Nova the right
-to add a location to an image: ``[service_user]send_service_user_token``.
+``[libvirt]rbd_user`` needs the right to write to the pool (for root disks
+outside Ceph: ``rbd_image_user``), and Nova the right to add a location to an
+image: ``[service_user]send_service_user_token``.
 
 Related options:
 
@@ -553,8 +554,8 @@ format than raw (``[libvirt]snapshot_image_format``), the disk is streamed.
 The host needs Ceph's Python bindings, the ``ceph.conf`` of
 ``[libvirt]images_rbd_ceph_conf`` (the usual one, if that is not set), and this
 user's key, readable by Nova's user. The user needs the right to write to the
-pool. Whoever has this key can read, change and delete all images in the pool:
-do not set it on a host that you do not trust with them.
+pool. With this key, a host can read, change and delete all images in the pool:
+do not set the option on a host that you do not trust with them.
 
 Related options:
 

@@ -88,8 +88,8 @@ def _copies(user: str) -> Iterator[Finding]:
     image_format = conf.CONF.libvirt.snapshot_image_format
     if image_format != 'raw':
         yield True, (
-            'only raw images are written into Ceph: set [libvirt]'
-            'snapshot_image_format to raw if all images shall be')
+            'only raw images are written into Ceph: those of disks in another '
+            'format need [libvirt]snapshot_image_format = raw')
     if not _has_bindings():
         yield False, _missing_bindings('[snapext]rbd_image_user is set')
         return

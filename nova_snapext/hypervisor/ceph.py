@@ -44,6 +44,14 @@ IMAGE_SNAPSHOT = 'snap'
 #: (nova/virt/libvirt/imagebackend.py, class Rbd).
 DISK_SUFFIX = '_disk'
 
+#: What a host without Ceph lacks.
+MISSING_BINDINGS = ('the Python bindings of librbd and librados (python3-rbd, '
+                    'python3-rados) are not installed on this host')
+
+#: Bytes of an image in which librbd searches for data at a time: a multiple
+#: of the size of an object. A search in a larger part may show no progress.
+SEARCH_STRIDE = 16 * 1024 ** 3
+
 # Name of an object that nobody creates.
 NO_OBJECT = 'nova-snapext-no-such-object'
 
@@ -140,8 +148,9 @@ class Call(ty.Generic[_R]):
             self._end()
 
     def _end(self) -> None:
-        if self._changes is not None:
-            _CHANGING.pop(self._changes, None)
+        if self._changes is not None and (
+                _CHANGING.get(self._changes) is self):
+            del _CHANGING[self._changes]
         self._ended.set()
 
     def wait(self, seconds: float) -> bool:
@@ -163,7 +172,9 @@ class Call(ty.Generic[_R]):
             raise self._error
         # The bindings also have defects, whose errors may have no text.
         raise exception.CephError(
-            action=self._action, reason=str(self._error) or repr(self._error),
+            action=self._action,
+            reason=(str(self._error) or repr(self._error)) if is_installed()
+            else f'{MISSING_BINDINGS}; install them',
         ) from self._error
 
 
@@ -236,6 +247,23 @@ def is_forbidden(error: exception.CephError) -> bool:
     # Both bindings have errors with the number of the cause.
     return getattr(error.__cause__, 'errno', None) in (
         errno.EPERM, errno.EACCES)
+
+
+def exists(error: exception.CephError) -> bool:
+    """Return whether an image could not be created because it exists."""
+    return getattr(error.__cause__, 'errno', None) == errno.EEXIST
+
+
+def is_final(error: exception.CephError) -> bool:
+    """Return whether an image can't be written by another attempt either.
+
+    The user lacks the right, the image is somebody else's, the pool is full,
+    or Ceph does not respond.
+    """
+    return (isinstance(error, exception.CephTimeout) or
+            is_forbidden(error) or exists(error) or
+            getattr(error.__cause__, 'errno', None) in (
+                errno.ENOSPC, errno.EDQUOT))
 
 
 def is_in_use(error: BaseException) -> bool:
@@ -392,8 +420,8 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
     All else reads as zeros. QEMU asks librbd for the same, but before librbd
     17 it takes all of an image that was cloned for data: block/rbd.c,
     qemu_rbd_co_block_status, https://tracker.ceph.com/issues/53784. That
-    defect of librbd is one of requests that begin inside an object; this one
-    begins at the image's first byte.
+    defect of librbd is one of requests that begin inside an object; these
+    begin with one.
 
     :param token: its cancellation ends the search
     :param timeout: seconds that it may take; None: as long as it finds parts
@@ -433,8 +461,11 @@ def allocated(snapshot: SnapSpec, token: cancel.CancelToken,
 
         with opened(snapshot.image, snapshot.name) as volume:
             size = volume.size()
-            volume.diff_iterate(0, size, None, on_part, include_parent=True,
-                                whole_object=False)
+            for begin in range(0, size, SEARCH_STRIDE):
+                volume.diff_iterate(
+                    begin, min(SEARCH_STRIDE, size - begin), None, on_part,
+                    include_parent=True, whole_object=False)
+                on_progress(begin, size)
         parts = zip(offsets, lengths, strict=True)
         return size, parts if is_ascending else sorted(parts)
 
@@ -811,26 +842,37 @@ def _children(volume: ty.Any) -> dict[str, ImageSpec]:
             for child in volume.list_children2()}
 
 
-def _client(pool: str, user: str | None = None) -> ty.Any:
-    """Return Nova's connection to a pool, as a context manager."""
-    return rbd_utils.RADOSClient(
-        rbd_utils.RBDDriver(pool=pool, user=user), pool)
+@contextlib.contextmanager
+def _client(pool: str, user: str | None = None) -> Iterator[ty.Any]:
+    """Connect to a pool by Nova's class.
+
+    A write to a full pool fails. Otherwise it would wait until the pool has
+    space, and with it the removal of the image that fills the pool.
+
+    :yields: Nova's ``RADOSClient``
+    """
+    with rbd_utils.RADOSClient(
+            rbd_utils.RBDDriver(pool=pool, user=user), pool) as client:
+        # In spite of its name, it is of this connection.
+        client.ioctx.set_osdmap_full_try()
+        yield client
 
 
 @contextlib.contextmanager
 def opened(image: ImageSpec, snapshot: str | None = None,
-           read_only: bool = False, is_cached: bool = True,
+           read_only: bool = False, is_bulk: bool = False,
            ) -> Iterator[ty.Any]:
     """Open an image, in a native thread.
 
     Not by Nova's RBDVolumeProxy, which works in green threads only.
 
     :param snapshot: name of the snapshot to read; None for the image itself
-    :param is_cached: whether librbd may keep what it reads and writes
+    :param is_bulk: whether all of its data is read or written. Then librbd
+        keeps none of it
     :yields: librbd's ``rbd.Image``
     """
     with _client(image.pool, image.user) as client:
-        if not is_cached:
+        if is_bulk:
             client.cluster.conf_set('rbd_cache', 'false')
         with rbd_utils.rbd.Image(
                 client.ioctx, image.name, snapshot=snapshot,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import typing as ty
 
@@ -33,31 +34,34 @@ REQUEST_SIZE = 512 * 1024
 # of its OSDs work.
 MAX_IN_FLIGHT = 16
 
-# Seconds after which a waiting thread looks for a cancellation.
+# Seconds after which a waiting thread checks for a cancellation.
 CANCEL_LATENCY = 0.5
 
 
 class _Request:
     """A request that librbd has not completed yet, or has.
 
+    :param to_read: how many bytes it has to read
     :ivar content: what is written, and then what was read. librbd does not
         copy it
+    :ivar error: why it has failed; None if it has not
     """
 
-    def __init__(self, content: bytes = b''):
+    def __init__(self, content: bytes = b'', to_read: int = 0):
         self.is_complete = False
         self.content = content
-        self._code = 0
+        self.error: OSError | None = None
+        self._to_read = to_read
 
     def complete(self, completion: ty.Any, content: bytes | None) -> None:
-        self._code = completion.get_return_value()
+        code = completion.get_return_value()
         self.content = content or b''
+        if code < 0:
+            self.error = OSError(-code, os.strerror(-code))
+        elif self._to_read and (code, len(self.content)) != (
+                self._to_read, self._to_read):
+            self.error = OSError(errno.EIO, f'{code} bytes were read')
         self.is_complete = True
-
-    @property
-    def failure(self) -> str | None:
-        """Why it has failed; None if it has not."""
-        return os.strerror(-self._code) if self._code < 0 else None
 
 
 class OpenImage(contextlib.AbstractContextManager['OpenImage']):
@@ -74,6 +78,7 @@ class OpenImage(contextlib.AbstractContextManager['OpenImage']):
         self._image = image
         self._snapshot = snapshot
         self._token = token
+        self._action = f'{"read" if snapshot else "write"} {image}'
         native = cancel.native_threading()
         # Notified whenever a request is complete, or the image is open.
         self._changed = native.Condition()
@@ -106,7 +111,7 @@ class OpenImage(contextlib.AbstractContextManager['OpenImage']):
         # ceph.remove_image() waits for its end, in any case.
         self._closing.set()
         if kind is None and self._call is not None:
-            self._call.wait(CONF.snapext.operation_timeout)
+            self._call.result(CONF.snapext.operation_timeout)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write, now or later: see :meth:`flush`.
@@ -156,8 +161,8 @@ class OpenImage(contextlib.AbstractContextManager['OpenImage']):
             yield offsets.popleft(), memoryview(self._oldest())
 
     def _begin_read(self, offset: int, length: int) -> None:
-        self._begin(_Request(), lambda on_complete: self._volume.aio_read(
-            offset, length, on_complete))
+        self._begin(_Request(to_read=length), lambda on_complete: (
+            self._volume.aio_read(offset, length, on_complete)))
 
     def _begin(self, request: _Request,
                submit: Callable[[Callable[..., None]], object]) -> None:
@@ -169,19 +174,24 @@ class OpenImage(contextlib.AbstractContextManager['OpenImage']):
                 self._changed.notify_all()
 
         self._token.raise_if_cancelled()
-        submit(on_complete)
+        try:
+            submit(on_complete)
+        except Exception as error:
+            raise exception.CephError(
+                action=self._action, reason=str(error) or repr(error),
+            ) from error
         self._in_flight.append(request)
 
     def _oldest(self) -> bytes:
         """Wait for the oldest request, and return what it has read."""
         request = self._in_flight[0]
-        action = f'{"read" if self._snapshot else "write"} {self._image}'
-        self._wait(action, CONF.snapext.read_timeout,
+        self._wait(self._action, CONF.snapext.read_timeout,
                    lambda: request.is_complete)
         self._in_flight.popleft()
-        if request.failure is not None:
-            raise exception.CephError(action=action, reason=request.failure)
-        return request.content
+        if request.error is None:
+            return request.content
+        raise exception.CephError(
+            action=self._action, reason=str(request.error)) from request.error
 
     def _wait(self, action: str, seconds: float,
               is_done: Callable[[], bool]) -> None:
@@ -199,7 +209,7 @@ class OpenImage(contextlib.AbstractContextManager['OpenImage']):
 
     def _hold_open(self) -> None:
         with ceph.opened(self._image, self._snapshot,
-                         is_cached=False) as volume:
+                         is_bulk=True) as volume:
             with self._changed:
                 self._volume = volume
                 self._changed.notify_all()

@@ -52,7 +52,7 @@ class RbdImage(journal.Resource, abc.ABC):
         self._offered = False
         self._seen_by_nova = seen_by_nova
         self._rbd_id: str | None = None
-        self._is_forbidden = False
+        self._is_absent = False
         self._is_restored = False
 
     def record(self) -> dict[str, ty.Any]:
@@ -89,12 +89,13 @@ class RbdImage(journal.Resource, abc.ABC):
         """End what still changes the image, before it is removed."""
 
     def not_created(self, error: exception.CephError) -> None:
-        """Remember a failed creation.
+        """Remember a failed creation, after which there is nothing to remove.
 
         Without the right for it, Ceph would not even tell whether the image
-        exists.
+        exists. If it exists, it is somebody else's: its owner may have
+        uploaded other data.
         """
-        self._is_forbidden = ceph.is_forbidden(error)
+        self._is_absent = ceph.is_forbidden(error) or ceph.exists(error)
 
     def set_offered(self, offered: bool) -> None:
         """Record that Glance may have taken it over, or has not.
@@ -110,8 +111,8 @@ class RbdImage(journal.Resource, abc.ABC):
         :raises ReleaseFailed: the image in Glance can't be deleted, or Ceph
             does not respond
         """
-        if self._is_forbidden:
-            return  # it was never created
+        if self._is_absent:
+            return
         if self._offered:
             if self._is_restored and self._is_complete():
                 LOG.warning('Image %(image)s is complete, and keeps %(data)s',
@@ -125,11 +126,12 @@ class RbdImage(journal.Resource, abc.ABC):
             ceph.remove_image(self.spec, self._rbd_id)
         except exception.CephError as error:
             snapshot = ceph.SnapSpec(self.spec, ceph.IMAGE_SNAPSHOT)
+            rbd = f'rbd --id {self.spec.user}' if self.spec.user else 'rbd'
             raise self._failed(
                 f'{error}{self.consequence} By hand, if Glance has no image '
-                f'with this id: "rbd snap unprotect {snapshot}" and "rbd snap '
-                f'rm {snapshot}", if "rbd snap ls {self.spec}" lists it, then '
-                f'"rbd rm {self.spec}"') from error
+                f'with this id: "{rbd} snap unprotect {snapshot}" and "{rbd} '
+                f'snap rm {snapshot}", if "{rbd} snap ls {self.spec}" lists '
+                f'it, then "{rbd} rm {self.spec}"') from error
         LOG.debug('%s is removed', self.spec, instance=self._target.instance)
 
     def _record_id(self) -> None:

@@ -113,25 +113,26 @@ def make_image(plan: planning.Plan, frozen: strategies.FrozenDisk,
     image: DirectImage[ty.Any]
     if isinstance(frozen, rbd.FrozenRbd):
         image = ClonedImage(plan, frozen.snapshot, making, token, on_progress)
-    elif CONF.snapext.rbd_image_user:
+    elif CONF.snapext.rbd_image_user and ceph.image_of(plan.disk) is None:
         image = CopiedImage(plan, frozen, making, token, on_progress)
     else:
         return None
+    is_begun = False
     try:
         with token.prefer_cause():
             image.check()
+            is_begun = True
             # Glance would overwrite later changes with what it has read when
             # it takes over the location.
             with upload.GlanceImage(
                     plan.context, plan.image_id, token) as glance_image:
                 glance_image.update_metadata(attributes, described)
             return image.make()
-    except exception.CephError as error:
-        LOG.warning('The root disk is streamed: %s', error,
-                    instance=plan.instance)
-    except exception.DirectImageRefused as refused:
-        LOG.info('The root disk is streamed: %s', refused,
-                 instance=plan.instance)
+    except (exception.CephError, exception.DirectImageRefused) as error:
+        # What is missing on purpose is no reason for a warning.
+        LOG.log(logging.WARNING if is_begun else logging.INFO,
+                'The root disk is streamed: %s', error,
+                instance=plan.instance)
     return None
 
 
@@ -188,7 +189,6 @@ def may_be_taken_over(plan: planning.Plan) -> bool:
 class DirectImage(abc.ABC, ty.Generic[_Data]):
     """The image of one snapshot, made in Ceph.
 
-    :cvar user: of Ceph, who writes it, see :class:`ceph.ImageSpec`
     :param token: its cancellation ends the copy within seconds
     :param on_progress: called with the number of bytes that are in the image,
         and the total
@@ -269,8 +269,7 @@ class DirectImage(abc.ABC, ty.Generic[_Data]):
             try:
                 return self._fill(data)
             except exception.CephError as error:
-                if (left == 0 or ceph.is_forbidden(error) or
-                        isinstance(error, exception.CephTimeout)):
+                if left == 0 or ceph.is_final(error):
                     raise
                 LOG.warning('The image is written again: %s', error,
                             instance=self._plan.instance)
@@ -460,10 +459,8 @@ class CopiedImage(DirectImage[rbd_copy.RbdCopy]):
 
     def _find_pool(self) -> str:
         if not ceph.is_installed():
-            raise self._refused(
-                '[snapext]rbd_image_user is set, and the Python bindings of '
-                'librbd and librados (python3-rbd, python3-rados) are not '
-                'installed on this host')
+            raise self._refused(f'[snapext]rbd_image_user is set, and '
+                                f'{ceph.MISSING_BINDINGS}')
         return self._pool_of_options('')
 
     def _new_data(self, spec: ceph.ImageSpec) -> rbd_copy.RbdCopy:

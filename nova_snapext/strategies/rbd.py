@@ -65,8 +65,7 @@ class RbdStrategy(base.FreezingStrategy):
             return (f'its root disk {plan.disk.path} is not an RBD image in '
                     f'the form pool/name')
         if not ceph.is_installed():
-            return ('the Python bindings of librbd and librados (python3-rbd, '
-                    'python3-rados) are not installed on this host')
+            return ceph.MISSING_BINDINGS
         return None
 
     def freeze_disk(self, plan: planning.Plan,

@@ -342,8 +342,11 @@ class FaultTestCase(e2e.CloudTestCase):
             with contextlib.suppress(OSError):  # it has just ended
                 words = (path / 'cmdline').read_text(errors='replace').split(
                     '\0')
-                if pathlib.Path(words[0]).name in DISK_PROGRAMS and any(
-                        str(cls.state.nova) in word for word in words):
+                # Another cloud, in a tree of another Debian, has the same
+                # paths.
+                if (pathlib.Path(words[0]).name in DISK_PROGRAMS and
+                        any(str(cls.state.nova) in word for word in words) and
+                        (path / 'root').samefile('/')):
                     found.append(process.Identity.of(int(path.name)))
         return [identity for identity in found if identity]
 

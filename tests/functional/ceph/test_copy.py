@@ -161,6 +161,16 @@ class CopyTest(base.ImageTestCase):
         self.assertIn('write to the pool images', str(error))
         self.assert_no_image()
 
+    def test_image_of_somebody_else_is_left_alone(self):
+        plan = self.new_plan()
+        spec = self.spec(plan)
+        self.cluster.create(spec, units.Mi)
+        self.write(spec, 0x77, length=units.Mi)
+        self.assertRaises(exception.DirectImageRefused, self.make, plan)
+        self.assertEqual({0x77}, set(self.content_of(spec)))
+        self.assertEqual([], journal.entries())
+        self.glance.add.assert_not_called()
+
     def test_server_of_the_disk_that_ends_fails_the_snapshot(self):
         create = ceph.create_image
 
@@ -226,7 +236,7 @@ class CopyTest(base.ImageTestCase):
         with self.hanging():
             self.assertRaises(exception.ReleaseFailed, self.make, plan)
         self.assertNotEqual([], journal.entries())
-        self.await_calls()
+        self.configure('snapext', operation_timeout=60, read_timeout=60)
         self.recover(plan)
         self.assert_no_image()
 

@@ -107,7 +107,7 @@ class CallTest(base.TestCase):
     def test_image_that_can_not_be_opened_is_known_before_the_freeze(self):
         creation = ceph.SnapshotCreation(
             ceph.SnapSpec(ceph.ImageSpec('vms', 'disk'), 'name'))
-        with mock.patch.object(ceph, '_opened', side_effect=Rbd.Error('no')):
+        with mock.patch.object(ceph, 'opened', side_effect=Rbd.Error('no')):
             self.assertRaises(exception.CephError, creation.open)
         self.assertRaises(RuntimeError, creation.create, 1)
 
@@ -168,7 +168,7 @@ class LongCallTest(base.TestCase):
     def allocated(self, diff_iterate, *args):
         volume = mock.MagicMock(diff_iterate=diff_iterate)
         volume.size.return_value = 4
-        with mock.patch.object(ceph, '_opened') as opened:
+        with mock.patch.object(ceph, 'opened') as opened:
             opened.return_value.__enter__.return_value = volume
             opened.return_value.__exit__.return_value = None
             size, parts = ceph.allocated(ceph.SnapSpec(
@@ -247,7 +247,7 @@ class GreenThreadTest(CallTest):
         self.addCleanup(ended.set)
         volume = mock.MagicMock()
         volume.create_snap.side_effect = lambda _name: ended.wait()
-        with mock.patch.object(ceph, '_opened') as opened:
+        with mock.patch.object(ceph, 'opened') as opened:
             opened.return_value.__enter__.return_value = volume
             opened.return_value.__exit__.return_value = None
             creation.open()

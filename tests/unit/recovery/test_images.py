@@ -115,7 +115,7 @@ class MakeWayTest(base.RecoveryTestCase):
     def test_resource_blocks_unless_its_class_says_otherwise(self):
         self.assertTrue(journal.Resource.blocks_snapshot)
         self.assertEqual(
-            {'work directory', 'RBD clone', 'RBD snapshot',
+            {'work directory', 'RBD clone', 'RBD copy', 'RBD snapshot',
              'native RBD snapshot', 'guest filesystems'},
             {kind for kind, resource_type
              in recover.resource_types(self.driver).items()

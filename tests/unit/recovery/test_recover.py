@@ -238,7 +238,7 @@ class ResourceTypesTest(base.RecoveryTestCase):
         self.assertEqual(
             {'backup job', 'guest filesystems', 'internal snapshot',
              'managed save', 'NBD export', 'native snapshot', 'overlay',
-             'passthrough devices', 'RBD clone', 'RBD export',
+             'passthrough devices', 'RBD clone', 'RBD copy', 'RBD export',
              'RBD snapshot', 'native RBD snapshot', 'trial guest',
              'work directory'},
             {*recover.resource_types(self.driver)})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
+import errno
 import math
 from unittest import mock
 
@@ -364,6 +365,26 @@ class CopyTest(DirectTestCase):
         self.steps.attach_mock(self.copy, 'copy')
         self.flags(rbd_image_user='writer', rbd_image_pool='images',
                    group='snapext')
+
+    def plan(self, **changes):
+        return super().plan(**{'disk': base.QCOW2, **changes})
+
+    def test_disk_in_ceph_is_streamed(self):
+        self.assertIsNone(self.make(disk=DISK))
+        self.assertEqual([], self.names())
+
+    def test_failure_after_the_check_is_a_warning(self):
+        self.copy.fill.side_effect = exception.CephTimeout(
+            action='x', seconds='1')
+        with self.assertLogs('nova_snapext.snapshot.direct', 'WARNING'):
+            self.assertIsNone(self.make())
+
+    def test_image_of_somebody_else_is_not_written_again(self):
+        error = exception.CephError(action='create', reason='exists')
+        error.__cause__ = OSError(errno.EEXIST, 'exists')
+        self.copy.fill.side_effect = error
+        self.assert_streamed('exists')
+        self.copy.fill.assert_called_once()
 
     def test_host_without_the_option_streams_and_asks_nobody(self):
         self.flags(rbd_image_user=None, group='snapext')
