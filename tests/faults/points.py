@@ -273,6 +273,7 @@ CASES = (BACKUP, EXTERNAL, INTERNAL, INTERNAL_OFF, COLD, COLD_OFF, NATIVE)
 
 CEPH = f'{HYPERVISOR}ceph:'
 RBD_SNAPSHOT = f'{RESOURCES}rbd_snapshot:RbdSnapshot.'
+RBD_IMAGE = f'{RESOURCES}rbd_image:RbdImage.'
 RBD_CLONE = f'{RESOURCES}rbd_clone:RbdClone.'
 LOCATED_IMAGE = f'{UPLOAD}location:LocatedImage.'
 
@@ -309,7 +310,7 @@ RBD_DIRECT = Case('rbd', True, (
     COPYING,
     Point('the data is copied', f'{RBD_CLONE}flatten'),
     Point("the image's snapshot is created", f'{CEPH}finish_image'),
-    Point('the clone is about to be offered', f'{RBD_CLONE}set_offered'),
+    Point('the clone is about to be offered', f'{RBD_IMAGE}set_offered'),
     Point('the location is added', f'{LOCATED_IMAGE}add'),
     Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
     # After the filesystems.
@@ -411,7 +412,7 @@ ERRORS |= {
         Point('before the data is copied', f'{RBD_CLONE}flatten', BEFORE),
         Point('the data is copied', f'{RBD_CLONE}flatten'),
         Point("the image's snapshot is created", f'{CEPH}finish_image'),
-        Point('the clone is about to be offered', f'{RBD_CLONE}set_offered'),
+        Point('the clone is about to be offered', f'{RBD_IMAGE}set_offered'),
         Point('before the location is added', f'{LOCATED_IMAGE}add', BEFORE),
         # The image is complete: the snapshot succeeds.
         Point('the location is added', f'{LOCATED_IMAGE}add'),
