@@ -13,7 +13,9 @@ from devcloud import ceph
 from devcloud import errors
 from devcloud import servers
 from devcloud import services
+from devcloud import shell
 from devcloud import wait
+from oslo_utils import units
 
 from tests.e2e import base
 from tests.e2e import matrix
@@ -32,12 +34,17 @@ RBD = ('libvirt.images_type=rbd', ALLOW_ALL, 'DEFAULT.debug=True')
 RAW = ('libvirt.snapshot_image_format=raw',)
 QCOW2 = ('libvirt.snapshot_image_format=qcow2',)
 
+#: Disks are files, and raw images of them are written into Glance's pool.
+COPIED = ('libvirt.images_type=qcow2', ALLOW_ALL, 'DEFAULT.debug=True', *RAW,
+          'snapext.rbd_image_user=nova', 'snapext.rbd_image_pool=images',
+          'snapext.rbd_image_store=ceph')
+
 #: Log lines of the two ways.
 DIRECT = re.compile(r'Image (\S+) was made inside Ceph, as images/(\S+)')
 STREAMED = re.compile(r'The root disk is streamed: (.*)')
 
 # A socket and a file with a process's number are on the host, in bytes.
-HOST_SPACE = 64 * 1024
+HOST_SPACE = 64 * units.Ki
 
 # Seconds that a clean-up takes: Glance removes an image's data after it has
 # answered.
@@ -82,10 +89,12 @@ def configured(*settings):
 class CephTestCase(base.CloudTestCase):
     """Tests with disks in Ceph.
 
+    :cvar HOST_SPACE: bytes that a snapshot may need on the host
     :cvar MORE: further settings of the class
     """
 
     CONFIGURATION = RBD
+    HOST_SPACE = HOST_SPACE
     MORE: tuple[str, ...] = ()
 
     @classmethod
@@ -207,7 +216,7 @@ class CephTestCase(base.CloudTestCase):
         self.assertRegex(image['snapext_frozen_at'],
                          r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$')
         self.assertNotIn('snapext_strategy', image)
-        self.assertLess(snapshot.host_space, HOST_SPACE)
+        self.assertLess(snapshot.host_space, self.HOST_SPACE)
         report = self.assert_snapshot_complete(snapshot, image_format)
         if consistency in ('filesystem', 'offline'):
             self.assertTrue(report.filesystem.clean, report.filesystem.check)
@@ -217,21 +226,27 @@ class CephTestCase(base.CloudTestCase):
     def assert_direct(self, snapshot, consistency):
         """Check a snapshot whose image was made inside Ceph."""
         taken = self.assert_taken(snapshot, consistency)
+        self.assertEqual(('0', '0'), snapshot.figures[3:])
+        self.assert_in_ceph(snapshot)
+        return taken
+
+    def assert_in_ceph(self, snapshot):
+        """Check that a snapshot's image is in Glance's pool, and no clone."""
         made = DIRECT.search(snapshot.log)
         self.assertIsNotNone(made, snapshot.log[-4000:])
         self.assertEqual((snapshot.image,) * 2, made.groups())
-        self.assertEqual(('0', '0'), snapshot.figures[3:])
         self.assertIn(snapshot.image, self.volumes('images'))
         # It needs neither the guest's disk nor the image of the guest.
         self.assertIsNone(self.parent(f'images/{snapshot.image}'))
-        return taken
 
-    def assert_streamed(self, snapshot, consistency, image_format='raw'):
+    def assert_streamed(self, snapshot, consistency, image_format='raw',
+                        strategy='rbd'):
         """Check a snapshot whose data was read and sent.
 
         :returns: the snapshot, and why it was not made inside Ceph
         """
-        taken = self.assert_taken(snapshot, consistency, image_format)
+        taken = self.assert_taken(
+            snapshot, consistency, image_format, strategy)
         self.assertIsNone(DIRECT.search(snapshot.log))
         reason = STREAMED.search(snapshot.log)
         self.assertIsNotNone(reason, snapshot.log[-4000:])
@@ -347,8 +362,13 @@ class CephTestCase(base.CloudTestCase):
 
     def suspend_osd(self):
         """Have the OSD hang. It goes on at the end of the test."""
-        self.addCleanup(self.ceph.resume_osd)
+        self.addCleanup(self.resume_osd)
         self.ceph.suspend_osd()
+
+    def resume_osd(self):
+        """Let the OSD go on, and wait until it is in the cluster again."""
+        self.ceph.resume_osd()
+        self.ceph.start_osd()
 
     # Faults of nova-compute.
 
@@ -359,3 +379,70 @@ class CephTestCase(base.CloudTestCase):
         process.signal(signal.SIGKILL)
         wait.until('the end of nova-compute', lambda: not process.is_alive(),
                    SETTLE_TIMEOUT)
+
+
+class CopyTestCase(CephTestCase):
+    """Tests with disks that are files, and images that are copied into Ceph.
+
+    The disks are qcow2 files.
+    """
+
+    CONFIGURATION = COPIED
+    # What the guest overwrites during the snapshot, and QEMU's own data.
+    HOST_SPACE = 16 * units.Mi
+
+    @classmethod
+    def boot(cls, image=ELSEWHERE, *args, **kwargs):
+        return super().boot(image, *args, **kwargs)
+
+    @classmethod
+    def disk_of(cls, server):
+        return cls.state.instances / server / 'disk'
+
+    @classmethod
+    def disk_snapshots(cls, server):
+        """Return the names of the snapshots in a server's root disk."""
+        shown = json.loads(shell.run(
+            ['qemu-img', 'info', '-U', '--output', 'json',
+             cls.disk_of(server)]))
+        return [found['name'] for found in shown.get('snapshots', ())]
+
+    def assert_nothing_left(self, server):
+        super().assert_nothing_left(server)
+        # No overlay.
+        self.assertIn(f' {self.disk_of(server)}\n', self.host.virsh(
+            'domblklist', server))
+
+    def assert_copied(self, snapshot, strategy, consistency):
+        """Check a snapshot whose data was written into Ceph by the host.
+
+        Zeros neither are in the copy nor were sent.
+        """
+        taken = self.assert_taken(snapshot, consistency, strategy=strategy)
+        self.assert_in_ceph(snapshot)
+        size = taken.image['size']
+        read, sent = map(int, snapshot.figures[3:])
+        self.assertGreater(sent, 0)
+        self.assertLessEqual(sent, read)
+        self.assertLess(sent, size // 2)
+        [used] = {found['used_size'] for found in self.rbd_json(
+            'du', f'images/{snapshot.image}')['images']
+            if 'snapshot' in found}
+        self.assertLess(used, size // 2)
+        # The snapshot's end waits for it.
+        self.assertIsNotNone(taken.image['os_hash_value'])
+        return taken
+
+    def begin_copy(self, server, **metadata):
+        """Request a snapshot, and wait until its data is being written.
+
+        To be called inside slow_ceph().
+        """
+        image, log = self.request(server, **metadata)
+        # The first half is what is written, the second what is read back.
+        wait.until('the progress of the snapshot', lambda: (
+            self.server_shown(server)['progress']), base.SNAPSHOT_TIMEOUT)
+        self.assertLess(self.server_shown(server)['progress'], 50)
+        self.assertIn(image, self.volumes('images'))
+        self.assertNotIn('is written and verified', log())
+        return image, log

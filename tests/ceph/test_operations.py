@@ -12,7 +12,13 @@ from tests.e2e import base as e2e
 from tests.e2e import test_operations as operations
 
 
-class _OperationsTestCase(base.CephTestCase):
+class OperationsTestCase(base.CephTestCase):
+    """One guest, which is active again after each test.
+
+    :cvar SHELVED_BY: strategy of the image of a shelved guest
+    """
+
+    SHELVED_BY = 'rbd'
 
     @classmethod
     def setUpClass(cls):
@@ -41,6 +47,24 @@ class _OperationsTestCase(base.CephTestCase):
                 pass
         return {image['id'] for image in listed}
 
+    def backup(self):
+        acknowledged = self.last_record(self.server)
+        task_states, response, log = self.run_action(
+            self.server, 'createBackup',
+            {'name': 'ceph-backup', 'backup_type': 'daily', 'rotation': 1})
+        image = response['image_id']
+        self.addCleanup(self.client.delete, 'glance', f'/images/{image}',
+                        missing_ok=True)
+        self.assertSequenceEqual(operations.BACKUP, task_states)
+        self.assertIsNotNone(base.DIRECT.search(log), log[-4000:])
+        return image, acknowledged
+
+    def await_next_second(self, image):
+        """Wait until a new image has a later date, to the second."""
+        created = timeutils.parse_isotime(self.image(image)['created_at'])
+        wait.until('the next second',
+                   lambda: timeutils.is_older_than(created, 1), 10)
+
     def shelve(self, image_format='raw'):
         """Shelve the server.
 
@@ -55,7 +79,7 @@ class _OperationsTestCase(base.CephTestCase):
                         missing_ok=True)
         self.assertSequenceEqual(operations.SHELVE_AND_OFFLOAD, task_states)
         servers.await_status(self.client, self.server, 'SHELVED_OFFLOADED')
-        self.assertEqual(('rbd', 'offline'), (
+        self.assertEqual((self.SHELVED_BY, 'offline'), (
             image['snapext_strategy_used'], image['snapext_consistency']))
         self.assertIsNotNone(e2e.FINISHED.search(log), log[-4000:])
         report = self.assert_image_complete(
@@ -75,31 +99,16 @@ class _OperationsTestCase(base.CephTestCase):
         self.await_image_gone(image)
 
 
-class DirectTest(_OperationsTestCase):
+class DirectTest(OperationsTestCase):
     """With raw images, which are made inside Ceph."""
 
     MORE = base.RAW
-
-    def backup(self):
-        acknowledged = self.last_record(self.server)
-        task_states, response, log = self.run_action(
-            self.server, 'createBackup',
-            {'name': 'ceph-backup', 'backup_type': 'daily', 'rotation': 1})
-        image = response['image_id']
-        self.addCleanup(self.client.delete, 'glance', f'/images/{image}',
-                        missing_ok=True)
-        self.assertSequenceEqual(operations.BACKUP, task_states)
-        self.assertIsNotNone(base.DIRECT.search(log), log[-4000:])
-        return image, acknowledged
 
     def test_backups_rotate_and_no_empty_image_is_left(self):
         last = None
         for _ in range(3):
             if last:
-                created = timeutils.parse_isotime(
-                    self.image(last)['created_at'])
-                wait.until('the next second', lambda created=created: (
-                    timeutils.is_older_than(created, 1)), 10)
+                self.await_next_second(last)
             image, acknowledged = self.backup()
             if last:
                 self.await_image_gone(last)
@@ -173,7 +182,7 @@ class DirectTest(_OperationsTestCase):
         self.assert_nothing_left(self.server)
 
 
-class StreamedTest(_OperationsTestCase):
+class StreamedTest(OperationsTestCase):
     """With qcow2 images, which are streamed."""
 
     MORE = base.QCOW2

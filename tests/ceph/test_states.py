@@ -11,7 +11,7 @@ CONSISTENCY = {'running': 'crash', 'paused': 'crash', 'suspended': 'crash',
                'stopped': 'offline'}
 
 
-class _StatesTestCase(base.CephTestCase):
+class StatesTestCase(base.CephTestCase):
     """Snapshots of one guest in each state.
 
     :cvar SOURCE: image of the guest
@@ -46,7 +46,7 @@ class _StatesTestCase(base.CephTestCase):
         return snapshot
 
 
-class DirectTest(_StatesTestCase):
+class DirectTest(StatesTestCase):
     """A guest with an agent, cloned from its image; raw images."""
 
     MORE = base.RAW
@@ -78,7 +78,7 @@ class DirectTest(_StatesTestCase):
         self.assert_keeps_writing(self.server)
 
 
-class StreamedTest(_StatesTestCase):
+class StreamedTest(StatesTestCase):
     """The same guest with qcow2 images."""
 
     MORE = base.QCOW2
@@ -124,7 +124,7 @@ class StreamedTest(_StatesTestCase):
         self.streamed('running', 'filesystem')
 
 
-class ElsewhereTest(_StatesTestCase):
+class ElsewhereTest(StatesTestCase):
     """A guest without an agent, from an image that is not in Ceph."""
 
     SOURCE = base.ELSEWHERE_WITHOUT_AGENT
@@ -160,7 +160,7 @@ class ElsewhereTest(_StatesTestCase):
         self.assertIn(snapshot.image, self.volumes('images'))
 
 
-class FallbackTest(_StatesTestCase):
+class FallbackTest(StatesTestCase):
     """What prevents an image inside Ceph is told, and the disk streamed."""
 
     MORE = base.RAW
@@ -195,7 +195,7 @@ class FallbackTest(_StatesTestCase):
         self.assert_direct(self.take('running'), 'filesystem')
 
 
-class EventletTest(_StatesTestCase):
+class EventletTest(StatesTestCase):
     """Nova's other concurrency mode."""
 
     MORE = ('DEFAULT.concurrency_backend=eventlet', *base.RAW)
