@@ -129,6 +129,12 @@ class FaultsTest(base.CopyTestCase):
         self.assertRegex(self.streamed(),
                          r'write to the pool images: .*[Pp]ermi')
 
+    def test_full_pool_leaves_the_disk_to_be_streamed(self):
+        self.addCleanup(self.set_quota, 0)
+        # Less than the images of guests take.
+        self.set_quota(1)
+        self.assertIn('quota', self.streamed())
+
     @base.configured('snapext.rbd_image_user=nobody')
     def test_user_without_a_key_leaves_the_disk_to_be_streamed(self):
         self.assertIn('write to the pool images', self.streamed())
@@ -136,6 +142,17 @@ class FaultsTest(base.CopyTestCase):
     @base.configured(*base.QCOW2)
     def test_qcow2_image_is_streamed(self):
         self.assertIn('format qcow2', self.streamed('qcow2'))
+
+    def set_quota(self, size):
+        """Limit Glance's pool, and wait until Ceph says that it is full.
+
+        :param size: in bytes; 0: no limit, and it is no longer full
+        """
+        self.ceph.ceph('osd', 'pool', 'set-quota', 'images', 'max_bytes',
+                       str(size))
+        wait.until('what the quota makes of the pool', lambda: (
+            'POOL_FULL' in self.ceph.ceph('health')['checks']) == bool(size),
+            RECOVERY_TIMEOUT)
 
     def streamed(self, image_format='raw'):
         """Check that the next snapshot is streamed, and return the reason."""
