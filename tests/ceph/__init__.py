@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests on the small real cloud on Ceph: the strategy ``rbd``.
+"""Tests on the small real cloud on Ceph: the strategy ``rbd``, and copies.
 
 The cloud has to be one of `tools/cloud up --ceph`.
 """

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nova-compute is killed, gets an error or waits for Ceph, at each point.
 
-The classes are made of the cases in tests/faults/points.py: a case whose name
-has DIRECT is one of raw images, which are made inside Ceph. The images of the
-others are streamed, as qcow2.
+The classes are made of the cases in tests/faults/points.py.
 """
 
 from devcloud import errors
@@ -26,16 +24,13 @@ RECOVERY_TIMEOUT = 180
 
 
 class CephFaults(base.CephTestCase):
-    """What differs from the faults of guests whose disk is a file."""
+    """What differs from the faults on a host without Ceph."""
 
     def assert_no_trace(self):
-        wait.until(f"the end of {' and '.join(faults_base.DISK_PROGRAMS)}",
-                   lambda: not self.disk_programs(),
-                   faults_base.SETTLE_TIMEOUT)
         # An image is not deleted while Glance reads it for its digest.
         wait.until('the journal to be empty',
                    lambda: not self.journal_files(), RECOVERY_TIMEOUT)
-        self.assert_nothing_left(self.server)
+        super().assert_no_trace()
 
     def assert_image_complete(self, image, image_format=None,
                               acknowledged=0):
@@ -56,6 +51,27 @@ class CephFaults(base.CephTestCase):
             cls.remove_by_force(server)
 
 
+class RbdFaults(CephFaults):
+    """Faults of guests whose disk is in Ceph."""
+
+    def assert_no_snapshot_in_disk(self):
+        self.assertEqual([], self.disk_snapshots(self.server))
+
+
+class CopyFaults(CephFaults, base.CopyTestCase):
+    """Faults of guests whose disk is a file, and is copied into Ceph."""
+
+
+#: The parents of the classes of each case, and further settings.
+CASES = {
+    # Made inside Ceph.
+    points.RBD_DIRECT: (RbdFaults, base.RAW),
+    points.RBD_STREAMED: (RbdFaults, base.QCOW2),
+    points.RBD_OFF: (RbdFaults, base.QCOW2),
+    points.RBD_COPIED: (CopyFaults, ()),
+}
+
+
 class Deletion:
     """The test after the faults of a whole case."""
 
@@ -66,7 +82,7 @@ class Deletion:
         self.assert_deleted(server)
 
 
-class HangTestCase(CephFaults, faults_base.FaultTestCase):
+class HangTestCase(RbdFaults, faults_base.FaultTestCase):
     """Ceph hangs from a point on, until the guest is told to thaw.
 
     Then it goes on, also with the calls that it had already received. A guest
@@ -114,9 +130,9 @@ class HangTestCase(CephFaults, faults_base.FaultTestCase):
 
 
 def cases():
-    """Return the cases of the strategy ``rbd``, by name."""
+    """Return the cases of a host with Ceph, by name."""
     return {name: case for name, case in vars(points).items()
-            if isinstance(case, points.Case) and case.strategy == 'rbd'}
+            if case in points.CEPH_CASES}
 
 
 def fault_test(name, case, kind, *parents, **attributes):
@@ -125,10 +141,10 @@ def fault_test(name, case, kind, *parents, **attributes):
     :param attributes: further attributes of the class
     """
     words = ''.join(word.capitalize() for word in name.split('_'))
-    bases = parents if kind == 'Hang' else (CephFaults, *parents)
+    host, settings = CASES[case]
+    bases = parents if kind == 'Hang' else (host, *parents)
     return type(f'{words}{kind}Test', (Deletion, *bases), {
-        '__module__': __name__, 'CASE': case,
-        'MORE': base.RAW if 'DIRECT' in name else base.QCOW2, **attributes})
+        '__module__': __name__, 'CASE': case, 'MORE': settings, **attributes})
 
 
 for _name, _case in cases().items():

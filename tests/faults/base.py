@@ -300,6 +300,9 @@ class FaultTestCase(e2e.CloudTestCase):
                    SETTLE_TIMEOUT)
         self.assertEqual('', self.host.virsh(
             'snapshot-list', '--name', self.server).strip())
+        self.assert_no_snapshot_in_disk()
+
+    def assert_no_snapshot_in_disk(self):
         disk = self.state.instances / self.server / 'disk'
         self.assertNotIn('snapext', shell.run(
             ['qemu-img', 'snapshot', '-l', '-U', disk]))

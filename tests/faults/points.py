@@ -275,6 +275,7 @@ CEPH = f'{HYPERVISOR}ceph:'
 RBD_SNAPSHOT = f'{RESOURCES}rbd_snapshot:RbdSnapshot.'
 RBD_IMAGE = f'{RESOURCES}rbd_image:RbdImage.'
 RBD_CLONE = f'{RESOURCES}rbd_clone:RbdClone.'
+RBD_COPY = f'{RESOURCES}rbd_copy:RbdCopy.'
 LOCATED_IMAGE = f'{UPLOAD}location:LocatedImage.'
 
 RBD_SNAPSHOT_ADDED = Point('the RBD snapshot is in the journal', ADD, nth=3)
@@ -297,6 +298,16 @@ RBD_REMOVED = (
 COPYING = Point('the data is being copied', f'{RBD_CLONE}flatten', DURING,
                 delay=0.3)
 
+FINISHED_IN_CEPH = Point("the image's snapshot is created",
+                         f'{CEPH}finish_image')
+ADDING = Point('before the location is added', f'{LOCATED_IMAGE}add', BEFORE)
+ADDED = (
+    Point('the location is added', f'{LOCATED_IMAGE}add'),
+    Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
+)
+IMAGE_REMOVED = BACKUP.point('the image is removed from the journal')
+HASHED = Point('Glance has the digest', f'{LOCATED_IMAGE}wait_until_hashed')
+
 #: A raw image that is made inside Ceph.
 RBD_DIRECT = Case('rbd', True, (
     JOURNAL_CREATED,
@@ -309,14 +320,13 @@ RBD_DIRECT = Case('rbd', True, (
     Point('the clone is created', f'{CEPH}clone'),
     COPYING,
     Point('the data is copied', f'{RBD_CLONE}flatten'),
-    Point("the image's snapshot is created", f'{CEPH}finish_image'),
+    FINISHED_IN_CEPH,
     Point('the clone is about to be offered', f'{RBD_IMAGE}set_offered'),
-    Point('the location is added', f'{LOCATED_IMAGE}add'),
-    Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
+    *ADDED,
     # After the filesystems.
     Point('the clone is removed from the journal', f'{JOURNAL}remove', nth=2),
-    Point('the image is removed from the journal', f'{JOURNAL_IMAGE}remove'),
-    Point('Glance has the digest', f'{LOCATED_IMAGE}wait_until_hashed'),
+    IMAGE_REMOVED,
+    HASHED,
     SERVER_ENDED,
     *RBD_REMOVED,
     *DONE,
@@ -346,8 +356,32 @@ RBD_OFF = Case('rbd', False, (
     *DONE,
 ))
 
-#: Cases of a host whose disks are in Ceph.
-CEPH_CASES = (RBD_DIRECT, RBD_STREAMED, RBD_OFF)
+WRITING = Point('the data is being written',
+                f'{HYPERVISOR}rbd_io:OpenImage.write', nth=20)
+
+#: A raw image that the host writes into Ceph, of a disk that is a file. The
+#: steps until the disk is frozen are those of BACKUP.
+RBD_COPIED = Case('backup', True, (
+    THAWED,
+    # After the filesystems and the backup job.
+    Point('the copy is in the journal', ADD, nth=3),
+    Point('the copy is created', f'{CEPH}create_image'),
+    WRITING,
+    FINISHED_IN_CEPH,
+    Point('the data is written and verified', f'{RBD_COPY}fill'),
+    Point('the copy is about to be offered', f'{RBD_IMAGE}set_offered'),
+    *ADDED,
+    # After the filesystems.
+    Point('the copy is removed from the journal', f'{JOURNAL}remove', nth=2),
+    *BACKUP.since('the image is removed from the journal')[:4],
+    DONE[0],
+    HASHED,
+    *JOURNAL_REMOVED,
+    DONE[1],
+))
+
+#: Cases of a host with Ceph.
+CEPH_CASES = (RBD_DIRECT, RBD_STREAMED, RBD_OFF, RBD_COPIED)
 
 SERVING = Point('before qemu-nbd serves', f'{HYPERVISOR}qemu_nbd:serve',
                 BEFORE)
@@ -411,13 +445,20 @@ ERRORS |= {
         Point('the clone is created', f'{CEPH}clone'),
         Point('before the data is copied', f'{RBD_CLONE}flatten', BEFORE),
         Point('the data is copied', f'{RBD_CLONE}flatten'),
-        Point("the image's snapshot is created", f'{CEPH}finish_image'),
+        FINISHED_IN_CEPH,
         Point('the clone is about to be offered', f'{RBD_IMAGE}set_offered'),
-        Point('before the location is added', f'{LOCATED_IMAGE}add', BEFORE),
+        ADDING,
         # The image is complete: the snapshot succeeds.
-        Point('the location is added', f'{LOCATED_IMAGE}add'),
-        Point('the image is active', f'{LOCATED_IMAGE}wait_until_active'),
-        Point('Glance has the digest', f'{LOCATED_IMAGE}wait_until_hashed'),
+        *ADDED,
+        HASHED,
+    ),
+    RBD_COPIED: (
+        Point('before the copy is created', f'{CEPH}create_image', BEFORE),
+        *RBD_COPIED.since('the copy is created')[:5],
+        ADDING,
+        # The image is complete: the snapshot succeeds.
+        *ADDED,
+        HASHED,
     ),
     RBD_STREAMED: (*RBD_FREEZE_ERRORS, READ, COMPARING),
 }
@@ -550,6 +591,15 @@ RECOVERY = {
     (RBD_STREAMED, READ): (
         *RBD_REMOVED,
         RBD_STREAMED.point('the work directory is removed'),
+    ),
+    (RBD_COPIED, WRITING): (
+        Point('before the copy is removed', f'{CEPH}remove_image', BEFORE),
+        Point('the copy is being removed', f'{CEPH}_delete_image', DURING,
+              delay=0.05),
+        Point('the copy is removed', f'{CEPH}remove_image'),
+        Point('the backup job is aborted', 'libvirt:virDomain.abortJob'),
+        Point('the image is deleted', f'{RESOURCES}image:delete'),
+        *JOURNAL_REMOVED,
     ),
 }
 
