@@ -2,6 +2,7 @@
 """Raw images of disks that are files, written into Glance's pool."""
 
 from devcloud import compute
+from devcloud import shell
 from devcloud import wait
 
 from tests.ceph import base
@@ -51,8 +52,12 @@ class StatesTest(base.CopyTestCase, test_states.StatesTestCase):
     def test_paused_guest_is_copied_without_its_agent(self):
         self.assert_copied(self.take('paused'), 'backup', 'crash')
 
-    def test_stopped_guest_is_copied(self):
-        self.assert_copied(self.take('stopped'), 'cold', 'offline')
+    def test_copy_of_stopped_guest_equals_its_disk(self):
+        snapshot = self.take('stopped')
+        self.assert_copied(snapshot, 'cold', 'offline')
+        with self.downloaded(snapshot.image) as file:
+            shell.run(['qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2',
+                       file, self.disk_of(self.server)])
 
 
 class FaultsTest(base.CopyTestCase):
@@ -114,6 +119,7 @@ class FaultsTest(base.CopyTestCase):
                 self.assertIn('Ceph did not respond within 10 seconds, to '
                               f'write images/{image}', log())
                 self.assertNotIn('finished: strategy=', log())
+                self.assertIn('operator', self.refusal_text(self.server))
                 self.assertNotEqual([], self.journal_files())
             finally:
                 self.resume_osd()
