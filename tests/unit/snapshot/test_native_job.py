@@ -275,8 +275,9 @@ class InsideCephTest(snapshot_base.SnapshotTestCase):
             ('native RBD snapshot', {
                 'pool': 'vms', 'image': 'i_disk', 'snapshot': self.NAME}),
             ('RBD clone', {
-                'pool': 'images', 'image': base.IMAGE_ID, 'offered': True,
-                'seen_by_nova': False, 'rbd_id': None})], self.recorded)
+                'pool': 'images', 'image': base.IMAGE_ID, 'user': None,
+                'offered': True, 'seen_by_nova': False, 'rbd_id': None,
+            })], self.recorded)
 
     def test_image_that_glance_has_is_kept(self):
         self.snapshot()
