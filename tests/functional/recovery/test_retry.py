@@ -51,7 +51,8 @@ class RetryTestCase(test_background.BackgroundTestCase):
         self.driver._image_api.get.return_value = {
             'id': uuids.image, 'name': 'snap', 'properties': {}}
         self.patch(self.driver, '_create_snapshot_metadata',
-                   lambda *_args: {'properties': {}})
+                   lambda *_args: {'properties': {}, 'disk_format': 'qcow2',
+                                   'container_format': 'bare'})
         glance_image = mock.MagicMock()
         glance_image.__enter__.return_value.set_metadata.return_value = (
             frozenset())
