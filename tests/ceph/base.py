@@ -381,6 +381,20 @@ class CephTestCase(base.CloudTestCase):
                    SETTLE_TIMEOUT)
 
 
+class OneGuestTestCase(CephTestCase):
+    """One guest, which is the same in all tests."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server = cls.boot()
+
+    def assert_as_before(self):
+        self.assert_nothing_left(self.server)
+        self.assert_not_frozen(self.server)
+        self.assert_keeps_writing(self.server)
+
+
 class CopyTestCase(CephTestCase):
     """Tests with disks that are files, and images that are copied into Ceph.
 

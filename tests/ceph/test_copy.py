@@ -60,18 +60,8 @@ class StatesTest(base.CopyTestCase, test_states.StatesTestCase):
                        file, self.disk_of(self.server)])
 
 
-class FaultsTest(base.CopyTestCase):
-    """What gets in the way of a copy. The guest is the same in all tests."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.server = cls.boot()
-
-    def assert_as_before(self):
-        self.assert_nothing_left(self.server)
-        self.assert_not_frozen(self.server)
-        self.assert_keeps_writing(self.server)
+class FaultsTest(base.CopyTestCase, base.OneGuestTestCase):
+    """What gets in the way of a copy."""
 
     def assert_next_is_copied(self):
         self.assert_copied(

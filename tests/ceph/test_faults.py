@@ -13,20 +13,10 @@ from tests.e2e import held
 from tests.e2e import killed
 
 
-class CephStoppedTest(base.CephTestCase):
-    """The OSD ends or hangs. The guest is the same in all tests."""
+class CephStoppedTest(base.OneGuestTestCase):
+    """The OSD ends or hangs."""
 
     MORE = (*base.RAW, 'snapext.operation_timeout=30')
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.server = cls.boot()
-
-    def assert_as_before(self):
-        self.assert_nothing_left(self.server)
-        self.assert_not_frozen(self.server)
-        self.assert_keeps_writing(self.server)
 
     def test_osd_that_is_down_during_flatten_and_back_only_delays(self):
         acknowledged = self.last_record(self.server)
