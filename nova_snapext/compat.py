@@ -25,6 +25,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -374,8 +375,8 @@ def require() -> None:
     warning = untested()
     if warning:
         # Not before nova-compute has chosen its kind of threads.
-        from oslo_log import log as logging
-        logging.getLogger(__name__).warning('%s', warning)
+        from oslo_log import log as oslo_logging
+        oslo_logging.getLogger(__name__).warning('%s', warning)
 
 
 def versions() -> str:
@@ -416,6 +417,8 @@ def use_native_threads() -> None:
         # which serves only one thread. Without a pool it calls at once: see
         # execute() in eventlet/tpool.py.
         os.environ['EVENTLET_THREADPOOL_SIZE'] = '0'
+    # Nova 32 and 33 warn services of native threads. No log is set up yet.
+    logging.getLogger('nova.monkey_patch').setLevel(logging.ERROR)
     # The import alone would choose in Nova 31.
     from nova import monkey_patch
     if nova_release() >= NATIVE_THREADS_NOVA:
