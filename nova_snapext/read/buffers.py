@@ -20,7 +20,7 @@ class BufferPool:
     Buffers are not returned: a buffer is in use as long as a view of it, or
     of a part of it, exists in any thread. The pool has as many buffers as are
     in use at once, and few more: each call of :meth:`take` removes at most
-    one surplus buffer.
+    one surplus buffer. Small reads that follow each other share a buffer.
 
     :param size: of each buffer, in bytes
     """
@@ -28,16 +28,22 @@ class BufferPool:
     def __init__(self, size: int) -> None:
         self._size = size
         self._buffers: collections.deque[bytearray] = collections.deque()
+        # The buffer that the last view is of, and how much of it was taken.
+        self._current = bytearray()
+        self._taken = 0
 
     def __len__(self) -> int:
         return len(self._buffers)
 
     def take(self, length: int) -> memoryview:
-        """Return a view of a buffer that has no other view.
+        """Return a view of bytes that no other view contains.
 
         :param length: in bytes, at most the size of the pool's buffers
         """
-        return memoryview(self._idle_buffer())[:length]
+        if self._taken + length > len(self._current):
+            self._current, self._taken = self._idle_buffer(), 0
+        begin, self._taken = self._taken, self._taken + length
+        return memoryview(self._current)[begin:self._taken]
 
     def _idle_buffer(self) -> bytearray:
         for _ in range(len(self._buffers)):

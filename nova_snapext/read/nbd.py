@@ -35,13 +35,15 @@ nbd: ty.Any = libnbd.load()
 # per GiB, 512 KiB take 0.55. Beyond 1 MiB it is slower again.
 REQUEST_SIZE = 512 * 1024
 
-# Minimum number of reads in flight: more are not faster if Glance is slower
-# than the storage, and their buffers displace from the CPU caches the data
-# that a Glance on the same host has just received.
-MIN_IN_FLIGHT = 4
+# Minimum of bytes in flight: more are not faster if Glance is slower than the
+# storage, and their buffers displace from the CPU caches the data that a
+# Glance on the same host has just received.
+MIN_IN_FLIGHT = 4 * REQUEST_SIZE
 
-# Maximum number, for slow storage: QEMU accepts no more from one client.
-MAX_IN_FLIGHT = 16
+# Maximum number of reads in flight, and of bytes, for slow storage: QEMU
+# serves no more reads of one client at once.
+MAX_READS = 16
+MAX_IN_FLIGHT = MAX_READS * REQUEST_SIZE
 
 # Bytes that one block status request covers. QEMU lists up to 131,072 extents
 # in a reply, which take 10 MiB as Python integers. If each 64 KiB cluster is
@@ -130,7 +132,7 @@ class Disk:
         self._reports_extents = False
         self._buffers = buffers.BufferPool(REQUEST_SIZE)
         self._in_flight: collections.deque[_Request] = collections.deque()
-        self._window = window.Window(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
+        self._window = _window()
 
     def __enter__(self) -> Disk:
         """Connect to the export.
@@ -243,9 +245,9 @@ class Disk:
         # A caller that stopped early left requests in flight.
         while self._in_flight:
             self._oldest()
-        self._window = window.Window(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
+        self._window = _window()
         for offset, length in _split(ranges):
-            while len(self._in_flight) >= self._window.size:
+            while not self._window.may_request():
                 yield self._oldest()
             self._request(offset, length)
         while self._in_flight:
@@ -262,6 +264,7 @@ class Disk:
         except nbd.Error as error:
             raise self._error(error) from error
         self._in_flight.append(_Request(cookie, offset, view))
+        self._window.requested(length)
 
     def _wait_for_rate_limit(self, length: int) -> None:
         begin = rate_limiter.HOST_LIMITER.reserve(length, self._rate_limit)
@@ -342,6 +345,10 @@ class Disk:
             # open as long as the error is kept.
             reason.with_traceback(None)
         return exception.DiskReadError(disk=self.uri, reason=str(reason))
+
+
+def _window() -> window.Window:
+    return window.Window(MIN_IN_FLIGHT, MAX_IN_FLIGHT, MAX_READS)
 
 
 def _split(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -9,16 +9,21 @@ from collections.abc import Generator
 from concurrent import futures
 import hashlib
 
+from oslo_utils import units
+
 from nova_snapext import compat
 from nova_snapext import encode
 
-# Chunks of the encoder (512 KiB) that one call of the thread hashes. To wake
-# the thread for each chunk costs more than to read the chunk.
-DIGEST_BATCH = 2
+# Bytes that one call of the thread hashes at least. To wake the thread for
+# each chunk of the encoder costs more than to read the chunk.
+DIGEST_BATCH = units.Mi
 
 # Batches that may wait to be hashed. This bounds the memory of the digest.
 DIGEST_BACKLOG = 4
 
+# Bytes of a chunk of the encoder that is sent at once: it may be one byte that
+# keeps the connection alive while nothing else is ready.
+SENT_AT_ONCE = 4 * units.Ki
 
 # Called with the number of bytes sent so far, and the expected total.
 OnProgress = Callable[[int, int], None]
@@ -36,12 +41,14 @@ class Digest:
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self._thread = compat.thread_pool(1, 'snapext-digest')
         self._batch: list[encode.Chunk] = []
+        self._batch_size = 0
         self._backlog: collections.deque[futures.Future[None]] = (
             collections.deque())
 
     def update(self, chunk: encode.Chunk) -> None:
         self._batch.append(chunk)
-        if len(self._batch) == DIGEST_BATCH:
+        self._batch_size += len(chunk)
+        if self._batch_size >= DIGEST_BATCH:
             self._submit()
 
     def hexdigest(self) -> str:
@@ -54,7 +61,7 @@ class Digest:
         if len(self._backlog) >= DIGEST_BACKLOG:
             self._backlog.popleft().result()
         self._backlog.append(self._thread.submit(self._digest, self._batch))
-        self._batch = []
+        self._batch, self._batch_size = [], 0
 
     def _digest(self, batch: list[encode.Chunk]) -> None:
         for chunk in batch:
@@ -93,12 +100,17 @@ class Body:
         The requested size is ignored. The client requests 1 MiB, and sends
         each result as one HTTP chunk.
         """
-        if not self._rest:
-            buffer = next(self._stream, b'')
-            self._digest.update(buffer)
-            self._rest = memoryview(buffer)
-        chunk = bytes(self._rest[:self._chunk_size])
-        self._rest = self._rest[self._chunk_size:]
+        pieces, left = [], self._chunk_size
+        while left:
+            if not self._rest:
+                self._rest = memoryview(next(self._stream, b''))
+                self._digest.update(self._rest)
+            piece, self._rest = self._rest[:left], self._rest[left:]
+            pieces.append(piece)
+            left -= len(piece)
+            if len(piece) <= SENT_AT_ONCE:
+                break
+        chunk = b''.join(pieces)
         self.sent += len(chunk)
         self.is_sent = not chunk
         self._on_progress(self.sent, self._expected_size)

@@ -65,3 +65,19 @@ class BufferPoolTest(base.BaseTestCase):
             held.popleft()
             held.append(self.pool.take(4096))
             self.assertEqual(32, len(self.pool))
+
+    def test_small_views_share_a_buffer_but_no_byte_of_it(self):
+        views = [self.pool.take(1024) for _time in range(8)]
+        self.assertEqual(2, len(self.pool))
+        for number, view in enumerate(views):
+            view[:] = bytes([number]) * 1024
+        self.assertEqual(list(range(8)), [view[0] for view in views])
+        self.assertEqual([1] * 8, [len(set(view)) for view in views])
+
+    def test_buffer_with_a_small_view_is_not_reused(self):
+        held = self.pool.take(1024)
+        held[:] = b'mine' * 256
+        for _time in range(10):
+            self.pool.take(4096)[:] = bytes(4096)
+            self.pool.take(1024)[:] = bytes(1024)
+        self.assertEqual(b'mine' * 256, bytes(held))

@@ -27,6 +27,20 @@ class BodyTest(base.TestCase):
         self.assertEqual([b'abcd', b'e', b'fgh'],
                          self.read_all(self.body([b'abcde', b'fgh'])))
 
+    def test_short_chunks_of_encoder_are_joined(self):
+        size = body.SENT_AT_ONCE + 1
+        content = [os.urandom(size) for _ in range(5)]
+        self.assertEqual(
+            [b''.join(content[:4]), content[4]],
+            self.read_all(self.body(content, chunk_size=4 * size)))
+
+    def test_byte_that_keeps_the_connection_alive_is_sent_at_once(self):
+        long = os.urandom(100_000)
+        self.assertEqual(
+            [b'a', b'b', long + b'c', b'd'],
+            self.read_all(self.body([b'a', b'b', long, b'c', b'd'],
+                                    chunk_size=200_000)))
+
     def test_read_data_is_hashed_once_and_in_order(self):
         content = [os.urandom(100_000) for _ in range(50)]
         self.read_all(self.body(content, chunk_size=8192))
