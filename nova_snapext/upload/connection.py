@@ -21,6 +21,7 @@ from nova.image import glance
 
 from nova_snapext import cancel
 from nova_snapext import conf
+from nova_snapext.upload import service_login
 
 CONF = conf.CONF
 
@@ -72,18 +73,13 @@ class CancellableClient(glance.GlanceClientWrapper):
     def _own_auth(self, context: nova_context.RequestContext) -> ty.Any:
         """Return the same as Nova's service_auth, but for this client alone.
 
-        The plugin of the service user has a lock, which a request to Keystone
-        holds. No token ends the wait for it while another request of Nova
-        hangs. Under eventlet, greenlets of different native threads can't
-        wait for one lock at all: the upload runs in one thread, and checks
-        the image in another.
+        See :class:`service_login.ServiceLogin`.
         """
         user_auth = context.get_auth_plugin()
         if not CONF.service_user.send_service_user_token:
             return user_auth
         if self._service_auth is None:
-            self._service_auth = loading.load_auth_from_conf_options(
-                CONF, 'service_user')
+            self._service_auth = service_login.load()
         if self._service_auth is None:
             # [service_user]auth_type is not set. Nova has logged that.
             return user_auth

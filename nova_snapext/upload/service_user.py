@@ -17,6 +17,7 @@ from oslo_log import log as logging
 from nova_snapext import cancel
 from nova_snapext import conf
 from nova_snapext.upload import connection
+from nova_snapext.upload import service_login
 
 CONF = conf.CONF
 LOG = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ LOG = logging.getLogger(__name__)
 #: Glance's role of users that may add a location since release 29
 #: (glance/api/v2/images.py, add_location).
 ROLE = 'service'
-
-
-#: The section of nova.conf that has its credentials.
-GROUP = 'service_user'
 
 
 def context(token: cancel.CancelToken) -> nova_context.RequestContext:
@@ -39,10 +36,10 @@ def context(token: cancel.CancelToken) -> nova_context.RequestContext:
         cause
     :raises InvalidConfiguration: of Nova: [service_user] has no credentials
     """
-    auth: ty.Any = loading.load_auth_from_conf_options(CONF, GROUP)
+    auth = service_login.load()
     if auth is None:
         raise nova_exception.InvalidConfiguration(
-            f'[{GROUP}]auth_type is not set')
+            f'[{service_login.GROUP}]auth_type is not set')
     # Nova's policies, which would look for its roles, do not matter here.
     return nova_context.RequestContext(
         user_auth_plugin=_CancellableAuth(auth, token), is_admin=False,
@@ -56,14 +53,16 @@ class _CancellableAuth(plugin.BaseAuthPlugin):
     which waits for Keystone and Glance without a limit.
     """
 
-    def __init__(self, auth: ty.Any, token: cancel.CancelToken):
+    def __init__(self, auth: service_login.ServiceLogin,
+                 token: cancel.CancelToken):
         super().__init__()
         self._auth = auth
         self._token = token
 
     @contextlib.contextmanager
     def _own_session(self) -> Iterator[ks_session.Session]:
-        session = connection.cancellable_session(self._token, GROUP)
+        session = connection.cancellable_session(
+            self._token, service_login.GROUP)
         try:
             yield session
         finally:
@@ -72,17 +71,17 @@ class _CancellableAuth(plugin.BaseAuthPlugin):
     def get_token(self, session: ks_session.Session,
                   **_kwargs: ty.Any) -> str | None:
         with self._own_session() as own:
-            return ty.cast(str | None, self._auth.get_token(own))
+            return self._auth.get_token(own)
 
     def get_endpoint(self, session: ks_session.Session,
                      **kwargs: ty.Any) -> str | None:
         # As for users, it is that of the catalog: Glance is not asked.
         kwargs['skip_discovery'] = True
         with self._own_session() as own:
-            return ty.cast(str | None, self._auth.get_endpoint(own, **kwargs))
+            return self._auth.get_endpoint(own, **kwargs)
 
     def invalidate(self) -> bool:
-        return bool(self._auth.invalidate())
+        return self._auth.invalidate()
 
 
 def missing_reason(token: cancel.CancelToken | None = None) -> str | None:
@@ -116,7 +115,8 @@ def _roles(token: cancel.CancelToken) -> list[str]:
     Nova's plugin for this user has a lock, see CancellableClient.
     """
     session = connection.cancellable_session(token)
-    auth: ty.Any = loading.load_auth_from_conf_options(CONF, GROUP)
+    auth: ty.Any = loading.load_auth_from_conf_options(
+        CONF, service_login.GROUP)
     try:
         return list(auth.get_access(session).role_names)
     finally:

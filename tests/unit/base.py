@@ -13,6 +13,7 @@ from nova_snapext import conf
 from nova_snapext.hypervisor import domain
 from nova_snapext.hypervisor import privsep
 from nova_snapext import plan as planning
+from nova_snapext.upload import service_login
 
 #: Of a guest whose QEMU runs as root.
 DOMAIN = """
@@ -67,6 +68,8 @@ class TestCase(test.NoDBTestCase):
         for context in (privsep.context, privsep.label_context):
             self.useFixture(fixtures.MockPatchObject(
                 context, 'client_mode', False))
+        self.useFixture(fixtures.MockPatchObject(
+            service_login, '_shared', service_login._Shared()))
         # No version of QEMU can be told of a fake guest.
         self.useFixture(fixtures.MockPatch(
             'nova_snapext.strategies.base.FreezingStrategy.'

@@ -347,9 +347,12 @@ class AuthTest(base.TestCase):
 
     def test_service_token_is_sent_if_nova_sends_it(self):
         self.flags(send_service_user_token=True, group='service_user')
+        self.load.return_value.get_token.return_value = 'service'
         client = connection.CancellableClient(cancel.CancelToken())
-        self.assertIs(self.load.return_value, self.auth(client).service_auth)
         self.assertEqual('token', self.auth(client).get_token(None))
+        self.assertEqual(
+            {'X-Auth-Token': 'token', 'X-Service-Token': 'service'},
+            self.auth(client).get_headers(mock.Mock()))
         self.load.assert_called_once()
 
     def test_service_token_is_not_sent_if_nova_does_not(self):
