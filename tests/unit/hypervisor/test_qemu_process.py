@@ -12,6 +12,7 @@ from unittest import mock
 import fixtures
 import libvirt
 from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
 import psutil
 
 from nova_snapext import exception
@@ -82,6 +83,18 @@ class VersionTest(QemuProcessTestCase):
 
     def test_emulator_that_has_not_changed_tells_the_version(self):
         self.assertEqual((7, 2, 22), self.version())
+
+    def test_emulator_is_asked_once_until_its_file_changes(self):
+        with mock.patch.object(
+                qemu_process.processutils, 'execute',
+                side_effect=processutils.execute) as execute:
+            self.assertEqual([(7, 2, 22)] * 2, [
+                self.version(), self.version()])
+            self.assertEqual(1, execute.call_count)
+            self.tick()
+            self.answer('QEMU emulator version 9.0.0 (an upgrade)')
+            self.assertIsNone(self.version())
+            self.assertEqual(2, execute.call_count)
 
     def tick(self):
         """Wait until the next change of a file has another time."""

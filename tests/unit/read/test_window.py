@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import itertools
-
 from oslotest import base
 
 from nova_snapext.read import window
@@ -24,8 +22,13 @@ class WindowTest(base.BaseTestCase):
             count += 1
         return count
 
-    def arrive(self, waits, at=()):
-        for wait, begin in zip(waits, at or itertools.count(100)):
+    def arrive(self, waits, at=None):
+        """Let reads arrive, each after a wait.
+
+        :param at: starts of the waits; one of each second by default
+        """
+        for wait, begin in zip(waits, at or range(100, 100 + len(waits)),
+                               strict=True):
             self.tested.arrived(begin, begin + wait)
 
     def sizes(self, rounds, waits, between):
@@ -79,7 +82,7 @@ class WindowTest(base.BaseTestCase):
         self.arrive([0])
         self.assertEqual(4, self.fill(size=0.25))
 
-    def test_all_reads_have_arrived_after_a_fill_and_more_are_requested(self):
+    def test_read_longer_than_the_window_is_requested_alone(self):
         count = self.fill(size=4)
         self.assertEqual(1, count)
         self.arrive([0])
