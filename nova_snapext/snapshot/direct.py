@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from collections.abc import Mapping
 import dataclasses
 import math
 import typing as ty
@@ -94,14 +93,11 @@ class Making:
 
 
 def make_image(plan: planning.Plan, frozen: strategies.FrozenDisk,
-               making: Making, attributes: dict[str, ty.Any],
-               described: Mapping[str, str | None],
+               making: Making, metadata: upload.Metadata,
                token: cancel.CancelToken,
                on_progress: upload.OnProgress) -> Stored | None:
     """Make an image in Ceph, if that is possible.
 
-    :param attributes: those that the image's data depends on
-    :param described: properties of the image that describe the snapshot
     :returns: how it was made, see :func:`wait_until_hashed`. If None, nothing
         is left of it, and the disk has to be streamed
     :raises DiskReadError: the frozen disk can't be read
@@ -126,7 +122,7 @@ def make_image(plan: planning.Plan, frozen: strategies.FrozenDisk,
             # it takes over the location.
             with upload.GlanceImage(
                     plan.context, plan.image_id, token) as glance_image:
-                glance_image.update_metadata(attributes, described)
+                glance_image.update_metadata(metadata)
             return image.make()
     except (exception.CephError, exception.DirectImageRefused) as error:
         # What is missing on purpose is no reason for a warning.

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import typing as ty
 
 from nova.compute import task_states
 from nova.compute import utils as compute_utils
@@ -99,6 +99,7 @@ class SnapshotJob:
         self._set_task_state = TaskStates(update_task_state, instance)
         self._token = cancel.CancelToken()
         self._refused_properties: frozenset[str] = frozenset()
+        self._image_seen: dict[str, ty.Any] | None = None
         self._seen_by_nova = False
         self._published = published.Publication(instance, image_id)
         # Of a snapshot that is not Nova's own, from the freeze on.
@@ -309,7 +310,8 @@ class SnapshotJob:
                             driver=self._driver, stack=made,
                             seen_by_nova=self._seen_by_nova,
                             complete=complete),
-                        self._refused_properties, self._token, on_progress)
+                        self._metadata_of(plan, frozen), self._token,
+                        on_progress)
                 self._figures = (
                     f'strategy={strategy.name} '
                     f'consistency={frozen.consistency} '
@@ -367,6 +369,18 @@ class SnapshotJob:
                 self._context, self._image_id, self._token) as glance_image:
             self._refused_properties |= glance_image.set_metadata(
                 plan.metadata, described)
+            self._image_seen = glance_image.seen
+
+    def _metadata_of(self, plan: planning.Plan,
+                     frozen: strategies.FrozenDisk) -> upload.Metadata:
+        """Return the metadata that is known when the disk is frozen."""
+        return upload.Metadata(
+            # They can't be changed after the upload.
+            attributes={name: plan.metadata[name]
+                        for name in ('disk_format', 'container_format')},
+            informing=properties.without(
+                properties.of_frozen(frozen), self._refused_properties),
+            seen=self._image_seen)
 
     @contextlib.contextmanager
     def _run_checks(self) -> Iterator[Callable[[], None]]:
@@ -417,37 +431,19 @@ class SnapshotJob:
 
 
 def store(plan: planning.Plan, frozen: strategies.FrozenDisk,
-          making: direct.Making, refused_properties: Collection[str],
+          making: direct.Making, metadata: upload.Metadata,
           token: cancel.CancelToken,
           on_progress: upload.OnProgress) -> direct.Stored:
-    """Fill the image: inside Ceph if that is possible, else by streaming.
-
-    :param refused_properties: names of properties that Glance refused before
-        the freeze
-    """
-    described = properties.without(
-        properties.of_frozen(frozen), refused_properties)
-    return (direct.make_image(plan, frozen, making, _formats(plan), described,
-                              token, on_progress) or
-            stream(plan, frozen, described, token, on_progress))
-
-
-def _formats(plan: planning.Plan) -> dict[str, str]:
-    """Return the attributes of an image that its data depends on.
-
-    They can't be changed after the upload.
-    """
-    return {name: plan.metadata[name]
-            for name in ('disk_format', 'container_format')}
+    """Fill the image: inside Ceph if that is possible, else by streaming."""
+    return (direct.make_image(
+        plan, frozen, making, metadata, token, on_progress) or
+        stream(plan, frozen, metadata, token, on_progress))
 
 
 def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
-           described: properties.Properties, token: cancel.CancelToken,
+           metadata: upload.Metadata, token: cancel.CancelToken,
            on_progress: upload.OnProgress) -> direct.Stored:
-    """Read, encode and upload a frozen disk, until the token is cancelled.
-
-    :param described: properties of the image that describe the snapshot
-    """
+    """Read, encode and upload a frozen disk, until the token is cancelled."""
     disk = frozen.to_read(token)
     encoder = encode.encoder(plan.image_format, disk)
     with token.prefer_cause(), token.on_cancel(disk.abort), disk, \
@@ -455,7 +451,7 @@ def stream(plan: planning.Plan, frozen: strategies.FrozenDisk,
         LOG.debug('Uploading root disk %(disk)s, read from %(uri)s',
                   {'disk': plan.disk.target, 'uri': frozen.uri},
                   instance=plan.instance)
-        upload.upload(plan.context, plan.image_id, _formats(plan), described,
-                      encoder, token, on_progress)
+        upload.upload(plan.context, plan.image_id, metadata, encoder, token,
+                      on_progress)
         return direct.Stored(read_bytes=encoder.bytes_read,
                              sent_bytes=encoder.expected_size)

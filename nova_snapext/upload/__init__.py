@@ -11,9 +11,11 @@ from nova_snapext.upload.discard import is_seen_by_nova
 from nova_snapext.upload.discard import look_as_nova
 from nova_snapext.upload.glance import CLIENT_ERRORS
 from nova_snapext.upload.glance import GlanceImage
+from nova_snapext.upload.glance import Metadata
 from nova_snapext.upload.glance import upload
 from nova_snapext.upload.refusal import for_users as refusal_for_users
 
-__all__ = ['CLIENT_ERRORS', 'GlanceImage', 'ImageDeletedCheck', 'OnProgress',
+__all__ = ['CLIENT_ERRORS', 'GlanceImage', 'ImageDeletedCheck', 'Metadata',
+           'OnProgress',
            'discard', 'is_seen_by_nova', 'look_as_nova', 'refusal_for_users',
            'upload']

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 import json
 import typing as ty
 
@@ -33,6 +34,17 @@ PATCH_HEADERS = {
     'Content-Type': 'application/openstack-images-v2.1-json-patch'}
 
 
+class Update(ty.NamedTuple):
+    """What an update has changed.
+
+    :ivar names: of the attributes that were set or removed
+    :ivar image: as it is now; None: Glance does not tell
+    """
+
+    names: list[str]
+    image: dict[str, ty.Any] | None
+
+
 class ImageRequests:
     """The requests for one image, each of them made once.
 
@@ -54,8 +66,8 @@ class ImageRequests:
         _response, image = self._http_client.get(self._url)
         return ty.cast(dict[str, ty.Any], image)
 
-    def update(self, attributes: dict[str, ty.Any],
-               removed: Iterable[str]) -> list[str]:
+    def update(self, attributes: dict[str, ty.Any], removed: Iterable[str],
+               seen: dict[str, ty.Any] | None = None) -> Update:
         """Change some attributes of the image, and keep the others.
 
         Glance may forbid to set an attribute, even to the value that it has,
@@ -64,22 +76,34 @@ class ImageRequests:
 
         :param attributes: values by name
         :param removed: names of attributes to remove, unless they are set
-        :returns: names of the attributes that were set or removed
+        :param seen: the image as Glance has returned it last. If there are
+            attributes to set, and none to remove, it is not requested first;
+            what somebody else has changed since is changed in turn
         """
-        image = self.get()
-        changed = {name: value for name, value in attributes.items()
-                   if name not in image or image[name] != value}
-        removed = [name for name in removed
-                   if name in image and name not in attributes]
-        patch = [{'op': 'add', 'path': _pointer(name), 'value': value}
-                 for name, value in changed.items()]
-        patch += [{'op': 'remove', 'path': _pointer(name)}
-                  for name in removed]
-        if patch:
-            # A copy: python-glanceclient adds the id of the request to it.
-            self._http_client.patch(self._url, data=json.dumps(patch),
-                                    headers=dict(PATCH_HEADERS))
-        return [*changed, *removed]
+        removed, image, attempts = list(removed), seen, 2
+        if image is None or not _additions(image, attributes) or (
+                _removals(image, attributes, removed)):
+            image, attempts = self.get(), 1
+        names: list[str] = []
+        for _attempt in range(attempts):
+            additions = _additions(image, attributes)
+            removals = _removals(image, attributes, removed)
+            if not additions and not removals:
+                break
+            names += [*additions, *removals]
+            changed = self._patch([*additions.values(), *removals.values()])
+            if changed is None:
+                return Update(names, None)
+            image = changed
+        return Update(names, image)
+
+    def _patch(self, changes: list[dict[str, ty.Any]],
+               ) -> dict[str, ty.Any] | None:
+        """Make changes, and return the image as it is then, if it is told."""
+        # A copy: python-glanceclient adds the id of the request to it.
+        _response, image = self._http_client.patch(
+            self._url, data=json.dumps(changes), headers=dict(PATCH_HEADERS))
+        return image if isinstance(image, dict) else None
 
     def upload(self, data: body.Body, size: int | None) -> None:
         """Send the image's data in one request, which is made once.
@@ -161,6 +185,21 @@ class ImageRequests:
         return [str(store['id']) for store in body['stores']]
 
 
+def _additions(image: Mapping[str, ty.Any], attributes: dict[str, ty.Any],
+               ) -> dict[str, dict[str, ty.Any]]:
+    """Return the changes that give an image other values, by name."""
+    return {name: {'op': 'add', 'path': _pointer(name), 'value': value}
+            for name, value in attributes.items()
+            if name not in image or image[name] != value}
+
+
+def _removals(image: Mapping[str, ty.Any], attributes: dict[str, ty.Any],
+              removed: Iterable[str]) -> dict[str, dict[str, ty.Any]]:
+    """Return the changes that remove attributes of an image, by name."""
+    return {name: {'op': 'remove', 'path': _pointer(name)}
+            for name in removed if name in image and name not in attributes}
+
+
 def _pointer(name: str) -> str:
     """Return the JSON pointer to an attribute, see RFC 6901."""
     return '/' + name.replace('~', '~0').replace('/', '~1')
@@ -218,12 +257,12 @@ class ImageClient(connection.CancellableClient):
         self.call(context, API_VERSION, 'delete', controller='snapext_image')
 
     def update(self, context: nova_context.RequestContext,
-               attributes: dict[str, ty.Any],
-               removed: Iterable[str]) -> list[str]:
+               attributes: dict[str, ty.Any], removed: Iterable[str],
+               seen: dict[str, ty.Any] | None = None) -> Update:
         """Change the image's attributes, see :meth:`ImageRequests.update`.
 
         :raises GlanceConnectionFailed: all of Nova's attempts failed
         """
-        return ty.cast(list[str], self.call(
+        return ty.cast(Update, self.call(
             context, API_VERSION, 'update', controller='snapext_image',
-            args=(attributes, list(removed))))
+            args=(attributes, list(removed), seen)))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import hashlib
 import typing as ty
 
@@ -61,6 +62,21 @@ CLIENT_ERRORS = (
 FIRST_RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1, 30
 
 
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """Metadata of an image that is known when the disk is frozen.
+
+    :ivar attributes: those that the image's data depends on
+    :ivar informing: properties that describe the data, see
+        :meth:`GlanceImage.set_metadata`
+    :ivar seen: the image as Glance has returned it last; None: not known
+    """
+
+    attributes: dict[str, ty.Any]
+    informing: Mapping[str, str | None]
+    seen: dict[str, ty.Any] | None = None
+
+
 class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
     """One image in Glance, as the user that a context belongs to.
 
@@ -75,6 +91,8 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
     :param token: its cancellation ends each method at once, with the cause
     :param on_progress: called with the number of bytes sent so far, and the
         expected total
+    :ivar seen: the image as Glance has returned it after the last change of
+        its metadata; None: not known
     """
 
     def __init__(self, context: nova_context.RequestContext, image_id: str,
@@ -85,6 +103,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         self._token = token
         self._on_progress = on_progress or (lambda _sent, _size: None)
         self._client = image_client.ImageClient(token, image_id)
+        self.seen: dict[str, ty.Any] | None = None
         self._sent_digest: str | None = None
         self._has_expired = False
         self._has_logged_in_again = False
@@ -136,18 +155,18 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                 raise self._refused(refusal) from refusal
         return self._inform(informing)
 
-    def update_metadata(self, attributes: dict[str, ty.Any],
-                        informing: Mapping[str, str | None]) -> None:
+    def update_metadata(self, metadata: Metadata) -> None:
         """Set attributes again that :meth:`set_metadata` has set before.
 
-        :param attributes: those that the image's data depends on
-        :param informing: new values; nothing that happens to them is an error
-        :raises GlanceRefused: somebody else has changed the attributes, and
-            Glance refuses to change them back
+        Nothing that happens to those that only inform is an error.
+
+        :raises GlanceRefused: somebody else has changed the attributes that
+            the data depends on, and Glance refuses to change them back
         :raises ImageNotFound: the image was deleted
         """
+        self.seen = metadata.seen
         try:
-            self.set_metadata(attributes, informing)
+            self.set_metadata(metadata.attributes, metadata.informing)
         except (nova_exception.ImageNotFound, exception.GlanceRefused):
             raise
         except CLIENT_ERRORS as error:
@@ -155,7 +174,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
             LOG.warning('The properties %(names)s of image %(image)s could '
                         'not be set: %(error)s. They only inform, and the '
                         'snapshot goes on',
-                        {'names': ', '.join(informing),
+                        {'names': ', '.join(metadata.informing),
                          'image': self._image_id, 'error': error})
 
     def send(self, encoder: encode.Encoder) -> None:
@@ -283,9 +302,10 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
         values = {name: value for name, value in informing.items()
                   if value is not None}
         try:
-            changed = self._client.update(
+            seen, self.seen = self.seen, None
+            names, self.seen = self._client.update(
                 self._context, required | values,
-                [name for name in informing if name not in values])
+                [name for name in informing if name not in values], seen)
         except glanceclient.exc.HTTPNotFound as error:
             raise nova_exception.ImageNotFound(
                 image_id=self._image_id) from error
@@ -297,7 +317,7 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
                     reason=_reason(error)) from error
             raise
         LOG.debug('Attributes of image %(image)s set or removed: %(names)s',
-                  {'image': self._image_id, 'names': ', '.join(changed)})
+                  {'image': self._image_id, 'names': ', '.join(names)})
 
     def _refused(self, error: glanceclient.exc.HTTPException,
                  ) -> exception.GlanceRefused:
@@ -457,16 +477,13 @@ class GlanceImage(contextlib.AbstractContextManager['GlanceImage']):
 
 
 def upload(context: nova_context.RequestContext, image_id: str,
-           attributes: dict[str, ty.Any],
-           informing: Mapping[str, str | None], encoder: encode.Encoder,
+           metadata: Metadata, encoder: encode.Encoder,
            token: cancel.CancelToken, on_progress: body.OnProgress) -> None:
     """Upload an image to Glance, and verify what Glance stored.
 
     After an error, discard() the image: it may look complete.
 
-    :param attributes: those that the data depends on, and
-    :param informing: properties that describe the data, see
-        :meth:`GlanceImage.update_metadata`; the image keeps all others
+    :param metadata: the image keeps all other attributes and properties
     :param encoder: the image; it is read from byte 0 at each attempt
     :param token: its cancellation ends the upload at once, with the cause
     :param on_progress: called with the number of bytes sent so far, and the
@@ -478,7 +495,7 @@ def upload(context: nova_context.RequestContext, image_id: str,
     :raises GlanceConnectionFailed: all attempts were interrupted
     """
     with GlanceImage(context, image_id, token, on_progress) as image:
-        image.update_metadata(attributes, informing)
+        image.update_metadata(metadata)
         image.send(encoder)
         image.verify(encoder)
 

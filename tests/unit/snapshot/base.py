@@ -83,7 +83,8 @@ class SnapshotTestCase(base.TestCase):
         self.patch(self.driver, '_image_api').get.return_value = self.image
         glance_image = self.patch(upload, 'GlanceImage').return_value
         glance_image.__exit__.return_value = None
-        self.set_metadata = glance_image.__enter__.return_value.set_metadata
+        self.glance_image = glance_image.__enter__.return_value
+        self.set_metadata = self.glance_image.set_metadata
         self.set_metadata.side_effect = self.describe
         self.refused = frozenset()
         self.discard = self.patch(upload, 'discard')

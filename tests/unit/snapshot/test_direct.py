@@ -21,6 +21,7 @@ from nova_snapext.resources import rbd_copy
 from nova_snapext.snapshot import direct
 from nova_snapext.strategies import base as strategies_base
 from nova_snapext.strategies import rbd
+from nova_snapext import upload
 from nova_snapext.upload import location
 from nova_snapext.upload import service_user
 from tests.unit import base
@@ -86,7 +87,8 @@ class DirectTestCase(base.TestCase):
             self.plan(**changes), self.frozen, direct.Making(
                 driver=mock.Mock(), stack=self.steps.stack,
                 seen_by_nova=True, complete=self.steps.complete),
-            {'disk_format': 'raw'}, {'snapext_consistency': 'filesystem'},
+            upload.Metadata({'disk_format': 'raw'},
+                            {'snapext_consistency': 'filesystem'}),
             self.token, mock.Mock())
 
     def names(self):

@@ -158,8 +158,13 @@ class PlanTest(snapshot_base.SnapshotTestCase):
     def test_refused_properties_are_not_set_after_the_freeze(self):
         self.refused = frozenset({'snapext_frozen_at'})
         self.snapshot()
-        _plan, _frozen, described, *_ = self.stream.mock_calls[0].args
-        self.assertEqual({'snapext_consistency'}, described.keys())
+        _plan, _frozen, metadata, *_ = self.stream.mock_calls[0].args
+        self.assertEqual({'snapext_consistency'}, metadata.informing.keys())
+
+    def test_image_as_it_was_before_the_freeze_is_passed_on(self):
+        self.snapshot()
+        _plan, _frozen, metadata, *_ = self.stream.mock_calls[0].args
+        self.assertIs(self.glance_image.seen, metadata.seen)
 
     def test_refused_request_touches_nothing(self):
         self.image['properties'] = {'snapext_strategy': 'native'}
@@ -683,20 +688,20 @@ class StreamTest(snapshot_base.SnapshotTestCase):
 
     def test_upload_sets_formats_and_what_was_unknown_before(self):
         self.snapshot()
-        _context, image_id, attributes, informing, *_ = (
-            self.upload.call_args.args)
+        _context, image_id, metadata, *_ = self.upload.call_args.args
         self.assertEqual(base.IMAGE_ID, image_id)
         self.assertEqual({'disk_format': 'qcow2', 'container_format': 'bare'},
-                         attributes)
+                         metadata.attributes)
         self.assertEqual(
             {'snapext_consistency': 'crash',
-             'snapext_frozen_at': '2026-11-01T12:00:00.250Z'}, informing)
+             'snapext_frozen_at': '2026-11-01T12:00:00.250Z'},
+            metadata.informing)
 
     def test_upload_leaves_out_what_glance_has_refused(self):
         self.refused = frozenset({'snapext_frozen_at'})
         self.snapshot()
         self.assertEqual({'snapext_consistency': 'crash'},
-                         self.upload.call_args.args[3])
+                         self.upload.call_args.args[2].informing)
 
     def test_rate_limit_is_in_mib_per_second(self):
         self.flags(read_timeout=7, read_rate_limit_mbps=3, group='snapext')
@@ -710,9 +715,8 @@ class StreamTest(snapshot_base.SnapshotTestCase):
         frozen = strategies.FrozenDisk(
             'nbd:', strategies.Consistency.CRASH, 0.03, extents=extents)
         token = cancel.CancelToken()
-        plan = self.plan()
-        plan.metadata.update(disk_format='raw', container_format='bare')
-        STREAM(plan, frozen, frozenset(), token, mock.Mock())
+        STREAM(self.plan(), frozen, upload.Metadata({}, {}), token,
+               mock.Mock())
         self.open.call_args.args[3]()
         extents.assert_called_once_with(token)
 

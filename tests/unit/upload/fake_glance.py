@@ -106,6 +106,7 @@ class FakeGlance:
         self.requests.append('PATCH')
         self.patches.append(json.loads(data))
         self.stored = self.changed(self.patches[-1])
+        return None, {'id': url.rpartition('/')[2], **self.stored}
 
     def on_delete(self, _url):
         self.requests.append('DELETE')

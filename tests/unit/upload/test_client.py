@@ -43,16 +43,53 @@ class ImageRequestsTest(base.TestCase):
             [{'op': 'add', 'path': '/os_type', 'value': None},
              {'op': 'add', 'path': '/a~1b~0c', 'value': 'd'},
              {'op': 'remove', 'path': '/requested'}], patch)
-        self.assertEqual(['os_type', 'a/b~c', 'requested'], changed)
+        self.assertEqual(['os_type', 'a/b~c', 'requested'], changed.names)
 
     def test_update_that_changes_nothing_is_not_requested(self):
-        self.assertEqual([], self.requests(a='b').update({'a': 'b'}, ['c']))
+        self.assertEqual(
+            [], self.requests(a='b').update({'a': 'b'}, ['c']).names)
         self.assertEqual(['GET'], self.server.requests)
 
     def test_attribute_to_set_is_not_removed(self):
         self.requests(a='old').update({'a': 'new'}, ['a'])
         self.assertEqual([[{'op': 'add', 'path': '/a', 'value': 'new'}]],
                          self.server.patches)
+
+    def test_update_returns_the_image_as_it_is_then(self):
+        update = self.requests(a='old').update({'a': 'new'}, [])
+        self.assertEqual('new', update.image['a'])
+
+    def test_update_of_an_image_that_was_seen_makes_one_request(self):
+        requests = self.requests(a='old')
+        update = requests.update({'a': 'new'}, ['b'], {'a': 'old'})
+        self.assertEqual(['PATCH'], self.server.requests)
+        self.assertEqual('new', update.image['a'])
+
+    def test_what_has_changed_since_the_image_was_seen_is_set_again(self):
+        requests = self.requests(a='old', disk_format='raw')
+        update = requests.update(
+            {'a': 'new', 'disk_format': 'qcow2'}, [],
+            {'a': 'old', 'disk_format': 'qcow2'})
+        self.assertEqual(['PATCH', 'PATCH'], self.server.requests)
+        self.assertEqual('qcow2', update.image['disk_format'])
+
+    def test_image_that_would_not_be_changed_is_requested(self):
+        requests = self.requests(disk_format='raw')
+        requests.update({'disk_format': 'qcow2'}, [],
+                        {'disk_format': 'qcow2'})
+        self.assertEqual(['GET', 'PATCH'], self.server.requests)
+
+    def test_image_is_requested_before_something_is_removed(self):
+        # It may be gone by now, and could not be removed.
+        requests = self.requests(a='old')
+        requests.update({'a': 'new'}, ['b'], {'a': 'old', 'b': 'c'})
+        self.assertEqual(['GET', 'PATCH'], self.server.requests)
+
+    def test_answer_without_an_image_leaves_it_unknown(self):
+        requests = self.requests(a='old')
+        self.server.http_client.patch.side_effect = None
+        self.server.http_client.patch.return_value = None, iter([b''])
+        self.assertEqual((['a'], None), requests.update({'a': 'new'}, []))
 
 
 class ImageClientTest(base.TestCase):
@@ -86,8 +123,9 @@ class ImageClientTest(base.TestCase):
         self.server.http_client.get.side_effect = [
             (None, {'a': 'b'}), (None, {})]
         self.server.http_client.patch.side_effect = [
-            glanceclient.exc.CommunicationError(), None]
-        self.assertEqual([], self.client.update(self.context, {}, ['a']))
+            glanceclient.exc.CommunicationError(), (None, {})]
+        self.assertEqual(
+            [], self.client.update(self.context, {}, ['a']).names)
         self.assertEqual(
             ['[{"op": "remove", "path": "/a"}]'],
             [call.kwargs['data']

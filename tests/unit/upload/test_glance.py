@@ -318,7 +318,7 @@ class InformingTest(MetadataTestCase):
             if 'snapext' in data:
                 raise glanceclient.exc.HTTPBadRequest(
                     'Additional properties are not allowed')
-            server.on_patch(url, headers, data)
+            return server.on_patch(url, headers, data)
 
         server.http_client.patch.side_effect = on_patch
         self.assertEqual({}, self.inform(server))
@@ -333,7 +333,7 @@ class InformingTest(MetadataTestCase):
         def on_patch(url, headers, data):
             if errors:
                 raise errors.pop()
-            server.on_patch(url, headers, data)
+            return server.on_patch(url, headers, data)
 
         server.http_client.patch.side_effect = on_patch
         self.assertEqual({'snapext_strategy_used', 'snapext_consistency',
@@ -372,9 +372,10 @@ class UpdateMetadataTest(MetadataTestCase):
         return fake_glance.FakeGlance(
             **self.FORMATS | dict.fromkeys(self.VALUES, 'unknown') | options)
 
-    def update(self, server):
+    def update(self, server, seen=None):
         with self.image(server) as image:
-            image.update_metadata(self.FORMATS, self.VALUES)
+            image.update_metadata(upload.Metadata(
+                self.FORMATS, self.VALUES, seen))
         return {name: server.stored.get(name) for name in self.VALUES}
 
     def test_only_values_are_sent(self):
@@ -383,6 +384,23 @@ class UpdateMetadataTest(MetadataTestCase):
         self.assertEqual(
             [[{'op': 'add', 'path': f'/{name}', 'value': value}
               for name, value in self.VALUES.items()]], server.patches)
+
+    def test_image_that_was_seen_before_the_freeze_is_not_requested(self):
+        server = self.server()
+        with self.image(server) as image:
+            image.set_metadata(
+                {'name': 'snap'}, dict.fromkeys(self.VALUES, 'unknown'))
+            seen = image.seen
+        server.requests.clear()
+        self.assertEqual(self.VALUES, self.update(server, seen))
+        self.assertEqual(['PATCH'], server.requests)
+
+    def test_refused_values_of_an_image_that_was_seen_are_removed(self):
+        server = self.server(
+            protected={name: ['update'] for name in self.VALUES})
+        self.assertEqual(dict.fromkeys(self.VALUES), self.update(
+            server, dict(server.stored)))
+        self.assertIn('is reserved', self.log.output)
 
     def test_lowered_quota_accepts_values_of_present_properties(self):
         self.assertEqual(self.VALUES, self.update(self.server(quota=1)))
@@ -458,9 +476,9 @@ class UploadTest(GlanceTestCase):
     def upload(self, server, attributes=None, informing=()):
         with server.installed():
             upload.upload(
-                self.context, base.IMAGE_ID, attributes or {'name': 'snap'},
-                dict(informing), self.encoder, self.token,
-                lambda _sent, _size: None)
+                self.context, base.IMAGE_ID, upload.Metadata(
+                    attributes or {'name': 'snap'}, dict(informing)),
+                self.encoder, self.token, lambda _sent, _size: None)
 
     def test_image_is_sent_once_with_its_size(self):
         server = fake_glance.FakeGlance()
@@ -869,9 +887,9 @@ class HttpTest(GlanceTestCase):
 
     def test_upload_makes_four_requests_on_one_connection(self):
         upload.upload(
-            self.context, base.IMAGE_ID, {'name': 'snap'},
-            {'requested': None}, self.encoder, self.token,
-            lambda _sent, _size: None)
+            self.context, base.IMAGE_ID, upload.Metadata(
+                {'name': 'snap'}, {'requested': None}),
+            self.encoder, self.token, lambda _sent, _size: None)
         self.assertEqual(
             [f'GET {self.url}', f'PATCH {self.url}', f'PUT {self.url}/file',
              f'GET {self.url}'], self.server.requests)
@@ -882,8 +900,8 @@ class HttpTest(GlanceTestCase):
         self.assertEqual(CONTENT, self.server.content)
 
     def upload_to_server(self):
-        upload.upload(self.context, base.IMAGE_ID, {}, {}, self.encoder,
-                      self.token, lambda _sent, _size: None)
+        upload.upload(self.context, base.IMAGE_ID, upload.Metadata({}, {}),
+                      self.encoder, self.token, lambda _sent, _size: None)
 
     def uploads(self):
         return self.server.requests.count(f'PUT {self.url}/file')
