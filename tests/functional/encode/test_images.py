@@ -303,8 +303,7 @@ class SparseTebibyteTest(EncodeTestCase):
         self.addCleanup(tracemalloc.stop)
         digest(images.plain_encoder(disk).stream())
         self.assertLess(
-            tracemalloc.get_traced_memory()[1],
-            nbd.MAX_IN_FLIGHT * nbd.REQUEST_SIZE + 2 * MIB)
+            tracemalloc.get_traced_memory()[1], nbd.MAX_IN_FLIGHT + 2 * MIB)
 
 
 class InspectionTest(EncodeTestCase):

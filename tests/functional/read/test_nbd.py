@@ -133,8 +133,7 @@ class ReadTest(DiskTestCase):
         disk = self.connect(server)
         for _chunk in disk.read([(0, disk.size)]):
             pass
-        self.assertLessEqual(len(disk._buffers),
-                             nbd.MAX_IN_FLIGHT + 2)
+        self.assertLessEqual(len(disk._buffers), nbd.MAX_READS + 2)
 
     def test_disk_can_be_read_again_after_an_incomplete_read(self):
         server, content = self.random_disk(16 * MIB)
@@ -158,21 +157,35 @@ class ReadTest(DiskTestCase):
         incomplete.close()
         for _chunk in disk.read([(0, disk.size)]):
             pass
-        self.assertEqual(nbd.MIN_IN_FLIGHT * nbd.REQUEST_SIZE + 16 * MIB,
-                         disk.bytes_read)
+        self.assertEqual(nbd.MIN_IN_FLIGHT + 16 * MIB, disk.bytes_read)
 
     def test_slow_storage_gets_more_reads_in_flight(self):
         server = self.useFixture(servers.nbdkit(
             '--threads=64', '--filter=log', '--filter=delay', 'memory', '64M',
             'rdelay=20ms', f'logfile={self.path("log")}'))
-        for _chunk in self.connect(server).read([(0, 64 * MIB)]):
+        self.assertEqual(nbd.MAX_READS, self.most_in_flight(
+            server, [(0, 64 * MIB)]))
+
+    def most_in_flight(self, server, ranges):
+        """Read parts of a disk, and return how many reads were under way.
+
+        :param server: an nbdkit that logs to the path ``log``
+        """
+        for _chunk in self.connect(server).read(ranges):
             pass
         with open(self.path('log')) as log:
             events = re.findall(r' (\.\.\.)?Read id=', log.read())
         in_flight = list(itertools.accumulate(
             -1 if ended else 1 for ended in events))
-        self.assertEqual(nbd.MAX_IN_FLIGHT, max(in_flight))
         self.assertEqual(0, in_flight[-1])
+        return max(in_flight)
+
+    def test_small_reads_are_in_flight_up_to_their_maximum(self):
+        server = self.useFixture(servers.nbdkit(
+            '--threads=64', '--filter=log', '--filter=delay', 'memory', '64M',
+            'rdelay=5ms', f'logfile={self.path("log")}'))
+        self.assertEqual(nbd.MAX_READS, self.most_in_flight(
+            server, [(offset, 65536) for offset in range(0, MIB * 8, 131072)]))
 
     def test_extents_can_be_requested_during_a_read(self):
         server, content = self.random_disk(16 * MIB)
