@@ -246,7 +246,7 @@ def _several(results: dict[str, Any]) -> list[str]:
     """Return the lines of the section about several snapshots at once."""
     return [
         *_heading('Several snapshots at once', '='), '',
-        f'{results["title"]}; {results["rounds"]} rounds. '
+        f'{results["title"]}; rounds: {results["rounds"]}. '
         f'{_host(results["host"])}', '',
         *table(['', 'At once', 'Wall, s', 'of as many one by one',
                 'CPU of nova-compute, s/GiB', 'Memory of each, MiB'], [
