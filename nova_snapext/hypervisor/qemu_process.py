@@ -95,10 +95,11 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _version_of(emulator: str, _identity: tuple[int, ...],
+def _version_of(emulator: str, _file: tuple[int, ...],
                 ) -> known_defects.Version | None:
     """Return the version of an emulator, which takes 40 ms to tell it.
 
+    :param _file: see _identity(); each file is asked once
     :raises ProcessExecutionError, OSError: it does not tell
     """
     output, _stderr = processutils.execute(

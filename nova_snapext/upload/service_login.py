@@ -49,13 +49,23 @@ class ServiceLogin(plugin.BaseAuthPlugin):
 
     @contextlib.contextmanager
     def _token_shared(self) -> Iterator[None]:
-        # Some plugins have no state: keystoneauth1/plugin.py.
-        with contextlib.suppress(NotImplementedError):
-            if not self._auth.get_auth_state():
-                self._auth.set_auth_state(_shared.state)
+        before = self._state()
+        if before is None and _shared.state is not None:
+            before = _shared.state
+            self._auth.set_auth_state(before)
         yield
-        with contextlib.suppress(NotImplementedError):
-            _shared.state = self._auth.get_auth_state()
+        state = self._state()
+        # A token that was here before may be older than what others have.
+        if state != before:
+            _shared.state = state
+
+    def _state(self) -> object | None:
+        """Return the plugin's token; None if it has none, or tells none."""
+        try:
+            return ty.cast(object | None, self._auth.get_auth_state())
+        except NotImplementedError:
+            # What keystoneauth1/plugin.py raises for a plugin without state.
+            return None
 
     def get_token(self, session: ks_session.Session,
                   **_kwargs: ty.Any) -> str | None:
@@ -72,10 +82,9 @@ class ServiceLogin(plugin.BaseAuthPlugin):
         return self._auth.get_connection_params(session)
 
     def invalidate(self) -> bool:
-        with contextlib.suppress(NotImplementedError):
-            # Another client may have logged in again since.
-            if _shared.state == self._auth.get_auth_state():
-                _shared.state = None
+        # Another client may have logged in again since.
+        if _shared.state == self._state():
+            _shared.state = None
         return bool(self._auth.invalidate())
 
 

@@ -85,6 +85,14 @@ class ServiceLoginTest(base.TestCase):
         self.assertEqual('token-2', self.token(service_login.load()))
         self.assertEqual('token-2', self.token(second))
 
+    def test_older_token_that_is_used_again_does_not_replace_a_later_one(self):
+        first, second = service_login.load(), service_login.load()
+        self.token(first), self.token(second)
+        first.invalidate()
+        self.token(first)
+        self.assertEqual('token-1', self.token(second))
+        self.assertEqual('token-2', self.token(service_login.load()))
+
     def test_failed_login_leaves_nothing_to_share(self):
         login = service_login.load()
         login._auth.get_auth_ref = mock.Mock(
