@@ -16,6 +16,5 @@ from nova_snapext.upload.glance import upload
 from nova_snapext.upload.refusal import for_users as refusal_for_users
 
 __all__ = ['CLIENT_ERRORS', 'GlanceImage', 'ImageDeletedCheck', 'Metadata',
-           'OnProgress',
-           'discard', 'is_seen_by_nova', 'look_as_nova', 'refusal_for_users',
-           'upload']
+           'OnProgress', 'discard', 'is_seen_by_nova', 'look_as_nova',
+           'refusal_for_users', 'upload']

@@ -85,13 +85,16 @@ class ImageRequests:
                 _removals(image, attributes, removed)):
             image, attempts = self.get(), 1
         names: list[str] = []
-        for _attempt in range(attempts):
+        while attempts:
+            attempts -= 1
             additions = _additions(image, attributes)
             removals = _removals(image, attributes, removed)
             if not additions and not removals:
                 break
             names += [*additions, *removals]
             changed = self._patch([*additions.values(), *removals.values()])
+            if changed is None and attempts:
+                changed = self.get()
             if changed is None:
                 return Update(names, None)
             image = changed

@@ -85,6 +85,21 @@ class ImageRequestsTest(base.TestCase):
         requests.update({'a': 'new'}, ['b'], {'a': 'old', 'b': 'c'})
         self.assertEqual(['GET', 'PATCH'], self.server.requests)
 
+    def test_image_that_the_answer_does_not_tell_is_requested(self):
+        requests = self.requests(a='old', disk_format='raw')
+        answer = self.server.on_patch
+
+        def on_patch(*args, **kwargs):
+            answer(*args, **kwargs)
+            return None, iter([b''])
+
+        self.server.http_client.patch.side_effect = on_patch
+        requests.update(
+            {'a': 'new', 'disk_format': 'qcow2'}, [],
+            {'a': 'old', 'disk_format': 'qcow2'})
+        self.assertEqual(['PATCH', 'GET', 'PATCH'], self.server.requests)
+        self.assertEqual('qcow2', self.server.stored['disk_format'])
+
     def test_answer_without_an_image_leaves_it_unknown(self):
         requests = self.requests(a='old')
         self.server.http_client.patch.side_effect = None
