@@ -15,17 +15,62 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import errno
+import logging
 import os
 import stat
+import threading
+import typing as ty
 
 from oslo_privsep import capabilities
+from oslo_privsep import daemon
 from oslo_privsep import priv_context
+
+LOG = logging.getLogger(__name__)
+
+
+class Context(priv_context.PrivContext):
+    """A context whose daemon can start before its first step."""
+
+    def __init__(self, *args: ty.Any, **kwargs: ty.Any):
+        super().__init__(*args, **kwargs)
+        self._starting = threading.Lock()
+        self._failed_ahead = False
+
+    def start(self, method: priv_context.Method =
+              priv_context.Method.ROOTWRAP) -> None:
+        # A step that comes meanwhile waits. oslo.privsep waits, too, but logs
+        # a warning.
+        with self._starting:
+            if self.channel is None:
+                super().start(method)
+
+    def start_ahead(self) -> None:
+        """Start the daemon in the background, if it does not run.
+
+        The first step would wait 0.4 s for it. If the daemon does not start,
+        the step tries it again and raises the error.
+        """
+        if (self.client_mode and self.channel is None and
+                not self._failed_ahead):
+            threading.Thread(target=self._start_ahead, name='snapext-privsep',
+                             daemon=True).start()
+
+    def _start_ahead(self) -> None:
+        try:
+            self.start()
+        except (daemon.FailedToDropPrivileges, OSError) as error:
+            # oslo.privsep has an error in the log for each attempt: one is
+            # enough if there is never a step.
+            self._failed_ahead = True
+            LOG.debug('The privileged helper %s did not start: %s',
+                      self.pypath, error)
+
 
 # CAP_CHOWN lends files to Nova's user, and gives scratch files and directories
 # to QEMU's.
 # CAP_DAC_READ_SEARCH reads the headers of images that belong to QEMU's user,
 # and finds paths in directories that only this user may enter.
-context = priv_context.PrivContext(
+context = Context(
     'nova_snapext',
     cfg_section='nova_snapext_privileged',
     pypath=__name__ + '.context',
@@ -36,7 +81,7 @@ context = priv_context.PrivContext(
 # CAP_SYS_ADMIN reads and writes trusted attributes: xattr(7). It has a context
 # of its own, whose daemon starts with the first external snapshot of a block
 # device.
-label_context = priv_context.PrivContext(
+label_context = Context(
     'nova_snapext',
     cfg_section='nova_snapext_label_privileged',
     pypath=__name__ + '.label_context',

@@ -21,9 +21,11 @@ from oslo_utils import timeutils
 
 from nova_snapext import cancel
 from nova_snapext import checks
+from nova_snapext import conf
 from nova_snapext import encode
 from nova_snapext import exception
 from nova_snapext.hypervisor import domain
+from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext.resources import image
@@ -43,6 +45,7 @@ from nova_snapext.strategies import native
 from nova_snapext.strategies import rbd
 from nova_snapext import upload
 
+CONF = conf.CONF
 LOG = logging.getLogger(__name__)
 
 UpdateTaskState = Callable[..., None]
@@ -116,6 +119,8 @@ class SnapshotJob:
                 self._driver, self._instance):
             # While the plan is made.
             is_seen = upload.look_as_nova(self._image_id)
+            if CONF.libvirt.images_type != 'rbd':
+                privsep.context.start_ahead()
             plan = self._make_plan()
             request = selection.request_for(
                 self._instance, plan.image_properties)

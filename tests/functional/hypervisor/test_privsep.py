@@ -56,15 +56,20 @@ class PrivsepTestCase(base.BaseTestCase):
 class PrivsepDaemonTest(PrivsepTestCase):
     """The steps in a real daemon, with nothing but its capabilities."""
 
+    def setUp(self):
+        super().setUp()
+        # Of the daemon, too.
+        self.useFixture(fixtures.EnvironmentVariable(
+            'SNAPEXT_TEST', str(self.directory)))
+
     def daemons(self):
         """Return the daemon of this test. Others may run at the same time."""
-        name, value = 'SNAPEXT_TEST', str(self.directory)
-        self.useFixture(fixtures.EnvironmentVariable(name, value))
         privsep.read_qcow2(self.qemu_disk('disk'), 0, 4)
         found = []
         for process in psutil.process_iter(['cmdline', 'environ']):
             if (privsep.context.pypath in (process.info['cmdline'] or ()) and
-                    (process.info['environ'] or {}).get(name) == value):
+                    (process.info['environ'] or {}).get('SNAPEXT_TEST') ==
+                    str(self.directory)):
                 found.append(process)
         return found
 
@@ -77,6 +82,11 @@ class PrivsepDaemonTest(PrivsepTestCase):
         for name in ('CapEff', 'CapPrm'):
             self.assertEqual(expected, int(status[name], 16))
         self.assertEqual(0, int(status['CapInh'], 16))
+
+    def test_step_uses_the_daemon_that_was_started_ahead(self):
+        privsep.context.start_ahead()
+        with self.assertNoLogs('oslo_privsep', 'WARNING'):
+            self.assertEqual(1, len(self.daemons()))
 
     def test_file_of_qemus_user_changes_its_owner(self):
         path = self.qemu_disk('disk')

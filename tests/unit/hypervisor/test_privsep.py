@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
+from concurrent import futures
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 import fixtures
+from oslo_privsep import daemon
 
 from nova_snapext.hypervisor import privsep
 from tests.unit import base
@@ -30,6 +33,79 @@ class PrivsepTest(base.TestCase):
         modules = [name for name in vars(privsep)
                    if name in ('processutils', 'subprocess')]
         self.assertEqual([], modules)
+
+
+class Channel:
+    """Like that of a daemon that does as it is told."""
+
+    running = True
+
+    def remote_call(self, *_args):
+        return 'done'
+
+    def close(self):
+        pass
+
+
+class StartTest(base.TestCase):
+    """The daemon starts before its first step, which waits for it."""
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(
+            privsep.context, 'client_mode', True))
+        self.may_start = threading.Event()
+        self.start = self.useFixture(fixtures.MockPatch(
+            'oslo_privsep.daemon.RootwrapClientChannel',
+            side_effect=self.begin)).mock
+        self.useFixture(fixtures.MockPatchObject(
+            privsep.context, '_failed_ahead', False))
+        self.addCleanup(privsep.context.stop)
+
+    def begin(self, context):
+        self.may_start.wait(60)
+        return Channel()
+
+    def fail(self, context):
+        raise daemon.FailedToDropPrivileges('sudo: a password is required')
+
+    def test_step_meanwhile_waits_and_nothing_is_in_the_log(self):
+        privsep.context.start_ahead()
+        [starting] = self.threads()
+        with futures.ThreadPoolExecutor(1) as pool, \
+                self.assertNoLogs(level='WARNING'):
+            step = pool.submit(privsep.sync, '/')
+            self.assertEqual((set(), {step}), futures.wait([step], 0.05))
+            self.may_start.set()
+            self.assertEqual('done', step.result(60))
+        starting.join(60)
+        self.start.assert_called_once()
+
+    def test_two_snapshots_start_one_daemon(self):
+        privsep.context.start_ahead()
+        privsep.context.start_ahead()
+        starting = self.threads()
+        self.may_start.set()
+        for thread in starting:
+            thread.join(60)
+        privsep.context.start_ahead()
+        self.assertEqual([], self.threads())
+        self.start.assert_called_once()
+
+    def test_step_tries_again_and_raises_and_snapshots_do_not(self):
+        self.start.side_effect = self.fail
+        privsep.context.start_ahead()
+        for thread in self.threads():
+            thread.join(60)
+        privsep.context.start_ahead()
+        self.assertEqual([], self.threads())
+        self.start.assert_called_once()
+        self.assertRaises(daemon.FailedToDropPrivileges, privsep.sync, '/')
+        self.assertEqual(2, self.start.call_count)
+
+    def threads(self):
+        return [thread for thread in threading.enumerate()
+                if thread.name == 'snapext-privsep']
 
 
 class ChownTest(base.TestCase):

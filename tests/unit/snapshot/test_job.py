@@ -18,6 +18,7 @@ from nova_snapext import cancel
 from nova_snapext import checks
 from nova_snapext import encode
 from nova_snapext import exception
+from nova_snapext.hypervisor import privsep
 from nova_snapext import journal
 from nova_snapext import plan as planning
 from nova_snapext import read
@@ -52,6 +53,19 @@ class OrderTest(snapshot_base.SnapshotTestCase):
              mock.call(task_state=task_states.IMAGE_UPLOADING,
                        expected_state=task_states.IMAGE_PENDING_UPLOAD)],
             self.update_task_state.mock_calls)
+
+    def test_privileged_helper_starts_while_the_plan_is_made(self):
+        self.patch(privsep.context, 'start_ahead', lambda: self.step('start'))
+        self.driver._image_api.get.side_effect = (
+            lambda *_: self.step('plan', self.image))
+        self.snapshot()
+        self.assertEqual(['start', 'plan'], self.steps[:2])
+
+    def test_disks_in_ceph_need_no_privileged_helper(self):
+        self.flags(images_type='rbd', group='libvirt')
+        start = self.patch(privsep.context, 'start_ahead')
+        self.snapshot()
+        start.assert_not_called()
 
     def test_untracked_task_states_do_not_matter(self):
         # Nova's resize between cells passes a function that does nothing.
