@@ -74,7 +74,7 @@ class Run:
         runs: dict[tuple[str, int], list[dict[str, float | None]]] = {}
         try:
             with self._guests() as guests:
-                for number, one, count in self._turns():
+                for number, one, count in self._turns(guests[0]):
                     found = self._turn(one, guests[:count])
                     runs.setdefault((one.name, count), []).append(found)
                     self.say(f'round {number + 1}: {count} x {one.name}: '
@@ -89,21 +89,21 @@ class Run:
                 'host': host.facts(), 'rows': measured,
                 'bars': _bars(measured)}
 
-    def _turns(self) -> Iterator[tuple[int, contestants.Contestant, int]]:
+    def _turns(self, server: str
+               ) -> Iterator[tuple[int, contestants.Contestant, int]]:
         """Return all turns: round, contestant, and number of snapshots.
 
-        nova-compute is configured for the contestant.
+        nova-compute is configured for the contestant, and has taken a
+        snapshot of a server.
         """
         pairs = itertools.product(
             (contestants.BY_NAME[name] for name in CONTESTANTS), self.numbers)
         groups = turns.grouped(pairs, lambda pair: pair[0].settings)
-        configured = None
         for number, settings, (one, count) in turns.rounds(
                 groups, self.rounds):
-            if settings != configured:
-                compute.configure(self.state, (
-                    *contestants.SETTINGS, *SETTINGS, *settings), reset=True)
-                configured = settings
+            if compute.configure(self.state, (
+                    *contestants.SETTINGS, *SETTINGS, *settings), reset=True):
+                self.cloud.warm_up(server, one)
             yield number, one, count
 
     @contextlib.contextmanager

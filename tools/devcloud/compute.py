@@ -56,12 +56,13 @@ def restart(state: cloud_state.State) -> None:
 
 
 def configure(state: cloud_state.State, settings: Sequence[str],
-              reset: bool) -> None:
+              reset: bool) -> bool:
     """Change options of nova-compute and Glance, and restart them.
 
     :param settings: each SECTION.OPTION=VALUE for nova-compute, or
         glance:SECTION.OPTION=VALUE; added to earlier settings
     :param reset: remove the earlier settings first
+    :returns: whether nova-compute was started
     :raises: CloudError if a setting has a wrong form, or a service does not
         start with it
     """
@@ -74,6 +75,8 @@ def configure(state: cloud_state.State, settings: Sequence[str],
     if ('nova-compute' in changed
             or not services.nova_compute(state).daemon(state).is_running()):
         restart(state)
+        return True
+    return False
 
 
 def _reported(admin: api.Client, since: datetime.datetime) -> bool:

@@ -43,6 +43,8 @@ class RunTest(unittest.TestCase):
                 (runner, 'make_flavors', mock.Mock()),
                 (runner.compute, 'configure', self.configure),
                 (runner.servers, 'show', self.show),
+                (runner.servers, 'action', mock.MagicMock()),
+                (runner.servers, 'await_status', self.await_status),
                 (runner.Run, '_power', self.power),
                 (runner, 'await_writes', mock.Mock()),
                 (runner.Run, 'remove_leftovers', mock.Mock()),
@@ -53,6 +55,10 @@ class RunTest(unittest.TestCase):
 
     def configure(self, _state, settings, reset):
         self.configured.append(settings)
+        return self.configured[-2:-1] != [settings]
+
+    def await_status(self, _client, _server, status, timeout):
+        self.turns.append(('warm up', status))
 
     def show(self, _client, _server):
         return {'status': self.status}
@@ -91,6 +97,8 @@ class RunTest(unittest.TestCase):
     def test_guest_is_shut_off_only_for_contestants_that_need_it(self):
         self.start('raw')
         for name, status in self.turns:
+            if name == 'warm up':
+                continue
             self.assertEqual('SHUTOFF' if name == 'cold, shut off'
                              else 'ACTIVE', status)
         self.assertEqual([False, True] * 2, self.powered[:4])
@@ -103,6 +111,18 @@ class RunTest(unittest.TestCase):
             'workarounds.disable_libvirt_livesnapshot=True' in settings
             for settings in self.configured))
         self.assertEqual((), self.configured[-1])
+
+    def test_new_nova_compute_takes_a_snapshot_before_each_measured_one(self):
+        self.start('raw')
+        self.assertEqual([
+            ('warm up', 'ACTIVE'), ('best PUT', 'ACTIVE'),
+            ('backup', 'ACTIVE'),
+            ('warm up', 'ACTIVE'), ('Nova cold', 'ACTIVE'),
+            ('warm up', 'SHUTOFF'), ('cold, shut off', 'SHUTOFF'),
+            # The second round.
+            ('warm up', 'ACTIVE'), ('Nova cold', 'ACTIVE'),
+            ('warm up', 'SHUTOFF'), ('cold, shut off', 'SHUTOFF'),
+            ('backup', 'ACTIVE'), ('best PUT', 'ACTIVE')], self.turns)
 
     def test_failed_turn_is_reported_and_the_others_continue(self):
         self.failing = {'backup'}
