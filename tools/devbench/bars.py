@@ -132,10 +132,15 @@ def throughput(case: dict[str, Any], contestant: str, what: str
                ) -> float | None:
     """Return a guest's throughput during the snapshot, relative to before.
 
+    It is the same guest before each turn: all contestants are compared with
+    the same throughput, as a few seconds before one turn are too short.
+
     :param what: records or rewrites; neighbours: CPU time of other guests
     """
+    before = figures.summary(
+        median(case, one, f'{what}_before') for one in case['summaries'])
     return figures.ratio(median(case, contestant, what),
-                         median(case, contestant, f'{what}_before'))
+                         before and before['median'])
 
 
 def _memory(case: dict[str, Any], name: str) -> list[Bar]:

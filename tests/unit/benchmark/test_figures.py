@@ -90,6 +90,16 @@ class BarsTest(unittest.TestCase):
         self.assertEqual(0.75, bars.throughput(
             self.case(), 'backup', 'records'))
 
+    def test_all_contestants_have_the_same_throughput_before(self):
+        case = self.case()
+        case['summaries'] = {
+            'backup': summarized(records=12, records_before=8),
+            'external': summarized(records=12, records_before=24),
+            'Nova live': summarized(records=6, records_before=12)}
+        self.assertEqual([1, 1, 0.5], [
+            bars.throughput(case, name, 'records')
+            for name in case['summaries']])
+
     def test_reader_and_encoder_alone_have_targets_too(self):
         disk = {'name': 'sparse',
                 'summaries': {'qcow2': summarized(
