@@ -26,6 +26,7 @@ from nova_snapext.cmd.check import guests
 from nova_snapext.cmd.check import hypervisor
 from nova_snapext.cmd.check import installation
 from nova_snapext.cmd.check import item
+from nova_snapext.cmd.check import processors
 from nova_snapext.cmd.check import security
 from nova_snapext.cmd.check import trial
 from nova_snapext.cmd import compute_config
@@ -43,8 +44,8 @@ INSTALLED: tuple[item.Check, ...] = (
 # They need Nova's configuration. Root sees more.
 CONFIGURED: tuple[item.Check, ...] = (
     configuration.compute_driver, configuration.running,
-    configuration.options, configuration.guest_trim, configuration.rootwrap,
-    security.apparmor, security.selinux)
+    configuration.options, processors.cpus, configuration.guest_trim,
+    configuration.rootwrap, security.apparmor, security.selinux)
 # They need what Nova's user may do, and no more.
 AS_NOVA: tuple[item.Check, ...] = (
     hypervisor.connection, hypervisor.defects, hypervisor.root_helper,
