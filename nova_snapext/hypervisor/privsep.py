@@ -38,8 +38,8 @@ class Context(priv_context.PrivContext):
 
     def start(self, method: priv_context.Method =
               priv_context.Method.ROOTWRAP) -> None:
-        # A step that comes meanwhile waits. oslo.privsep waits, too, but logs
-        # a warning.
+        # A second thread waits until the daemon runs. oslo.privsep's own lock
+        # does the same, but then it logs a warning.
         with self._starting:
             if self.channel is None:
                 super().start(method)
