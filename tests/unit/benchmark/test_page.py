@@ -45,6 +45,16 @@ class PageTest(unittest.TestCase):
         self.assertIn(['A case, compressed', '10.0', '8.0', '20.0'],
                       [row[:4] for row in rows])
 
+    def test_busy_host_has_a_row_of_the_strategy_for_it(self):
+        result = results()
+        [case] = result['cases']
+        case['summaries']['external'] = case['summaries']['backup']
+        for name, expected in ('case', []), ('busy', ['10.5']):
+            case['name'] = name
+            self.assertEqual(expected, [
+                row[2] for row in self.rows(page.render([result], {}))
+                if row[0] == 'A case, by external'])
+
     def test_case_without_live_snapshot_is_compared_with_the_cold_one(self):
         result = results()
         [case] = result['cases']

@@ -47,9 +47,11 @@ def measured():
         # Each contestant has a row in a table of times and in one of costs.
         times = {row[0]: row[1:] for row in rows if len(row) in (7, 8)}
         costs = {row[0]: row[1:] for row in rows if len(row) == 5}
-        for name, (_, space, _, memory) in costs.items():
+        for name, (transfer, space, _, memory) in costs.items():
             has_zeros = allocated > 2 * data
-            kind = ('compressed' if name.endswith('compressed')
+            sent = float(transfer.split(', ')[1])
+            # Data that can't be compressed is sent as it is.
+            kind = ('compressed' if sent < 0.9
                     else 'zeroes' if has_zeros else 'plain')
             yield Measured(
                 section.strip().partition('\n')[0], kind,
