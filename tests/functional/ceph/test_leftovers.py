@@ -101,7 +101,7 @@ class LeftoversTest(base.CephTestCase):
         self.assertEqual(lost.spec, found)
         self.assertIn('no route', why)
 
-    def test_snapshot_that_ends_meanwhile_is_none(self):
+    def test_snapshot_that_ends_during_the_search_is_none(self):
         plan = self.guest(self.rbd())
         lost = self.snapshot_of(plan)
         listed = ceph.snapshots_in('vms')

@@ -69,7 +69,7 @@ class StartTest(base.TestCase):
     def fail(self, context):
         raise daemon.FailedToDropPrivileges('sudo: a password is required')
 
-    def test_step_meanwhile_waits_and_nothing_is_in_the_log(self):
+    def test_step_waits_for_the_start_and_logs_no_warning(self):
         privsep.context.start_ahead()
         [starting] = self.threads()
         with futures.ThreadPoolExecutor(1) as pool, \

@@ -52,8 +52,8 @@ class ImageEntryTest(base.JournalTestCase):
             (unit_base.IMAGE_ID, self.plan_.instance.uuid),
             (image.image_id, image.instance_uuid))
 
-    def test_image_that_becomes_complete_during_a_look_is_not_returned(self):
-        def complete_meanwhile(path):
+    def test_image_that_becomes_complete_during_the_read_is_not_returned(self):
+        def read_and_complete(path):
             content = read(path)
             image.remove()
             running.__exit__(None, None, None)
@@ -62,7 +62,7 @@ class ImageEntryTest(base.JournalTestCase):
         read = directory.read
         running = journal.new_image(self.plan_, 'external', False)
         image = running.__enter__()
-        with mock.patch.object(directory, 'read', complete_meanwhile):
+        with mock.patch.object(directory, 'read', read_and_complete):
             self.assertEqual([], journal.images())
         image.remove()
         running.__exit__(None, None, None)

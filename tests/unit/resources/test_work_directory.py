@@ -158,7 +158,7 @@ class WorkDirectoryTest(WorkDirectoryTestCase):
         second.remove()
         self.assertEqual([], os.listdir(self.parent))
 
-    def test_directory_of_guest_that_is_removed_meanwhile_comes_back(self):
+    def test_directory_of_guest_removed_at_the_same_time_comes_back(self):
         first, second = self.create(), self.allocate()
         mkdir = os.mkdir
 

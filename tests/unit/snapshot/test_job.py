@@ -565,7 +565,7 @@ class GoOnTest(snapshot_base.SnapshotTestCase):
         self.assertRaises(exception.ServiceStopping, self.snapshot)
         self.assertNotIn('freeze', self.steps)
 
-    def test_guest_that_was_shut_off_meanwhile_is_taken_as_it_is_now(self):
+    def test_guest_that_shuts_off_before_the_freeze_is_taken_as_it_is(self):
         self.driver.strategies['external'].unsupported_reason.side_effect = (
             lambda plan: None if plan.running else 'off')
 
@@ -578,7 +578,7 @@ class GoOnTest(snapshot_base.SnapshotTestCase):
         self.snapshot()
         self.assertFalse(self.stream.mock_calls[0].args[0].running)
 
-    def test_guest_that_was_shut_off_meanwhile_is_the_cause(self):
+    def test_guest_that_shuts_off_before_the_freeze_is_the_cause(self):
         self.request('backup')
 
         def shut_off(*_args):
@@ -640,7 +640,7 @@ class WaitTest(snapshot_base.SnapshotTestCase):
         self.snapshot()
         self.assertEqual([('backup', True)], self.taken)
 
-    def test_request_that_would_suspend_a_guest_started_meanwhile_fails(self):
+    def test_request_that_would_suspend_a_guest_that_was_started_fails(self):
         self.flags(strategy='cold', group='snapext')
         self.set_active(0)
         self.during_wait(lambda: self.set_active(1))

@@ -480,7 +480,7 @@ class SelectTest(base.TestCase):
                 self.assertEqual('external', self.selected(
                     self.plan(), 'backup,external'))
 
-    def test_guest_that_is_gone_meanwhile_is_no_reason(self):
+    def test_guest_that_ends_during_the_selection_is_no_reason(self):
         error = base.libvirt_error(libvirt.VIR_ERR_NO_DOMAIN)
         with mock.patch.object(self.strategies['backup'],
                                'unsupported_reason', side_effect=error):

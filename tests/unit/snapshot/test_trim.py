@@ -258,12 +258,12 @@ class RunTest(GuestTrimTestCase):
         self.assertIn('freed=3000', self.log)
         self.assert_no_warning()
 
-    def test_guest_that_ends_meanwhile_is_not_waited_for(self):
+    def test_guest_that_ends_during_a_trim_is_not_waited_for(self):
         self.run_trim(None, SILENT, OFF, trimmed=SILENT,
                       os_require_quiesce='yes')
         self.assertEqual(3, self.guest.ping_agent.call_count)
 
-    def test_agent_that_ends_meanwhile_is_not_waited_for(self):
+    def test_agent_that_ends_during_a_trim_is_not_waited_for(self):
         guest_trim = self.trim(os_require_quiesce='yes')
         self.answers(None, SILENT)
         self.guest.trim_filesystems.side_effect = SILENT
